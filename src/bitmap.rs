@@ -1,0 +1,136 @@
+//! The pages of a chunk as a bitmap: a set bit is a free page.
+//!
+//! Compiled by `loom-tests`. A run is claimed word by word by compare-and-swap and rolled back when
+//! a later word refuses, so no lock is held and a claimed page has exactly one owner:
+//!
+//! - **B1** A bit that a claim cleared belongs to that claim alone until it is set again.
+//! - **B2** Setting a bit releases what its owner wrote to the page, clearing it acquires that.
+
+use crate::sync::{AtomicU64, Ordering};
+
+const WORD_BITS: usize = u64::BITS as usize;
+
+/// `WORDS * 64` pages. All zero: none is free.
+pub struct PageBitmap<const WORDS: usize> {
+    /// A bit for every page.
+    pub free: [AtomicU64; WORDS],
+}
+
+/// Bits `from..from + count` of one word.
+const fn mask(from: usize, count: usize) -> u64 {
+    if count >= WORD_BITS { u64::MAX } else { ((1 << count) - 1) << from }
+}
+
+/// The parts of the run `first..first + count` in each word: (word, mask).
+fn parts(first: usize, count: usize) -> impl DoubleEndedIterator<Item = (usize, u64)> + Clone {
+    let end = first + count;
+    (first / WORD_BITS..end.div_ceil(WORD_BITS)).map(move |word| {
+        let from = first.max(word * WORD_BITS);
+        let to = end.min((word + 1) * WORD_BITS);
+        (word, mask(from - word * WORD_BITS, to - from))
+    })
+}
+
+impl<const WORDS: usize> PageBitmap<WORDS> {
+    /// Claims the lowest run of `count` free pages; its first index.
+    pub fn take(&self, count: usize) -> Option<usize> {
+        loop {
+            let first = find_run(&self.snapshot(), count)?;
+            if self.take_at(first, count) {
+                return Some(first);
+            }
+        }
+    }
+
+    /// Claims exactly the pages `first..first + count`, or none.
+    pub fn take_at(&self, first: usize, count: usize) -> bool {
+        if first + count > WORDS * WORD_BITS {
+            return false;
+        }
+        for (word, mask) in parts(first, count) {
+            if !self.claim(word, mask) {
+                parts(first, count)
+                    .take_while(|(earlier, _)| *earlier < word)
+                    .for_each(|(earlier, mask)| self.set(earlier, mask));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Claims the whole chunk, or nothing.
+    pub fn take_all(&self) -> bool {
+        self.take_at(0, WORDS * WORD_BITS)
+    }
+
+    /// Gives claimed pages back.
+    pub fn give(&self, first: usize, count: usize) {
+        parts(first, count).for_each(|(word, mask)| self.set(word, mask));
+    }
+
+    fn claim(&self, word: usize, mask: u64) -> bool {
+        let mut seen = self.free[word].load(Ordering::Relaxed);
+        while seen & mask == mask {
+            match self.free[word].compare_exchange_weak(
+                seen,
+                seen & !mask,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    fn set(&self, word: usize, mask: u64) {
+        self.free[word].fetch_or(mask, Ordering::Release);
+    }
+
+    /// How the words looked, one after the other.
+    pub fn snapshot(&self) -> [u64; WORDS] {
+        core::array::from_fn(|word| self.free[word].load(Ordering::Relaxed))
+    }
+
+    /// How many pages are free.
+    pub fn free_count(&self) -> usize {
+        self.snapshot().iter().map(|word| word.count_ones() as usize).sum()
+    }
+}
+
+/// The first index of the lowest run of `count` set bits.
+pub fn find_run<const WORDS: usize>(words: &[u64; WORDS], count: usize) -> Option<usize> {
+    runs(words).find(|&(_, length)| length >= count).map(|(first, _)| first)
+}
+
+/// The length of the longest run of set bits.
+pub fn longest_run<const WORDS: usize>(words: &[u64; WORDS]) -> usize {
+    runs(words).map(|(_, length)| length).max().unwrap_or(0)
+}
+
+/// Every maximal run of set bits: (first, length), lowest first.
+pub fn runs<const WORDS: usize>(words: &[u64; WORDS]) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let mut at = 0;
+    core::iter::from_fn(move || {
+        let first = next_bit(words, at, true)?;
+        let end = next_bit(words, first, false).unwrap_or(WORDS * WORD_BITS);
+        at = end;
+        Some((first, end - first))
+    })
+}
+
+/// The first index from `at` on whose bit is `value`.
+fn next_bit<const WORDS: usize>(words: &[u64; WORDS], at: usize, value: bool) -> Option<usize> {
+    let mut word = at / WORD_BITS;
+    let mut from = at % WORD_BITS;
+    while word < WORDS {
+        let bits = if value { words[word] } else { !words[word] } & (u64::MAX << from);
+        if bits != 0 {
+            return Some(word * WORD_BITS + bits.trailing_zeros() as usize);
+        }
+        word += 1;
+        from = 0;
+    }
+    None
+}

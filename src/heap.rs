@@ -1,0 +1,872 @@
+//! One instance of everything, and every routing decision: what comes from where, and whose a block
+//! is that comes back.
+
+use crate::bin::Raw;
+use crate::block::{
+    ALIGNED, Block, Claim, FREED, Header, LARGE, LIVE, Memory, NONE, PERSISTENT, claim_stray,
+};
+use crate::cache::Cache;
+use crate::depot::{Depot, Magazine, Slots};
+use crate::huge::Mappings;
+use crate::identity::{PERSISTENT_SERIAL, id_of, serial_of};
+use crate::lane::Lane;
+use crate::page_heap::{MAX_SPAN_PAGES, PageHeap, Taken};
+use crate::pool::Pool;
+use crate::registry::Place;
+use crate::request::Supply;
+use crate::request::close::{self, Outcome, Survivors};
+use crate::request::control::{Control, ControlMemory};
+use crate::size_class::{CLASS_COUNT, Class, FIRST_SINGLE_CLASS, HEADER_BYTES, pages_for};
+use crate::slab::Slabs;
+use crate::span::{Span, SpanKind};
+use crate::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
+use crate::{fatal, os};
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+
+/// Magazines a depot holds at most.
+const SLOTS_PER_DEPOT: u32 = 4096;
+/// How often a span is looked for in a chunk that was just mapped for it.
+const GROWTH_ATTEMPTS: usize = 4;
+/// Magazines that are reaped at most before the process grows.
+const REAPED_BEFORE_GROWTH: usize = 32;
+/// What depots must hold before they are reaped to avoid growth: less is not worth the walk.
+const REAP_WORTH_BYTES: usize = 2 * 1024 * 1024;
+/// Magazines of a class that are reaped at most at a tick.
+const REAPED_AT_A_TICK: u32 = 64;
+/// How often idle memory is looked for.
+pub const TICK_MILLISECONDS: u64 = 100;
+/// Bytes of regions that may stay with all pooled control blocks together.
+const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
+/// Locks of the lists of large blocks: requests share them by address.
+const LARGE_LOCK_COUNT: usize = 16;
+/// Serials that a thread draws at once.
+pub const SERIALS_PER_DRAW: u64 = 1024;
+
+/// The slots of a depot, in memory mapped at the first use of the heap.
+struct SlotArray {
+    first: *mut Magazine,
+    capacity: u32,
+}
+
+// SAFETY: the memory is the depot's alone, reached under its lock only.
+unsafe impl Send for SlotArray {}
+
+impl Slots for SlotArray {
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+    fn get(&self, index: u32) -> Magazine {
+        // SAFETY: `index < capacity`, and a slot that is read was set before.
+        unsafe { *self.first.add(index as usize) }
+    }
+    fn set(&mut self, index: u32, magazine: Magazine) {
+        // SAFETY: `index < capacity`.
+        unsafe { *self.first.add(index as usize) = magazine }
+    }
+}
+
+/// Everything.
+pub struct Heap {
+    cookie: AtomicU64,
+    setup: Lock<bool>,
+    /// Chunks, registry, descriptors.
+    pub pages: PageHeap,
+    slabs: [Slabs; CLASS_COUNT],
+    depots: [Depot<SlotArray>; FIRST_SINGLE_CLASS],
+    mappings: Mappings,
+    controls: Pool,
+    large_locks: [Lock<()>; LARGE_LOCK_COUNT],
+    serials: AtomicU64,
+    warm_bytes: AtomicUsize,
+    next_tick: AtomicU64,
+}
+
+/// A block that came back, found and judged: it is live, and its layout is the right one.
+pub struct Found<'h> {
+    /// Its true payload: not the over-aligned address inside it.
+    pub block: Block,
+    /// What its pages are used for.
+    pub span: &'h Span,
+    /// Its header.
+    pub header: Header,
+}
+
+/// A block's bytes for the figures of the process.
+#[derive(Clone, Copy, Default)]
+pub struct HeapFigures {
+    /// Bytes mapped from the system.
+    pub mapped: usize,
+    /// Bytes of free pages.
+    pub free: usize,
+    /// Bytes of blocks and mappings kept for the next allocation.
+    pub cached: usize,
+}
+
+/// A block handed out, and whether its payload reads as zero.
+#[derive(Clone, Copy)]
+pub struct Allocated {
+    /// The block; `NONE`: out of memory.
+    pub block: Block,
+    /// Every byte of it reads as zero.
+    pub zeroed: bool,
+}
+
+impl Allocated {
+    const NOTHING: Self = Self { block: NONE, zeroed: false };
+
+    fn used(block: Block) -> Self {
+        Self { block, zeroed: false }
+    }
+}
+
+/// The size a block must have so that `size` bytes at `align` fit somewhere in it. Payloads are
+/// 16-byte aligned, so at most `align - 16` bytes lie before the place.
+pub fn padded_size(size: usize, align: usize) -> Option<usize> {
+    if align <= 16 { Some(size) } else { size.checked_add(align - 16) }
+}
+
+impl Heap {
+    /// Nothing is mapped, and every bit is zero: a static of it costs the binary nothing.
+    pub const fn new() -> Self {
+        Self {
+            cookie: AtomicU64::new(0),
+            setup: Lock::new(false),
+            pages: PageHeap::new(),
+            slabs: [const { Slabs::new() }; CLASS_COUNT],
+            depots: [const { Depot::new(SlotArray { first: null_mut(), capacity: 0 }) };
+                FIRST_SINGLE_CLASS],
+            mappings: Mappings::new(),
+            controls: Pool::new(),
+            large_locks: [const { Lock::new(()) }; LARGE_LOCK_COUNT],
+            serials: AtomicU64::new(0),
+            warm_bytes: AtomicUsize::new(0),
+            next_tick: AtomicU64::new(0),
+        }
+    }
+
+    /// Draws the cookie and maps the depots' slots, once.
+    pub fn set_up(&self) {
+        if self.cookie.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        let mut done = self.setup.lock();
+        if *done {
+            return;
+        }
+        *done = true;
+        let array_bytes = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
+        // Without slots a depot is always full, and magazines go back to their slabs.
+        if let Some(base) = os::map(array_bytes * FIRST_SINGLE_CLASS, 0) {
+            for (index, depot) in self.depots.iter().enumerate() {
+                let first = with_exposed_provenance_mut(base + index * array_bytes);
+                depot.provide(SlotArray { first, capacity: SLOTS_PER_DEPOT });
+            }
+        }
+        self.cookie.store(os::random() | 1, Ordering::Release);
+    }
+
+    fn cookie(&self) -> u64 {
+        self.cookie.load(Ordering::Relaxed)
+    }
+
+    /// The header of a live persistent block of class 0.
+    pub fn persistent_tag(&self) -> Header {
+        Header::tag(id_of(PERSISTENT_SERIAL, self.cookie()), LIVE | PERSISTENT)
+    }
+
+    // ---- persistent blocks -------------------------------------------------------------------
+
+    /// A block of `class` where the cache's bin is empty.
+    #[cold]
+    pub fn alloc_slow(&self, cache: &Cache, class: Class) -> Block {
+        if cache.refill(class, |want| self.take_magazine(class, want)) {
+            cache.bins.alloc(class)
+        } else {
+            NONE
+        }
+    }
+
+    /// Makes room in a cache's full bin.
+    #[cold]
+    pub fn bin_full(&self, cache: &Cache, class: Class) {
+        let magazine = cache.make_room(class);
+        if !magazine.is_empty() {
+            self.put_magazine(class, magazine);
+        }
+    }
+
+    /// Free blocks of `class`, at most about `want`.
+    fn take_magazine(&self, class: Class, want: u32) -> Magazine {
+        let tag = self.persistent_tag().without(LIVE).with_class(class.index());
+        if class.is_single() {
+            let block = self.alloc_single(class).block;
+            if block == NONE {
+                return Magazine::EMPTY;
+            }
+            Raw.header(block).store(tag.0, Ordering::Relaxed);
+            Raw.set_link(block, NONE);
+            return Magazine { head: block, count: 1 };
+        }
+        match self.depots[class.index()].take() {
+            Some(magazine) => magazine,
+            None => self.slabs[class.index()].carve(class, want, tag, || {
+                self.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0)
+                    .map(|taken| taken.span)
+            }),
+        }
+    }
+
+    /// Takes free blocks of `class` back.
+    pub fn put_magazine(&self, class: Class, magazine: Magazine) {
+        if class.is_single() {
+            self.reap(class, magazine);
+        } else if let Err(magazine) = self.depots[class.index()].put(magazine) {
+            self.reap(class, magazine);
+        }
+    }
+
+    /// Returns free blocks to their slabs, and slabs that are whole again to the page heap.
+    fn reap(&self, class: Class, magazine: Magazine) {
+        if class.is_single() {
+            let mut block = magazine.head;
+            for _ in 0..magazine.count {
+                let next = Raw.link(block);
+                self.pages.give_span(self.span_of_free(block));
+                block = next;
+            }
+            return;
+        }
+        self.slabs[class.index()].reap(
+            class,
+            magazine,
+            |block| self.span_of_free(block),
+            |span| self.pages.give_span(span),
+        );
+    }
+
+    /// The span of a block that lies in a magazine: if there is none, its link was overwritten.
+    fn span_of_free(&self, block: Block) -> &Span {
+        match self.pages.registry.find(block) {
+            Some(Place::Chunk(chunk)) => match chunk.span(chunk.page_of(block - HEADER_BYTES)) {
+                Some(span) if span.kind() == SpanKind::Slab => span,
+                _ => fatal::header_overwritten(block, 0),
+            },
+            _ => fatal::header_overwritten(block, 0),
+        }
+    }
+
+    /// One free block for a thread without a cache.
+    fn take_one(&self, class: Class) -> Block {
+        let magazine = self.take_magazine(class, 1);
+        if magazine.count > 1 {
+            let rest = Magazine { head: Raw.link(magazine.head), count: magazine.count - 1 };
+            self.put_magazine(class, rest);
+        }
+        magazine.head
+    }
+
+    /// One block back from a thread without a cache.
+    fn put_one(&self, class: Class, block: Block) {
+        let top = if class.is_single() { None } else { self.depots[class.index()].take() };
+        match top {
+            Some(top) if top.count < class.magazine_count() => {
+                Raw.set_link(block, top.head);
+                self.put_magazine(class, Magazine { head: block, count: top.count + 1 });
+            }
+            other => {
+                if let Some(full) = other {
+                    self.put_magazine(class, full);
+                }
+                Raw.set_link(block, NONE);
+                self.put_magazine(class, Magazine { head: block, count: 1 });
+            }
+        }
+    }
+
+    /// A persistent block by any route: `cache` is `None` in a thread that has given its back.
+    pub fn alloc_persistent(&self, cache: Option<&Cache>, class: Class) -> Allocated {
+        match cache {
+            Some(cache) => {
+                let block = cache.bins.alloc(class);
+                if block != NONE {
+                    return Allocated::used(block);
+                }
+                if class.is_single() && !cache.has_previous(class) {
+                    cache.raise_cap(class);
+                    return self.alloc_single(class);
+                }
+                Allocated::used(self.alloc_slow(cache, class))
+            }
+            None => {
+                let block = self.take_one(class);
+                if block != NONE {
+                    let live = self.persistent_tag().with_class(class.index());
+                    Raw.header(block).store(live.0, Ordering::Relaxed);
+                }
+                Allocated::used(block)
+            }
+        }
+    }
+
+    /// A persistent block with a span of its own.
+    fn alloc_single(&self, class: Class) -> Allocated {
+        let span = self.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0);
+        let Some(Taken { span, zeroed }) = span else { return Allocated::NOTHING };
+        let block = span.base() + 2 * HEADER_BYTES;
+        let live = self.persistent_tag().with_class(class.index());
+        Raw.header(block).store(live.0, Ordering::Relaxed);
+        Allocated { block, zeroed }
+    }
+
+    // ---- huge blocks -------------------------------------------------------------------------
+
+    /// A block above the largest class, persistent or of a request.
+    pub fn alloc_huge(&self, size: usize, align: usize, control: Option<&Control>) -> Allocated {
+        let owner = control.map_or(0, Control::address);
+        let mapped = self.mappings.take(&self.pages, size, align, owner).or_else(|| {
+            self.release_all_idle();
+            self.mappings.take(&self.pages, size, align, owner)
+        });
+        let Some(mapped) = mapped else { return Allocated::NOTHING };
+        mapped.span.note.set(size);
+        let block = mapped.span.base() + 2 * HEADER_BYTES;
+        let tag = match control {
+            Some(control) => Header::tag(control.id(), LIVE | LARGE),
+            None => self.persistent_tag().with(LARGE),
+        };
+        Raw.header(block).store(tag.0, Ordering::Relaxed);
+        if let Some(control) = control {
+            control.link_large(mapped.span, self);
+        }
+        Allocated { block, zeroed: mapped.zeroed }
+    }
+
+    // ---- judging what comes back -------------------------------------------------------------
+
+    /// Finds the block of a payload that is freed or resized with this layout. Fatal, with the name
+    /// of the fault, when it is not a live block of this heap with that layout.
+    pub fn judge(&self, payload: usize, size: usize, align: usize) -> Found<'_> {
+        let found = self.find(payload);
+        let Found { block, span, header } = found;
+        let class = padded_size(size, align).and_then(Class::of);
+        let fits = match (span.kind(), class) {
+            (SpanKind::Huge, None) => span.note.get() == size,
+            (SpanKind::Huge, Some(_)) | (_, None) => false,
+            (_, Some(class)) => class.index() == header.class_index(),
+        };
+        if !fits {
+            let capacity = match span.kind() {
+                SpanKind::Huge => span.note.get(),
+                _ => Class::from_index(header.class_index()).map_or(0, Class::payload_bytes),
+            };
+            fatal::another_layout(payload, capacity - (payload - block).min(capacity), size);
+        }
+        found
+    }
+
+    /// Finds the live block of a payload, whatever its layout.
+    pub fn find(&self, payload: usize) -> Found<'_> {
+        if payload % 16 != 0 || payload == 0 {
+            fatal::not_a_block(payload);
+        }
+        let span = match self.pages.registry.find(payload) {
+            None => fatal::not_a_block(payload),
+            Some(Place::Mapping(span)) => span,
+            Some(Place::Chunk(chunk)) => match chunk.span(chunk.page_of(payload - HEADER_BYTES)) {
+                Some(span) => span,
+                // The inside of a span of one block, or a free page.
+                None => self.find_aligned_or_die(payload),
+            },
+        };
+        let word = Header(Raw.header(payload).load(Ordering::Relaxed));
+        match word.aligned_distance() {
+            Some(distance) if self.leads_back(span, payload, distance) => {
+                if word.has(FREED) {
+                    fatal::double_free(payload);
+                }
+                self.live_block(payload, payload - distance, span)
+            }
+            _ => self.live_block(payload, payload, span),
+        }
+    }
+
+    /// Whether an `ALIGNED` word leads to a place in the same span.
+    fn leads_back(&self, span: &Span, payload: usize, distance: usize) -> bool {
+        payload.checked_sub(distance).is_some_and(|block| block >= span.base() + 2 * HEADER_BYTES)
+    }
+
+    /// A page that names no span: an over-aligned payload far inside a span of one block, or misuse.
+    fn find_aligned_or_die(&self, payload: usize) -> &Span {
+        // The page lies in a mapped chunk, so its words can be read.
+        let word = Header(Raw.header(payload).load(Ordering::Relaxed));
+        let base = word.aligned_distance().and_then(|distance| payload.checked_sub(distance));
+        if let Some(Place::Chunk(chunk)) = base.and_then(|base| self.pages.registry.find(base)) {
+            let page = base.map_or(0, |base| chunk.page_of(base - HEADER_BYTES));
+            if let Some(span) = chunk.span(page) {
+                if payload < span.end() {
+                    return span;
+                }
+            }
+        }
+        self.die_of_a_free_page(payload, word)
+    }
+
+    /// A header read from a page that is free: what it was tells what happened.
+    fn die_of_a_free_page(&self, payload: usize, word: Header) -> ! {
+        let serial = serial_of(word.id(), self.cookie());
+        if word.has(ALIGNED) && word.has(FREED) {
+            fatal::double_free(payload);
+        }
+        if serial == PERSISTENT_SERIAL && word.has(PERSISTENT) && !word.has(LIVE) {
+            fatal::double_free(payload);
+        }
+        if serial != PERSISTENT_SERIAL && serial < self.serials_drawn() && !word.has(ALIGNED) {
+            fatal::ended_request(payload, serial);
+        }
+        fatal::not_a_block(payload)
+    }
+
+    fn serials_drawn(&self) -> u64 {
+        self.serials.load(Ordering::Relaxed) + 1
+    }
+
+    /// Looks at the header of a block and says what is wrong with it, if anything is.
+    fn live_block<'h>(&'h self, payload: usize, block: Block, span: &'h Span) -> Found<'h> {
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        if !starts_a_block(span, block) {
+            fatal::not_a_block(payload);
+        }
+        let owner = span.owner();
+        let serial = serial_of(header.id(), self.cookie());
+        let expected = match owner {
+            0 => PERSISTENT_SERIAL,
+            // SAFETY: a span's owner is a control block's address.
+            owner => unsafe { Control::at(owner) }.serial(),
+        };
+        if span.kind() == SpanKind::Cached && header.id() == self.persistent_tag().id() {
+            fatal::double_free(payload);
+        }
+        if serial != expected {
+            if serial != PERSISTENT_SERIAL && serial < self.serials_drawn() {
+                fatal::ended_request(payload, serial);
+            }
+            if span.kind() == SpanKind::Region && !is_cut(span, self.bump_in(span), block) {
+                fatal::not_a_block(payload);
+            }
+            fatal::header_overwritten(payload, header.0);
+        }
+        let class_is_right = match span.kind() {
+            SpanKind::Slab | SpanKind::Large => header.class_index() == span.class_index(),
+            SpanKind::Huge => header.class_index() == 0,
+            _ => header.class_index() < CLASS_COUNT,
+        };
+        let flags_are_right = match span.kind() {
+            SpanKind::Slab => header.has(PERSISTENT) && !header.has(LARGE | ALIGNED),
+            SpanKind::Region => !header.has(LARGE | ALIGNED),
+            _ => header.has(LARGE) && !header.has(ALIGNED),
+        };
+        if !class_is_right || !flags_are_right {
+            fatal::header_overwritten(payload, header.0);
+        }
+        if !header.has(LIVE) || header.has(FREED) {
+            fatal::double_free(payload);
+        }
+        Found { block, span, header }
+    }
+
+    /// How far a region is cut: its lane knows while it is the lane's first.
+    fn bump_in(&self, span: &Span) -> usize {
+        // SAFETY: a region's owner is a control block.
+        let control = unsafe { Control::at(span.owner()) };
+        let inside = |bump: &usize| *bump > span.base() && *bump <= span.end();
+        control
+            .lanes()
+            .map(|lane| lane.bins.bump())
+            .find(inside)
+            .map_or(span.carved_end.get(), |bump| bump.max(span.carved_end.get()))
+    }
+
+    // ---- frees that the fast path refused ----------------------------------------------------
+
+    /// Frees a block that the fast path refused. `lane` is the lane the thread is in, if any.
+    pub fn free_found(&self, found: &Found<'_>, cache: Option<&Cache>, lane: Option<&Lane>) {
+        match found.span.kind() {
+            SpanKind::Slab => self.free_persistent(found, cache),
+            SpanKind::Region => self.free_in_region(found, lane),
+            _ => self.free_large(found),
+        }
+    }
+
+    /// Marks the word before an over-aligned payload (H4).
+    pub fn mark_aligned_freed(&self, payload: usize, block: Block) {
+        if payload != block {
+            let word = Raw.header(payload);
+            word.store(Header(word.load(Ordering::Relaxed)).with(FREED).0, Ordering::Relaxed);
+        }
+    }
+
+    fn free_persistent(&self, found: &Found<'_>, cache: Option<&Cache>) {
+        let Some(class) = Class::from_index(found.header.class_index()) else { return };
+        Raw.header(found.block).store(found.header.without(LIVE).0, Ordering::Relaxed);
+        match cache {
+            Some(cache) => {
+                if cache.bins.bin(class).push(found.block) {
+                    self.bin_full(cache, class);
+                }
+            }
+            None => self.put_one(class, found.block),
+        }
+    }
+
+    fn free_in_region(&self, found: &Found<'_>, lane: Option<&Lane>) {
+        let Some(class) = Class::from_index(found.header.class_index()) else { return };
+        if let Some(lane) = lane.filter(|lane| lane.bins.tag().id() == found.header.id()) {
+            let free = found.header.without(LIVE | PERSISTENT);
+            Raw.header(found.block).store(free.0, Ordering::Relaxed);
+            lane.bins.put(found.block, class);
+            return;
+        }
+        if claim_stray(&Raw, found.block) == Claim::AlreadyFreed {
+            fatal::double_free(found.block);
+        }
+        // SAFETY: a region's owner is a control block, and this live block keeps it (Q1).
+        let control = unsafe { Control::at(found.span.owner()) };
+        if control.stray.0.push(&Raw, found.block, found.block, 1).is_ok() {
+            return;
+        }
+        let span = found.span;
+        if span.count.drop_one() && close::release_survivor_span(control, self, span) {
+            self.recycle(control);
+        }
+    }
+
+    fn free_large(&self, found: &Found<'_>) {
+        let live = found.header;
+        let free = live.without(LIVE).0;
+        let word = Raw.header(found.block);
+        if word.compare_exchange(live.0, free, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            fatal::double_free(found.block);
+        }
+        match found.span.owner() {
+            0 => {}
+            owner => {
+                // SAFETY: the owner is a control block, kept by this block until now (Q1).
+                let control = unsafe { Control::at(owner) };
+                if !control.unlink_large(found.span, self) {
+                    close::release_large_span(found.span, self);
+                    if control.holds.drop_one() {
+                        self.recycle(control);
+                    }
+                    return;
+                }
+            }
+        }
+        close::release_large_span(found.span, self);
+    }
+
+    /// Makes a large or huge block longer or shorter where it is, or moves its pages; the block, or
+    /// `NONE` when that cannot be done. The block's alignment is at most 16.
+    pub fn resize_alone(&self, found: &Found<'_>, new_size: usize) -> Block {
+        let span = found.span;
+        let old_bytes = span.bytes();
+        let is_resized = match span.kind() {
+            SpanKind::Huge => Class::of(new_size).is_none() && self.resize_mapping(span, new_size),
+            SpanKind::Large => self.resize_span(found, new_size),
+            SpanKind::Slab if span.class_index() >= FIRST_SINGLE_CLASS => {
+                self.resize_span(found, new_size)
+            }
+            _ => false,
+        };
+        if !is_resized {
+            return NONE;
+        }
+        if span.owner() != 0 {
+            // SAFETY: the owner is a control block, kept by this block (Q1).
+            unsafe { Control::at(span.owner()) }.resize_large(old_bytes, span.bytes());
+        }
+        span.base() + 2 * HEADER_BYTES
+    }
+
+    fn resize_mapping(&self, span: &Span, new_size: usize) -> bool {
+        self.mappings.resize(&self.pages, span, new_size) && {
+            span.note.set(new_size);
+            true
+        }
+    }
+
+    fn resize_span(&self, found: &Found<'_>, new_size: usize) -> bool {
+        let Some(class) = Class::of(new_size).filter(|class| class.is_single()) else {
+            return false;
+        };
+        let pages = class.slab_pages();
+        // A shrunk block keeps its pages unless they are worth something.
+        let have = pages_for(found.span.bytes());
+        if pages > MAX_SPAN_PAGES || pages * 2 < have || !self.pages.extend(found.span, pages) {
+            return false;
+        }
+        found.span.set_class(class.index());
+        let header = found.header.with_class(class.index());
+        Raw.header(found.block).store(header.0, Ordering::Relaxed);
+        true
+    }
+
+    // ---- requests ----------------------------------------------------------------------------
+
+    /// A control block from the pool, else a new one. `None`: the system has no more memory.
+    pub fn take_control(&self) -> Option<&Control> {
+        match self.controls.take(&ControlMemory) {
+            // SAFETY: only control blocks are pooled here.
+            Some(address) => Some(unsafe { Control::at(address) }),
+            None => {
+                let address =
+                    self.pages.meta.take(size_of::<Control>().next_multiple_of(128) + 64)?;
+                // SAFETY: fresh zeroed memory, aligned to 64 and longer by as much.
+                Some(unsafe { Control::make(address.next_multiple_of(128)) })
+            }
+        }
+    }
+
+    /// Puts a control block back whose request is over.
+    pub fn recycle(&self, control: &Control) {
+        self.controls.put(&ControlMemory, control.address());
+    }
+
+    /// Draws serials for a thread: `SERIALS_PER_DRAW` from the one returned on.
+    pub fn draw_serials(&self) -> u64 {
+        self.serials.fetch_add(SERIALS_PER_DRAW, Ordering::Relaxed) + 1
+    }
+
+    /// Opens a request in a control block that is the caller's alone.
+    #[inline]
+    pub fn open_request(&self, control: &Control, serial: u64, name: Option<&'static str>) {
+        control.open(serial, id_of(serial, self.cookie()), name);
+    }
+
+    /// Finishes a request whose last handle the caller dropped.
+    pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
+        close::finish(control, self, survivors)
+    }
+
+    /// Decrees that a live block of a request outlives it. Fatal when it is no live block.
+    pub fn persist(&self, payload: usize) {
+        let found = self.find(payload);
+        let owner = found.span.owner();
+        if owner == 0 {
+            return;
+        }
+        Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Relaxed);
+        // SAFETY: the owner is a control block, kept by this block (Q1).
+        unsafe { Control::at(owner) }.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this payload's page or mapping is this heap's.
+    pub fn is_ours(&self, payload: usize) -> bool {
+        self.pages.registry.find(payload).is_some()
+    }
+
+    // ---- memory goes back --------------------------------------------------------------------
+
+    /// Reaps cold magazines before the process grows, if the depots hold enough to be worth it.
+    fn reap_before_growth(&self) -> bool {
+        let held: usize = self.depot_bytes();
+        if held < REAP_WORTH_BYTES || held < self.pages.chunk_bytes() / 8 {
+            return false;
+        }
+        let mut left = REAPED_BEFORE_GROWTH;
+        for class in Class::all().filter(|class| !class.is_single()) {
+            let depot = &self.depots[class.index()];
+            let share = left.min(depot.magazine_count() as usize / 4);
+            for magazine in core::iter::from_fn(|| depot.take_coldest()).take(share) {
+                self.reap(class, magazine);
+            }
+            left -= share;
+        }
+        left < REAPED_BEFORE_GROWTH
+    }
+
+    /// About how much the depots hold, by their numbers of magazines.
+    fn depot_bytes(&self) -> usize {
+        Class::all()
+            .filter(|class| !class.is_single())
+            .map(|class| {
+                let count = self.depots[class.index()].magazine_count() as usize;
+                count * class.magazine_count() as usize * class.stride_bytes()
+            })
+            .sum()
+    }
+
+    /// Gives back what has been idle since the last tick, if a tick is due.
+    pub fn tick(&self, now: u64) {
+        let due = self.next_tick.load(Ordering::Relaxed);
+        if now < due
+            || self
+                .next_tick
+                .compare_exchange(
+                    due,
+                    now + TICK_MILLISECONDS,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_err()
+        {
+            return;
+        }
+        for class in Class::all().filter(|class| !class.is_single()) {
+            let depot = &self.depots[class.index()];
+            let idle = depot.age().div_ceil(2).min(REAPED_AT_A_TICK) as usize;
+            for magazine in core::iter::from_fn(|| depot.take_coldest()).take(idle) {
+                self.reap(class, magazine);
+            }
+        }
+        self.mappings.decay(&self.pages, Some(now));
+        self.pages.purge(true);
+    }
+
+    /// Gives everything idle back to the system: depots, warm regions, cached mappings, free pages.
+    /// Returns the bytes that went.
+    pub fn release_all_idle(&self) -> usize {
+        for class in Class::all().filter(|class| !class.is_single()) {
+            // Not more than there were: other threads may put as fast as this one takes.
+            let count = self.depots[class.index()].magazine_count() as usize;
+            for magazine in
+                core::iter::from_fn(|| self.depots[class.index()].take_coldest()).take(count)
+            {
+                self.reap(class, magazine);
+            }
+        }
+        self.release_warm();
+        self.mappings.decay(&self.pages, None) + self.pages.purge(false)
+    }
+
+    /// Takes every pooled control block, gives its warm regions back, and pools it again.
+    fn release_warm(&self) {
+        if self.warm_bytes.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let emptied = Pool::new();
+        while let Some(address) = self.controls.take(&ControlMemory) {
+            // SAFETY: only control blocks are pooled here; this one is the caller's now.
+            close::release_warm(unsafe { Control::at(address) }, self);
+            emptied.put(&ControlMemory, address);
+        }
+        while let Some(address) = emptied.take(&ControlMemory) {
+            self.controls.put(&ControlMemory, address);
+        }
+    }
+
+    /// Gives the warm regions of one idle control block back.
+    pub fn release_warm_of(&self, control: &Control) {
+        close::release_warm(control, self);
+    }
+
+    /// The process's figures but for the thread caches.
+    pub fn figures(&self) -> HeapFigures {
+        let (mapping_bytes, cached_mappings) = self.mappings.figures();
+        let (free, _) = self.pages.free_bytes();
+        let in_depots_and_slabs: usize = Class::all()
+            .map(|class| {
+                let idle = self.slabs[class.index()].idle_count();
+                let depot = self.depots.get(class.index()).map_or(0, Depot::block_count);
+                (idle + depot as usize) * class.stride_bytes()
+            })
+            .sum();
+        HeapFigures {
+            mapped: self.pages.chunk_bytes() + mapping_bytes + self.pages.meta.mapped_bytes(),
+            free,
+            cached: in_depots_and_slabs + cached_mappings + self.warm_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Walks every slab list; fatal when one contradicts itself.
+    pub fn check(&self) {
+        Class::all().for_each(|class| self.slabs[class.index()].check(class));
+        self.pages.each_span(|span| {
+            if span.kind() == SpanKind::Free {
+                fatal::broken("kind of a span in use", span.base(), 0);
+            }
+        });
+    }
+}
+
+impl Supply for Heap {
+    fn take_span(
+        &self,
+        kind: SpanKind,
+        class: usize,
+        pages: usize,
+        owner: usize,
+    ) -> Option<Taken<'_>> {
+        let take = || self.pages.take_span(kind, class, pages, owner);
+        // Other threads may take all of a new chunk first, but not often.
+        let grow = || (0..GROWTH_ATTEMPTS).find_map(|_| self.pages.grow().then(take).flatten());
+        take()
+            .or_else(|| self.reap_before_growth().then(take).flatten())
+            .or_else(grow)
+            // The last resort before null: everything idle, then what is mapped once more.
+            .or_else(|| {
+                self.release_all_idle();
+                take().or_else(grow)
+            })
+    }
+
+    fn give_span(&self, span: &Span) {
+        self.pages.give_span(span);
+    }
+
+    fn give_pages(&self, base: usize, pages: usize) {
+        self.pages.give_pages(base, pages);
+    }
+
+    fn give_descriptor(&self, span: &Span) {
+        self.pages.give_descriptor(span);
+    }
+
+    fn give_mapping(&self, span: &Span) {
+        self.mappings.give(&self.pages, span, os::coarse_milliseconds());
+    }
+
+    fn charge_warm(&self, bytes: usize) -> bool {
+        let before = self.warm_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > MAX_WARM_BYTES {
+            self.warm_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    fn refund_warm(&self, bytes: usize) {
+        self.warm_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R {
+        let _guard = self.large_locks[(control >> 8) % LARGE_LOCK_COUNT].lock();
+        change()
+    }
+}
+
+/// Whether a payload can begin here at all, by the span's geometry.
+fn starts_a_block(span: &Span, block: Block) -> bool {
+    let Some(offset) = block.checked_sub(span.base() + 2 * HEADER_BYTES) else { return false };
+    match span.kind() {
+        SpanKind::Slab => Class::from_index(span.class_index()).is_some_and(|class| {
+            offset % class.stride_bytes() == 0
+                && offset / class.stride_bytes() < class.slab_count() as usize
+        }),
+        SpanKind::Region => offset % 16 == 0,
+        _ => offset == 0,
+    }
+}
+
+/// Whether a region's blocks, walked from its start, include this one. For a last message: stops at
+/// the first header that is none.
+fn is_cut(span: &Span, end: usize, block: Block) -> bool {
+    let mut at = span.base() + 2 * HEADER_BYTES;
+    while at < block && at < end {
+        let header = Header(Raw.header(at).load(Ordering::Relaxed));
+        match Class::from_index(header.class_index()) {
+            Some(class) => at += class.stride_bytes(),
+            None => return false,
+        }
+    }
+    at == block && at < end
+}

@@ -1,0 +1,77 @@
+//! The hooks: `begin_request` and its two ends, for servers and interpreters whose requests begin
+//! and end on one thread.
+
+use crate::handle::{finish, open, report_of};
+use crate::report::{Report, RequestId};
+use crate::request::close::Survivors;
+use crate::request::control::Control;
+use crate::thread::{self, EntryKind};
+use std::alloc::{Layout, handle_alloc_error};
+
+/// Begins a request: from here to its end, what this thread allocates belongs to it. Nests: the
+/// blocks of an inner request never belong to the outer.
+///
+/// A panic that passes the end leaves the request open; [`Request::run`](crate::Request::run) does
+/// not have that problem.
+///
+/// # Panics
+/// As a failed allocation does when there is no memory for its control block, or on a thread whose
+/// thread-local destructors have run.
+pub fn begin_request() -> RequestId {
+    let control = open(None);
+    let entered = thread::current().and_then(|thread| thread.enter(control, EntryKind::Hook));
+    if entered.is_none() {
+        thread::drop_handle(control);
+        handle_alloc_error(Layout::new::<Control>());
+    }
+    RequestId(control.serial())
+}
+
+/// Ends this thread's innermost request that `begin_request` began: frees every block of it but
+/// those that [`persist`](crate::persist) kept, in time that does not depend on how many there are.
+///
+/// When other handles of the request are alive, or somebody else is inside, the request is only
+/// left, nothing is freed, and [`Report::still_open`] says so.
+///
+/// # Safety
+/// Every use and every free of this request's blocks, by any thread, happens before this call;
+/// nothing that is used or dropped later points to one. `std::thread::scope` without an explicit
+/// `join`, and channels, do *not* give that for memory that the other thread frees: use
+/// [`close_request`] there.
+///
+/// # Panics
+/// When no request of `begin_request` is open on this thread.
+pub unsafe fn end_request() -> Report {
+    match leave() {
+        Some(control) => over(control, Survivors::Kept),
+        None => panic!("end_request: no request is open on this thread"),
+    }
+}
+
+/// Closes this thread's innermost request that `begin_request` began, the safe end: blocks that are
+/// still live stay valid until they are freed, by whoever, and everything else goes back at once.
+///
+/// When other handles of the request are alive, or somebody else is inside, the request is only
+/// left, and [`Report::still_open`] says so.
+///
+/// # Panics
+/// When no request of `begin_request` is open on this thread.
+pub fn close_request() -> Report {
+    match leave() {
+        Some(control) => over(control, Survivors::Live),
+        None => panic!("close_request: no request is open on this thread"),
+    }
+}
+
+fn leave() -> Option<&'static Control> {
+    thread::current()?.leave_hook()
+}
+
+fn over(control: &'static Control, survivors: Survivors) -> Report {
+    if control.handles.drop_if_only() {
+        return finish(control, survivors);
+    }
+    let report = Report { still_open: true, ..report_of(control) };
+    thread::drop_handle(control);
+    report
+}

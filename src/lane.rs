@@ -1,0 +1,221 @@
+//! Lanes: the part of a request that one thread at a time allocates from.
+//!
+//! | field | written by | read by |
+//! |---|---|---|
+//! | `bins` | see `bin` | |
+//! | `occupancy` | who enters and leaves | anybody |
+//! | `regions`, `warm`, `full_bytes` | the occupant; when there is none, who closes the request | the same |
+//! | `next` | who adds a lane, before it is published | anybody |
+//!
+//! - **N1** Every block of the lane lies in a region on `regions`, below its `carved_end` or, in the
+//!   first region, below `bump`; from the region's start they follow one another without a gap.
+
+use crate::bin::{Bins, Raw};
+use crate::block::{Block, Header, Memory};
+use crate::fatal;
+use crate::lifecycle::Occupancy;
+use crate::size_class::{Class, HEADER_BYTES, PAGE_BYTES, pages_for};
+use crate::span::Span;
+use crate::sync::{AtomicPtr, Gauge, Ordering};
+use core::cell::Cell;
+use core::ptr::null;
+
+/// Most pages of a region: what the page mask of a survivor span has bits for, and less.
+pub const MAX_REGION_PAGES: usize = 16;
+
+const _: () = assert!(MAX_REGION_PAGES <= 32, "`Span::held_pages` has a bit for every page");
+const _: () = assert!(
+    MAX_REGION_PAGES * PAGE_BYTES == 256 * 1024,
+    "regions are at most 256 KiB, several times the largest block they hold"
+);
+
+/// A lane.
+#[repr(C)]
+pub struct Lane {
+    /// What a thread's `active` points at while it is in the lane.
+    pub bins: Bins,
+    /// Whether a thread is in the lane.
+    pub occupancy: Occupancy,
+    /// The regions, the one that is being cut first.
+    regions: Cell<*const Span>,
+    /// Regions of earlier requests, empty.
+    warm: Cell<*const Span>,
+    /// Bytes of blocks in all regions but the first.
+    full_bytes: Gauge,
+    region_count: Cell<usize>,
+    /// The request's next lane.
+    pub next: AtomicPtr<Lane>,
+}
+
+// SAFETY: the table at the head of the module; `occupancy` orders one occupant after the other.
+unsafe impl Sync for Lane {}
+
+/// Spans linked by `next`.
+pub struct SpanList<'h> {
+    at: *const Span,
+    heap: core::marker::PhantomData<&'h Span>,
+}
+
+impl<'h> Iterator for SpanList<'h> {
+    type Item = &'h Span;
+    fn next(&mut self) -> Option<&'h Span> {
+        // SAFETY: lists hold type-stable descriptors; the next one is read before this one is used.
+        let span = unsafe { self.at.as_ref()? };
+        self.at = span.next.get();
+        Some(span)
+    }
+}
+
+fn list<'h>(at: *const Span) -> SpanList<'h> {
+    SpanList { at, heap: core::marker::PhantomData }
+}
+
+impl Lane {
+    /// A region for a block of this stride: twice the last one, within bounds.
+    pub fn next_region_pages(&self, stride: usize) -> usize {
+        let doubled = 1 << self.region_count.get().min(MAX_REGION_PAGES.ilog2() as usize);
+        doubled.max(pages_for(stride + HEADER_BYTES))
+    }
+
+    /// Takes an empty region of an earlier request that holds a block of this stride.
+    pub fn take_warm(&self, stride: usize) -> Option<&Span> {
+        // SAFETY: `warm` holds type-stable descriptors.
+        let span = unsafe { self.warm.get().as_ref()? };
+        if span.bytes() < stride + HEADER_BYTES {
+            return None;
+        }
+        self.warm.set(span.next.get());
+        Some(span)
+    }
+
+    /// Cuts from this region from now on.
+    pub fn adopt(&self, span: &Span) {
+        self.retire_current();
+        span.next.set(self.regions.get());
+        self.regions.set(span);
+        self.region_count.set(self.region_count.get() + 1);
+        self.bins.set_region(span.base() + HEADER_BYTES, span.end());
+    }
+
+    /// Cuts what is left of the region into free blocks and notes how far it is cut.
+    fn retire_current(&self) {
+        while let Some(class) = Class::fitting(self.bins.left_bytes()) {
+            self.bins.cut_free(class);
+        }
+        self.note_carved();
+        // SAFETY: `regions` holds type-stable descriptors.
+        if let Some(span) = unsafe { self.regions.get().as_ref() } {
+            self.full_bytes.add(self.bins.bump() - span.base() - HEADER_BYTES);
+        }
+    }
+
+    /// Writes down how far the first region is cut, for who walks it.
+    pub fn note_carved(&self) {
+        // SAFETY: `regions` holds type-stable descriptors.
+        if let Some(span) = unsafe { self.regions.get().as_ref() } {
+            span.carved_end.set(self.bins.bump());
+        }
+    }
+
+    /// The regions, the one that is being cut first.
+    pub fn regions(&self) -> SpanList<'_> {
+        list(self.regions.get())
+    }
+
+    /// Bytes of all blocks ever cut here, free ones too.
+    fn carved_bytes(&self) -> usize {
+        // SAFETY: `regions` holds type-stable descriptors.
+        let current = match unsafe { self.regions.get().as_ref() } {
+            Some(span) => self.bins.bump().saturating_sub(span.base() + HEADER_BYTES),
+            None => 0,
+        };
+        self.full_bytes.get() + current
+    }
+
+    /// Blocks, and bytes of stride, that are not in the lane's own bins.
+    pub fn out(&self) -> Out {
+        let (held_count, held_bytes) = self.bins.held();
+        Out {
+            blocks: self.bins.carved_count() as isize - held_count as isize,
+            bytes: self.carved_bytes() as isize - held_bytes as isize,
+        }
+    }
+
+    /// Takes a stray into the bins. Its header says it is not live already.
+    pub fn absorb(&self, block: Block) {
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        match Class::from_index(header.class_index()) {
+            Some(class) if header == self.bins.free_header(class) => {
+                self.bins.put(block, class);
+            }
+            _ => fatal::header_overwritten(block, header.0),
+        }
+    }
+
+    /// Forgets all blocks. Every region goes to `keep`, which says whether it stays with the lane.
+    pub fn reset(&self, mut keep: impl FnMut(&Span) -> bool) {
+        let regions = self.regions.replace(null());
+        self.forget_blocks();
+        for span in list(regions) {
+            if keep(span) {
+                span.next.set(self.warm.get());
+                self.warm.set(span);
+            }
+        }
+    }
+
+    /// Takes all regions off the lane, for a closer.
+    pub fn take_regions(&self) -> SpanList<'_> {
+        self.note_carved();
+        let regions = self.regions.replace(null());
+        self.forget_blocks();
+        list(regions)
+    }
+
+    fn forget_blocks(&self) {
+        self.bins.reset();
+        self.full_bytes.set(0);
+        self.region_count.set(0);
+    }
+
+    /// Whether the lane has no region and its bins hold nothing: nothing to forget either.
+    pub fn is_untouched(&self, alone: bool) -> bool {
+        // Only with a second lane can a lane hold blocks without ever having had a region.
+        alone && self.regions.get().is_null()
+    }
+
+    /// Takes all warm regions off the lane.
+    pub fn take_all_warm(&self) -> SpanList<'_> {
+        list(self.warm.replace(null()))
+    }
+}
+
+/// How much of a lane is outside its bins: negative when it frees what another lane handed out.
+#[derive(Clone, Copy)]
+pub struct Out {
+    /// Blocks.
+    pub blocks: isize,
+    /// Bytes of stride.
+    pub bytes: isize,
+}
+
+/// The blocks of a region from its start to `carved_end`, each checked as it is passed.
+/// Fatal when a header was overwritten: the walk could not go on.
+pub fn walk(span: &Span, id: u64) -> impl Iterator<Item = (Block, Header, Class)> + use<> {
+    let mut at = span.base() + HEADER_BYTES;
+    let end = span.carved_end.get();
+    core::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let block = at + HEADER_BYTES;
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        match Class::from_index(header.class_index()) {
+            Some(class) if header.id() == id && at + class.stride_bytes() <= end => {
+                at += class.stride_bytes();
+                Some((block, header, class))
+            }
+            _ => fatal::header_overwritten(block, header.0),
+        }
+    })
+}

@@ -1,0 +1,62 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+compile_error!("rqmalloc knows how to get memory from Linux and from macOS only");
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("rqmalloc's block header holds 48-bit addresses and ids: 64-bit targets only");
+
+extern crate std;
+
+// Layer 0
+mod fatal;
+mod size_class;
+mod sync;
+// Layer 1
+mod bitmap;
+mod block;
+mod depot;
+mod lifecycle;
+mod os;
+mod pool;
+mod run_index;
+// Layer 2
+mod bin;
+mod identity;
+mod span;
+mod stray;
+// Layer 3
+mod chunk;
+mod meta;
+// Layer 4
+mod registry;
+// Layer 5
+mod page_heap;
+// Layer 6
+mod huge;
+mod slab;
+// Layer 7
+mod cache;
+mod lane;
+// Layer 8
+mod request;
+// Layer 9
+mod heap;
+// Layer 10
+mod thread;
+// Layer 11
+mod global;
+mod report;
+// Layer 12
+mod handle;
+// Layer 13
+mod hooks;
+
+pub use global::{RqMalloc, is_installed, persist, trim};
+#[doc(hidden)]
+pub use global::{check_structures, usable_size};
+#[doc(hidden)]
+pub use handle::owner_of;
+pub use handle::{Entered, Request, RequestBuilder, persistent};
+pub use hooks::{begin_request, close_request, end_request};
+pub use report::{Report, RequestId, Stats, Usage, stats};

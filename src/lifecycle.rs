@@ -1,0 +1,148 @@
+//! How many still need a request, a survivor span, a lane: the words on which the last one decides.
+//!
+//! Compiled by `loom-tests`. Each type is one word with named transitions:
+//!
+//! | word | who changes it | what its zero means |
+//! |---|---|---|
+//! | `Handles` | holders of a `Request` or of an entry | the request closes |
+//! | `SpanCount` | the closer, and who frees a survivor | the span is nobody's: give it back |
+//! | `Holds` | the closer, and who gives back a survivor span | the control block is recycled |
+//! | `Occupancy` | who enters and leaves a lane | (set: a thread allocates from it) |
+//!
+//! - **L1** Of all transitions of one word, exactly one returns "last"; it happens after everything
+//!   that every other one did before its own.
+//! - **L2** A span count holds `BIAS` from the day its region is made, so that frees that come while
+//!   the closer still counts cannot bring it to zero. (Storing it at close would lose them.)
+
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, const_fn};
+
+/// How many handles a request has.
+pub struct Handles(AtomicU32);
+
+impl Handles {
+    const_fn! {
+        /// No handle: the control block is pooled.
+        pub const fn new() -> Self {
+            Self(AtomicU32::new(0))
+        }
+    }
+
+    /// The first handle of a request that nobody else knows yet.
+    #[inline]
+    pub fn open(&self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+
+    /// One more, by a holder. Returns how many there were.
+    #[inline]
+    pub fn add(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// One more, by somebody who has none but holds a live block of the request; `false`: the last
+    /// one is gone, the request is closed or being closed.
+    pub fn try_add(&self) -> bool {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        while seen != 0 {
+            match self.0.compare_exchange_weak(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    /// One less; `true` for the last one.
+    #[inline]
+    pub fn drop_one(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Drops the caller's handle if it is the only one. `false`: nothing has changed.
+    #[inline]
+    pub fn drop_if_only(&self) -> bool {
+        self.0.compare_exchange(1, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// How many there are just now.
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How many live blocks a survivor span has.
+pub struct SpanCount(pub AtomicU64);
+
+/// More than a region has blocks.
+const BIAS: u64 = 1 << 32;
+
+impl SpanCount {
+    /// The count of a region that is made and not handed out yet: nothing is decided before its
+    /// request closes.
+    pub fn arm(&self) {
+        self.0.store(BIAS, Ordering::Relaxed);
+    }
+
+    /// A survivor was freed; `true` when it was the last and the closer is done with the span.
+    pub fn drop_one(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// The closer has found `live` survivors; `true` when all of them were freed meanwhile.
+    pub fn settle(&self, live: u64) -> bool {
+        let change = live.wrapping_sub(BIAS);
+        self.0.fetch_add(change, Ordering::AcqRel).wrapping_add(change) == 0
+    }
+}
+
+/// How many survivor spans, and whether a closer, still need the control block.
+pub struct Holds(AtomicU32);
+
+impl Holds {
+    const_fn! {
+        /// Nobody does.
+        pub const fn new() -> Self {
+            Self(AtomicU32::new(0))
+        }
+    }
+
+    /// The closer's own hold, for the whole of its walk.
+    pub fn begin(&self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+
+    /// One more span, before its count is settled.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less; `true` for the last one, who recycles the control block.
+    pub fn drop_one(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+}
+
+/// Whether a thread allocates from a lane. Zero: the lane is idle.
+pub struct Occupancy(pub AtomicBool);
+
+impl Occupancy {
+    /// Takes an idle lane and sees all that its last occupant did.
+    #[inline]
+    pub fn try_enter(&self) -> bool {
+        !self.is_taken()
+            && self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Makes the lane idle again.
+    #[inline]
+    pub fn leave(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
+    /// Whether somebody has it just now.
+    #[inline]
+    pub fn is_taken(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,282 @@
+//! What becomes of a request's memory when it is over: *end* frees everything that is not kept,
+//! *close* keeps what is still live.
+//!
+//! Close against a free from outside, step by step (the models in `loom-tests` run this order):
+//!
+//! 1. the stray list is closed; whoever frees later decrements its span's count (S2, L2);
+//! 2. the closer holds the control block for the whole walk (`Holds::begin`);
+//! 3. each region: pages without a survivor go back, the others are noted in `held_pages`, the
+//!    control block is held once more, and only then the count is settled;
+//! 4. whoever brings a span's count to zero gives its pages back and drops its hold;
+//! 5. whoever drops the last hold recycles the control block.
+
+use super::Supply;
+use super::control::Control;
+use crate::bin::Raw;
+use crate::block::{Header, LIVE, Memory, PERSISTENT};
+use crate::lane::{Lane, walk};
+use crate::size_class::{HEADER_BYTES, PAGE_BYTES};
+use crate::span::{Span, SpanKind};
+use crate::sync::Ordering;
+use core::ptr::null;
+
+/// Most bytes of regions that stay with one control block.
+const MAX_WARM_BYTES: usize = 1024 * 1024;
+
+/// Which blocks stay.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Survivors {
+    /// Every live one: close.
+    Live,
+    /// Those that `persist` was called on: end.
+    Kept,
+}
+
+/// What a request left behind.
+#[derive(Clone, Copy, Default)]
+pub struct Outcome {
+    /// Blocks that were live and are freed now.
+    pub freed_blocks: usize,
+    /// Bytes of their strides.
+    pub freed_bytes: usize,
+    /// Blocks that stay.
+    pub surviving_blocks: usize,
+    /// Bytes of their strides.
+    pub surviving_bytes: usize,
+    /// Bytes of the pages they hold.
+    pub pinned_bytes: usize,
+    /// Whether the control block is the caller's to recycle.
+    pub is_over: bool,
+}
+
+/// Finishes a request whose last handle the caller dropped; nobody is in any of its lanes.
+pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
+    let keeps_blocks = match survivors {
+        Survivors::Live => true,
+        Survivors::Kept => control.kept.load(Ordering::Relaxed),
+    };
+    let strays = control.stray.0.close();
+    let chain_count = if keeps_blocks {
+        // Drained blocks must not look live to the walk.
+        control.absorb(&control.first, strays);
+        0
+    } else {
+        strays.counted().map_or_else(|| strays.blocks(&Raw).count(), |counted| counted as usize)
+    };
+    let out = control.out_of_lanes();
+    let (large_count, large_bytes) = control.large_figures();
+    let live_in_regions = (out.blocks.max(0) as usize).saturating_sub(chain_count);
+    if keeps_blocks && live_in_regions + large_count > 0 {
+        return keep_survivors(control, supply, survivors, live_in_regions);
+    }
+    release_large(control, supply);
+    control.lanes().for_each(|lane| reset_lane(control, lane, supply));
+    Outcome {
+        freed_blocks: live_in_regions + large_count,
+        freed_bytes: out.bytes.max(0) as usize + large_bytes,
+        is_over: true,
+        ..Outcome::default()
+    }
+}
+
+/// Empties a lane; its regions stay with the control block as far as the process's cap allows.
+fn reset_lane<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
+    if lane.is_untouched(control.others.load(Ordering::Relaxed).is_null()) {
+        return;
+    }
+    lane.reset(|region| {
+        let bytes = region.bytes();
+        let is_charged = region.note.get() != 0;
+        let stays = is_charged
+            || (control.warm_bytes.get() + bytes <= MAX_WARM_BYTES && supply.charge_warm(bytes));
+        if !stays {
+            supply.give_span(region);
+        } else if !is_charged {
+            region.note.set(bytes);
+            control.warm_bytes.set(control.warm_bytes.get() + bytes);
+        }
+        stays
+    });
+}
+
+/// Gives the regions back that stayed with a pooled control block; their bytes.
+pub fn release_warm<S: Supply>(control: &Control, supply: &S) -> usize {
+    let mut bytes = 0;
+    for region in control.lanes().flat_map(Lane::take_all_warm) {
+        bytes += region.bytes();
+        uncharge(control, region, supply);
+        supply.give_span(region);
+    }
+    bytes
+}
+
+/// A region leaves the control block for good.
+fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
+    let charged = region.note.get();
+    if charged != 0 {
+        region.note.set(0);
+        control.warm_bytes.set(control.warm_bytes.get() - charged);
+        supply.refund_warm(charged);
+    }
+}
+
+fn release_large<S: Supply>(control: &Control, supply: &S) {
+    let mut next = control.large.replace(null());
+    // SAFETY: the list holds type-stable descriptors; the caller's contract (end) or the count
+    // (close) says that nobody frees a large block any more.
+    while let Some(span) = unsafe { next.as_ref() } {
+        next = span.next.get();
+        release_large_span(span, supply);
+    }
+}
+
+/// Gives the span or the mapping of a large block back; a stale free finds it not live.
+pub fn release_large_span<S: Supply>(span: &Span, supply: &S) {
+    let header = Raw.header(span.base() + 2 * HEADER_BYTES);
+    header.store(Header(header.load(Ordering::Relaxed)).without(LIVE).0, Ordering::Relaxed);
+    match span.kind() {
+        SpanKind::Huge => supply.give_mapping(span),
+        _ => supply.give_span(span),
+    }
+}
+
+#[cold]
+fn keep_survivors<S: Supply>(
+    control: &Control,
+    supply: &S,
+    survivors: Survivors,
+    live_in_regions: usize,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    control.holds.begin();
+    let mut left = live_in_regions;
+    for region in control.lanes().flat_map(Lane::take_regions) {
+        uncharge(control, region, supply);
+        let found = scan(region, control.id(), survivors, left);
+        left -= found.surviving_blocks + found.freed_blocks;
+        outcome.freed_blocks += found.freed_blocks;
+        outcome.freed_bytes += found.freed_bytes;
+        outcome.surviving_blocks += found.surviving_blocks;
+        outcome.surviving_bytes += found.surviving_bytes;
+        outcome.pinned_bytes += keep_region(control, supply, region, &found);
+    }
+    keep_large(control, supply, survivors, &mut outcome);
+    outcome.is_over = control.holds.drop_one();
+    outcome
+}
+
+/// What a region has.
+#[derive(Default)]
+struct Scan {
+    surviving_blocks: usize,
+    surviving_bytes: usize,
+    freed_blocks: usize,
+    freed_bytes: usize,
+    held_pages: u32,
+}
+
+/// Looks at every block of a region, until `left` live ones were seen.
+fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
+    let mut found = Scan::default();
+    if left == 0 {
+        return found;
+    }
+    for (block, header, class) in walk(region, id) {
+        if !header.has(LIVE) {
+            continue;
+        }
+        let stride = class.stride_bytes();
+        if survivors == Survivors::Live || header.has(PERSISTENT) {
+            let start = block - HEADER_BYTES - region.base();
+            let (first, last) = (start / PAGE_BYTES, (start + stride - 1) / PAGE_BYTES);
+            found.held_pages |= (u32::MAX >> (31 - (last - first))) << first;
+            found.surviving_blocks += 1;
+            found.surviving_bytes += stride;
+        } else {
+            found.freed_blocks += 1;
+            found.freed_bytes += stride;
+        }
+        if found.surviving_blocks + found.freed_blocks == left {
+            break;
+        }
+    }
+    found
+}
+
+/// Turns a region into a survivor span, or gives it back. Returns the bytes that stay pinned.
+fn keep_region<S: Supply>(control: &Control, supply: &S, region: &Span, found: &Scan) -> usize {
+    if found.surviving_blocks == 0 {
+        region.count.settle(0);
+        supply.give_span(region);
+        return 0;
+    }
+    let pages = region.bytes() / PAGE_BYTES;
+    give_pages_where(supply, region, pages, !found.held_pages);
+    region.held_pages.store(found.held_pages, Ordering::Relaxed);
+    control.holds.add();
+    let pinned = found.held_pages.count_ones() as usize * PAGE_BYTES;
+    if region.count.settle(found.surviving_blocks as u64) {
+        // The closer's own hold is still there: this cannot be the last.
+        release_survivor_span(control, supply, region);
+        return 0;
+    }
+    pinned
+}
+
+fn give_pages_where<S: Supply>(supply: &S, region: &Span, pages: usize, mask: u32) {
+    let mut page = 0;
+    while page < pages {
+        let rest = mask >> page;
+        if rest & 1 == 0 {
+            page += 1;
+            continue;
+        }
+        let run = (rest.trailing_ones() as usize).min(pages - page);
+        supply.give_pages(region.base() + page * PAGE_BYTES, run);
+        page += run;
+    }
+}
+
+/// The last survivor of a span is gone. `true`: so is the last of the request, and the control
+/// block is the caller's to recycle.
+pub fn release_survivor_span<S: Supply>(control: &Control, supply: &S, region: &Span) -> bool {
+    let pages = region.bytes() / PAGE_BYTES;
+    let held = region.held_pages.load(Ordering::Relaxed);
+    give_pages_where(supply, region, pages, held);
+    supply.give_descriptor(region);
+    control.holds.drop_one()
+}
+
+fn keep_large<S: Supply>(
+    control: &Control,
+    supply: &S,
+    survivors: Survivors,
+    outcome: &mut Outcome,
+) {
+    let mut doomed: *const Span = null();
+    supply.with_large_lock(control.address(), || {
+        let mut next = control.large.replace(null());
+        // SAFETY: the list holds type-stable descriptors, guarded by the lock.
+        while let Some(span) = unsafe { next.as_ref() } {
+            next = span.next.get();
+            let header = Header(Raw.header(span.base() + 2 * HEADER_BYTES).load(Ordering::Relaxed));
+            if survivors == Survivors::Live || header.has(PERSISTENT) {
+                outcome.surviving_blocks += 1;
+                outcome.surviving_bytes += span.bytes();
+                outcome.pinned_bytes += span.bytes();
+                control.holds.add();
+                span.detached.set(true);
+            } else {
+                outcome.freed_blocks += 1;
+                outcome.freed_bytes += span.bytes();
+                span.next.set(doomed);
+                doomed = span;
+            }
+        }
+    });
+    // SAFETY: taken off the list above: the caller's alone.
+    while let Some(span) = unsafe { doomed.as_ref() } {
+        doomed = span.next.get();
+        release_large_span(span, supply);
+    }
+}

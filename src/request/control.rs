@@ -1,0 +1,407 @@
+//! The control block of a request: pooled, type-stable, never inside a request.
+//!
+//! | field | written by | read by |
+//! |---|---|---|
+//! | `first`, further lanes | see `lane` | |
+//! | `serial`, `id`, `name` | who opens the request, before anybody else knows it | anybody |
+//! | `handles`, `holds`, `stray` | see `lifecycle`, `stray` | |
+//! | `large` | under the heap's large lock | the same |
+//! | `large_count`, `large_bytes`, `footprint`, `peak` | who takes or gives a span, by read-modify-write | anybody |
+//! | `kept` | who decrees a survivor | who closes |
+//! | `warm_bytes` | who opens or closes the request | the same |
+//!
+//! - **Q1** A live block of the request keeps its control block from being recycled.
+//! - **Q2** `footprint` is the sum of the request's regions and large blocks' spans; `peak` its
+//!   largest value since the request was opened.
+
+use super::Supply;
+use crate::bin::{Bins, Kind, Raw};
+use crate::block::{Block, Header, LARGE, LIVE, Memory, NONE, settle_stray};
+use crate::lane::{Lane, Out};
+use crate::lifecycle::{Handles, Holds};
+use crate::page_heap::Taken;
+use crate::pool::Successors;
+use crate::size_class::{Class, HEADER_BYTES};
+use crate::span::{Span, SpanKind};
+use crate::stray::{Chain, StrayList};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::cell::Cell;
+use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+
+/// The control block.
+#[repr(C, align(128))]
+pub struct Control {
+    /// The lane of a request that one thread at a time is in.
+    pub first: Lane,
+    /// The others, linked by `Lane::next`; they stay with the control block.
+    pub others: AtomicPtr<Lane>,
+    successor: AtomicU64,
+    serial: AtomicU64,
+    id: AtomicU64,
+    /// What the request is called in reports.
+    pub name: Cell<Option<&'static str>>,
+    /// Who may still enter the request.
+    pub handles: Handles,
+    /// What still needs the control block after the request was closed.
+    pub holds: Holds,
+    /// Blocks that are not in a region.
+    pub large: Cell<*const Span>,
+    large_count: AtomicUsize,
+    large_bytes: AtomicUsize,
+    footprint: AtomicUsize,
+    peak: AtomicUsize,
+    /// Whether `persist` was called on a block.
+    pub kept: AtomicBool,
+    /// Bytes of warm regions that this control block is charged for.
+    pub warm_bytes: Cell<usize>,
+    /// Written by other threads: on a cache line of its own.
+    pub stray: Line<StrayList>,
+}
+
+/// A value on a cache line of its own.
+#[repr(align(128))]
+pub struct Line<T>(pub T);
+
+// SAFETY: the table at the head of the module says who touches which field when.
+unsafe impl Sync for Control {}
+
+/// What a request uses just now.
+#[derive(Clone, Copy)]
+pub struct Figures {
+    /// Blocks handed out and not freed.
+    pub live_blocks: usize,
+    /// Bytes of their strides.
+    pub live_bytes: usize,
+    /// Bytes of the spans it holds.
+    pub footprint: usize,
+    /// Largest footprint so far.
+    pub peak: usize,
+}
+
+impl Control {
+    /// The control block at this address, which a span or a thread names.
+    ///
+    /// # Safety
+    /// `address` is that of a control block: they are type-stable.
+    pub unsafe fn at<'h>(address: usize) -> &'h Self {
+        // SAFETY: the caller's contract.
+        unsafe { &*with_exposed_provenance::<Self>(address) }
+    }
+
+    /// Makes a control block of zeroed memory.
+    ///
+    /// # Safety
+    /// `address` is zeroed, aligned memory of the size of a control block, the caller's alone.
+    pub unsafe fn make<'h>(address: usize) -> &'h Self {
+        let place = with_exposed_provenance_mut::<Self>(address);
+        // SAFETY: the caller's contract.
+        unsafe {
+            place.write(Self::new());
+            &*place
+        }
+    }
+
+    fn new() -> Self {
+        Self {
+            first: new_lane(),
+            others: AtomicPtr::new(null_mut()),
+            successor: AtomicU64::new(0),
+            serial: AtomicU64::new(0),
+            id: AtomicU64::new(0),
+            name: Cell::new(None),
+            handles: Handles::new(),
+            holds: Holds::new(),
+            large: Cell::new(null()),
+            large_count: AtomicUsize::new(0),
+            large_bytes: AtomicUsize::new(0),
+            footprint: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            kept: AtomicBool::new(false),
+            warm_bytes: Cell::new(0),
+            stray: Line(StrayList::new()),
+        }
+    }
+
+    /// Opens a new request. The control block comes from the pool: it is the caller's alone.
+    #[inline]
+    pub fn open(&self, serial: u64, id: u64, name: Option<&'static str>) {
+        self.serial.store(serial, Ordering::Relaxed);
+        self.id.store(id, Ordering::Relaxed);
+        self.name.set(name);
+        self.large_count.store(0, Ordering::Relaxed);
+        self.large_bytes.store(0, Ordering::Relaxed);
+        self.footprint.store(0, Ordering::Relaxed);
+        self.peak.store(0, Ordering::Relaxed);
+        self.kept.store(false, Ordering::Relaxed);
+        self.lanes().for_each(|lane| lane.bins.open(Kind::Lane, Header::tag(id, LIVE)));
+        self.stray.0.open();
+        self.handles.open();
+    }
+
+    /// Its address, as spans name it.
+    #[inline]
+    pub fn address(&self) -> usize {
+        core::ptr::from_ref(self).expose_provenance()
+    }
+
+    /// The request's number, never reused.
+    pub fn serial(&self) -> u64 {
+        self.serial.load(Ordering::Relaxed)
+    }
+
+    /// What stands in the headers of the request's blocks.
+    pub fn id(&self) -> u64 {
+        self.id.load(Ordering::Relaxed)
+    }
+
+    /// All lanes.
+    pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        let mut next: *const Lane = &raw const self.first;
+        let mut first = true;
+        core::iter::from_fn(move || {
+            // SAFETY: lanes are part of the control block or type-stable, and published whole.
+            let lane = unsafe { next.as_ref()? };
+            let link = if first { &self.others } else { &lane.next };
+            first = false;
+            next = link.load(Ordering::Acquire);
+            Some(lane)
+        })
+    }
+
+    /// Takes an idle lane, else a new one from `memory`, which gives zeroed memory for ever.
+    #[inline]
+    pub fn enter(&self, memory: impl FnOnce(usize) -> Option<usize>) -> Option<&Lane> {
+        if self.first.occupancy.try_enter() { Some(&self.first) } else { self.enter_slow(memory) }
+    }
+
+    #[cold]
+    fn enter_slow(&self, memory: impl FnOnce(usize) -> Option<usize>) -> Option<&Lane> {
+        if let Some(lane) = self.lanes().find(|lane| lane.occupancy.try_enter()) {
+            return Some(lane);
+        }
+        let place = with_exposed_provenance_mut::<Lane>(memory(size_of::<Lane>())?);
+        // SAFETY: fresh memory of a lane's size, aligned more than a lane.
+        let lane = unsafe {
+            place.write(new_lane());
+            &*place
+        };
+        lane.bins.open(Kind::Lane, Header::tag(self.id(), LIVE));
+        lane.occupancy.try_enter();
+        let mut first = self.others.load(Ordering::Relaxed);
+        loop {
+            lane.next.store(first, Ordering::Relaxed);
+            match self.others.compare_exchange_weak(
+                first,
+                place,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(lane),
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// The lane these bins are of.
+    ///
+    /// # Safety
+    /// `bins` are a lane's.
+    pub unsafe fn lane_of(bins: &Bins) -> &Lane {
+        static_assertions::const_assert_eq!(core::mem::offset_of!(Lane, bins), 0);
+        // SAFETY: the bins are the first field of a lane, and the lane is type-stable.
+        unsafe { &*core::ptr::from_ref(bins).cast::<Lane>() }
+    }
+
+    /// A block that the lane's bins and region have no room for.
+    #[cold]
+    pub fn alloc_slow<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> Block {
+        if !self.stray.0.is_empty() {
+            self.drain_into(lane);
+            let block = lane.bins.alloc(class);
+            if block != NONE {
+                return block;
+            }
+        }
+        if class.is_single() {
+            return self.alloc_large(class, supply).map_or(NONE, |(block, _)| block);
+        }
+        let Some(region) = self.take_region(lane, class.stride_bytes(), supply) else {
+            return NONE;
+        };
+        lane.adopt(region);
+        lane.bins.alloc(class)
+    }
+
+    fn take_region<'l, S: Supply>(
+        &'l self,
+        lane: &'l Lane,
+        stride: usize,
+        supply: &'l S,
+    ) -> Option<&'l Span> {
+        let warm = lane.take_warm(stride);
+        if let Some(span) = warm {
+            span.carved_end.set(span.base() + HEADER_BYTES);
+        }
+        let span = match warm {
+            Some(span) => span,
+            None => {
+                let pages = lane.next_region_pages(stride);
+                supply.take_span(SpanKind::Region, 0, pages, self.address())?.span
+            }
+        };
+        self.grow(span.bytes());
+        Some(span)
+    }
+
+    /// Counts a span in (Q2).
+    pub fn grow(&self, bytes: usize) {
+        let footprint = self.footprint.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(footprint, Ordering::Relaxed);
+    }
+
+    /// Counts a span out (Q2).
+    pub fn shrink(&self, bytes: usize) {
+        self.footprint.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// A block with a span of its own; whether its payload reads as zero.
+    pub fn alloc_large<S: Supply>(&self, class: Class, supply: &S) -> Option<(Block, bool)> {
+        let Taken { span, zeroed } =
+            supply.take_span(SpanKind::Large, class.index(), class.slab_pages(), self.address())?;
+        let block = span.base() + 2 * HEADER_BYTES;
+        let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
+        Raw.header(block).store(header.0, Ordering::Relaxed);
+        self.link_large(span, supply);
+        Some((block, zeroed))
+    }
+
+    /// Puts a large block's span on the request's list and counts it in.
+    pub fn link_large<S: Supply>(&self, span: &Span, supply: &S) {
+        supply.with_large_lock(self.address(), || {
+            span.previous.set(null());
+            span.next.set(self.large.get());
+            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
+            if let Some(first) = unsafe { self.large.get().as_ref() } {
+                first.previous.set(span);
+            }
+            self.large.set(span);
+        });
+        self.large_count.fetch_add(1, Ordering::Relaxed);
+        self.large_bytes.fetch_add(span.bytes(), Ordering::Relaxed);
+        self.grow(span.bytes());
+    }
+
+    /// Takes a large block's span off the list and counts it out; `false`: a closer has done so.
+    pub fn unlink_large<S: Supply>(&self, span: &Span, supply: &S) -> bool {
+        let linked = supply.with_large_lock(self.address(), || {
+            if span.detached.get() {
+                return false;
+            }
+            let (previous, next) = (span.previous.get(), span.next.get());
+            // SAFETY: neighbours on the list, guarded by the lock.
+            match unsafe { previous.as_ref() } {
+                Some(previous) => previous.next.set(next),
+                None => self.large.set(next),
+            }
+            // SAFETY: as above.
+            if let Some(next) = unsafe { next.as_ref() } {
+                next.previous.set(previous);
+            }
+            true
+        });
+        if linked {
+            self.large_count.fetch_sub(1, Ordering::Relaxed);
+            self.large_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
+            self.shrink(span.bytes());
+        }
+        linked
+    }
+
+    /// A large block's span is about to change its length, or has: `change` in bytes.
+    pub fn resize_large(&self, old_bytes: usize, new_bytes: usize) {
+        self.large_bytes.fetch_add(new_bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
+        if new_bytes >= old_bytes {
+            self.grow(new_bytes - old_bytes);
+        } else {
+            self.shrink(old_bytes - new_bytes);
+        }
+    }
+
+    /// Takes all strays into a lane's bins.
+    fn drain_into(&self, lane: &Lane) {
+        self.absorb(lane, self.stray.0.drain());
+    }
+
+    /// Takes a chain of strays into a lane's bins.
+    pub fn absorb(&self, lane: &Lane, chain: Chain) {
+        for block in chain.blocks(&Raw) {
+            settle_stray(&Raw, block);
+            lane.absorb(block);
+        }
+    }
+
+    /// What the lanes have outside their bins, all together.
+    pub fn out_of_lanes(&self) -> Out {
+        self.lanes().map(Lane::out).fold(Out { blocks: 0, bytes: 0 }, |sum, out| Out {
+            blocks: sum.blocks + out.blocks,
+            bytes: sum.bytes + out.bytes,
+        })
+    }
+
+    /// Large blocks, and the bytes of their spans.
+    pub fn large_figures(&self) -> (usize, usize) {
+        (self.large_count.load(Ordering::Relaxed), self.large_bytes.load(Ordering::Relaxed))
+    }
+
+    /// What the request uses. Exact while nobody allocates or frees, never negative.
+    pub fn figures(&self) -> Figures {
+        let out = self.out_of_lanes();
+        let (large_count, large_bytes) = self.large_figures();
+        let strays = self.stray.0.counted() as isize;
+        let in_regions = (out.blocks - strays).max(0) as usize;
+        Figures {
+            live_blocks: in_regions + large_count,
+            live_bytes: out.bytes.max(0) as usize + large_bytes,
+            footprint: self.footprint.load(Ordering::Relaxed),
+            peak: self.peak.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Largest footprint so far.
+    pub fn peak_bytes(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Walks every lane nobody is in, and the regions; fatal when a structure contradicts itself.
+    /// The caller is in the request or its only user.
+    pub fn check(&self) {
+        for lane in self.lanes() {
+            lane.note_carved();
+            lane.bins.check();
+            for region in lane.regions() {
+                if region.owner() != self.address() {
+                    crate::fatal::broken("owner of a region", region.owner(), self.address());
+                }
+                crate::lane::walk(region, self.id()).for_each(drop);
+            }
+        }
+    }
+}
+
+fn new_lane() -> Lane {
+    // SAFETY: zeroed is an empty lane but for what is set below: no bins are full at count 0 only
+    // if their cap is not 0.
+    let lane: Lane = unsafe { core::mem::zeroed() };
+    Class::all().for_each(|class| lane.bins.bin(class).set_cap(u32::MAX));
+    lane
+}
+
+/// The successor words of pooled control blocks.
+pub struct ControlMemory;
+
+impl Successors for ControlMemory {
+    fn successor(&self, address: usize) -> &AtomicU64 {
+        // SAFETY: only control blocks are pooled here, and they are type-stable.
+        unsafe { &(*with_exposed_provenance::<Control>(address)).successor }
+    }
+}

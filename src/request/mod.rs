@@ -1,0 +1,33 @@
+//! Requests: their control block, and what becomes of their memory when they are over.
+
+pub mod close;
+pub mod control;
+
+use crate::page_heap::Taken;
+use crate::span::{Span, SpanKind};
+
+/// Where a request gets its spans from and gives them back to.
+pub trait Supply {
+    /// A span, from what is free, else reaped, else new. `None`: the system has no more memory.
+    fn take_span(
+        &self,
+        kind: SpanKind,
+        class: usize,
+        pages: usize,
+        owner: usize,
+    ) -> Option<Taken<'_>>;
+    /// Gives a span of a chunk back.
+    fn give_span(&self, span: &Span);
+    /// Gives some pages of a span back.
+    fn give_pages(&self, base: usize, pages: usize);
+    /// Gives a descriptor back whose pages are gone.
+    fn give_descriptor(&self, span: &Span);
+    /// Gives the mapping of a huge block back.
+    fn give_mapping(&self, span: &Span);
+    /// Whether `bytes` more may stay with pooled control blocks.
+    fn charge_warm(&self, bytes: usize) -> bool;
+    /// So much less stays with pooled control blocks.
+    fn refund_warm(&self, bytes: usize);
+    /// Runs `change` on the lists of large blocks of a request, alone.
+    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R;
+}

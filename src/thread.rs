@@ -1,0 +1,691 @@
+//! Threads: which bins are active in one, what it has entered, how it starts and how it exits.
+//!
+//! `active` is one thread-local pointer without a destructor: to the thread cache's bins, or to
+//! those of the lane the thread is in. Before first use and after exit it points at a static
+//! sentinel whose bins are empty and whose tag no live header equals.
+//!
+//! - **T1** `active` is the bins of the topmost live entry, or the cache's when there is none.
+//! - **T2** An entry owns a handle of its request from when it is pushed until it is left.
+//! - **T3** A lane that a thread is in is owned by exactly one of its live entries.
+
+use crate::bin::{Bins, Kind};
+use crate::block::{Block, Header, NONE};
+use crate::cache::Cache;
+use crate::fatal;
+use crate::heap::{Allocated, Heap, SERIALS_PER_DRAW, TICK_MILLISECONDS, padded_size};
+use crate::lane::Lane;
+use crate::os;
+use crate::pool::{Pool, Successors};
+use crate::request::close::{Outcome, Survivors};
+use crate::request::control::Control;
+use crate::size_class::Class;
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
+use core::cell::Cell;
+use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+
+/// The heap of the process.
+pub static HEAP: Heap = Heap::new();
+
+static UNUSED: Bins = Bins::new(Kind::Unused);
+static EXITED: Bins = Bins::new(Kind::Exited);
+
+/// Threads that are not in use, and all there ever were.
+static POOL: Pool = Pool::new();
+static ALL: AtomicPtr<Thread> = AtomicPtr::new(null_mut());
+static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Requests opened and finished by threads that have no cache; the others count their own.
+static OPENED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
+static FINISHED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
+
+std::thread_local! {
+    static ACTIVE: Cell<*const Bins> = const { Cell::new(&raw const UNUSED) };
+    static THREAD: Cell<*const Thread> = const { Cell::new(null()) };
+}
+
+/// Slow paths between two looks at the clock.
+const SLOW_PATHS_PER_LOOK: u32 = 32;
+/// Entries that a thread has room for before it allocates.
+const INLINE_ENTRIES: usize = 8;
+/// Pooled control blocks that a thread keeps for itself.
+const MAX_STASHED: usize = 4;
+
+/// Why a thread is where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryKind {
+    /// A guard.
+    Guard,
+    /// `begin_request`.
+    Hook,
+    /// `persistent`.
+    Persistent,
+}
+
+/// A thread's being inside a request, or inside `persistent`.
+#[derive(Clone, Copy)]
+struct Entry {
+    bins: *const Bins,
+    control: *const Control,
+    lane: *const Lane,
+    serial: u64,
+    kind: EntryKind,
+    owns_lane: bool,
+    live: bool,
+}
+
+const NO_ENTRY: Entry = Entry {
+    bins: null(),
+    control: null(),
+    lane: null(),
+    serial: 0,
+    kind: EntryKind::Persistent,
+    owns_lane: false,
+    live: false,
+};
+
+/// Names an entry of the current thread.
+#[derive(Clone, Copy)]
+pub struct EntryName {
+    index: usize,
+    serial: u64,
+}
+
+/// What the allocator knows of a thread. Type-stable, reused by later threads.
+#[repr(C, align(64))]
+pub struct Thread {
+    /// First, so that the cache's bins lead to the thread.
+    pub cache: Cache,
+    successor: AtomicU64,
+    all_next: Cell<*const Thread>,
+    next_serial: Cell<u64>,
+    end_serial: Cell<u64>,
+    stash: Cell<[*const Control; MAX_STASHED]>,
+    stash_count: Cell<usize>,
+    /// Requests this thread opened and finished; for figures.
+    opened_count: Gauge,
+    finished_count: Gauge,
+    entry_serial: Cell<u64>,
+    inline_entries: Cell<[Entry; INLINE_ENTRIES]>,
+    /// Entries beyond the inline ones: a persistent block.
+    more_entries: Cell<*mut Entry>,
+    more_capacity: Cell<usize>,
+    depth: Cell<usize>,
+    slow_count: Cell<u32>,
+    next_age: Cell<u64>,
+}
+
+struct ThreadMemory;
+
+impl Successors for ThreadMemory {
+    fn successor(&self, address: usize) -> &AtomicU64 {
+        // SAFETY: only threads are pooled here, and they are type-stable.
+        unsafe { &(*with_exposed_provenance::<Thread>(address)).successor }
+    }
+}
+
+/// The bins that are active in this thread.
+#[inline(always)]
+pub fn active() -> &'static Bins {
+    // SAFETY: `active` always points at a sentinel, a cache or a lane, all of which are for ever.
+    unsafe { &*ACTIVE.get() }
+}
+
+/// This thread, if it has used the heap and not exited.
+pub fn current() -> Option<&'static Thread> {
+    // SAFETY: null, or a thread, which is type-stable.
+    unsafe { THREAD.get().as_ref() }
+}
+
+/// This thread, made known to the heap if it is not. `None`: it has exited, or there is no memory.
+pub fn current_or_start() -> Option<&'static Thread> {
+    current().or_else(start)
+}
+
+#[cold]
+fn start() -> Option<&'static Thread> {
+    if active().kind() == Kind::Exited {
+        return None;
+    }
+    HEAP.set_up();
+    let thread = take_thread()?;
+    let running = RUNNING_COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+    thread.cache.open(HEAP.persistent_tag(), running);
+    // Before anything that may allocate: from here on this thread's allocations find its cache.
+    THREAD.set(thread);
+    ACTIVE.set(&raw const thread.cache.bins);
+    on_exit(thread);
+    Some(thread)
+}
+
+fn take_thread() -> Option<&'static Thread> {
+    if let Some(address) = POOL.take(&ThreadMemory) {
+        // SAFETY: only threads are pooled here.
+        return Some(unsafe { &*with_exposed_provenance::<Thread>(address) });
+    }
+    let address = HEAP.pages.meta.take(size_of::<Thread>())?;
+    let place = with_exposed_provenance_mut::<Thread>(address);
+    // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for the
+    // entries, which hold an enum and pointers: written here.
+    let thread = unsafe {
+        (&raw mut (*place).inline_entries).write(Cell::new([NO_ENTRY; INLINE_ENTRIES]));
+        &*place
+    };
+    let mut first = ALL.load(Ordering::Relaxed);
+    loop {
+        thread.all_next.set(first);
+        match ALL.compare_exchange_weak(first, place, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return Some(thread),
+            Err(now) => first = now,
+        }
+    }
+}
+
+// ---- exit ------------------------------------------------------------------------------------
+
+/// Key whose destructor runs at thread exit, plus one; 0: not made yet.
+static EXIT_KEY: AtomicUsize = AtomicUsize::new(0);
+static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
+
+/// Registers the thread's exit. Without a key (a process may have 1024) the cache of a thread that
+/// exits stays as it is: memory is lost, nothing breaks.
+fn on_exit(thread: &'static Thread) {
+    if let Some(key) = exit_key() {
+        // SAFETY: the key exists; the value is not null, so the destructor runs.
+        unsafe { libc::pthread_setspecific(key, core::ptr::from_ref(thread).cast()) };
+    }
+}
+
+fn exit_key() -> Option<libc::pthread_key_t> {
+    if EXIT_KEY.load(Ordering::Acquire) == 0 {
+        let _guard = EXIT_KEY_LOCK.lock();
+        if EXIT_KEY.load(Ordering::Relaxed) == 0 {
+            let mut key = 0;
+            // SAFETY: `key` is writable; the destructor takes what `pthread_setspecific` was given.
+            let result = unsafe { libc::pthread_key_create(&raw mut key, Some(exit)) };
+            if result != 0 {
+                return None;
+            }
+            EXIT_KEY.store(key as usize + 1, Ordering::Release);
+        }
+    }
+    Some((EXIT_KEY.load(Ordering::Relaxed) - 1) as libc::pthread_key_t)
+}
+
+extern "C" fn exit(_thread: *mut libc::c_void) {
+    let Some(thread) = current() else { return };
+    while thread.depth.get() > 0 {
+        let top = thread.depth.get() - 1;
+        thread.leave_index(top);
+    }
+    for control in thread.stash.get().iter().take(thread.stash_count.replace(0)) {
+        // SAFETY: stashed control blocks are this thread's.
+        HEAP.recycle(unsafe { &**control });
+    }
+    let more = thread.more_entries.replace(null_mut());
+    if !more.is_null() {
+        thread.more_capacity.set(0);
+        free_persistent_block(more.expose_provenance());
+    }
+    ACTIVE.set(&raw const EXITED);
+    THREAD.set(null());
+    thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
+    RUNNING_COUNT.fetch_sub(1, Ordering::Relaxed);
+    POOL.put(&ThreadMemory, core::ptr::from_ref(thread).expose_provenance());
+}
+
+fn free_persistent_block(block: Block) {
+    let found = HEAP.find(block);
+    HEAP.free_found(&found, current().map(|thread| &thread.cache), None);
+}
+
+// ---- entries ---------------------------------------------------------------------------------
+
+impl Thread {
+    fn entry(&self, index: usize) -> Entry {
+        if index < INLINE_ENTRIES {
+            self.inline_entries.get()[index]
+        } else {
+            // SAFETY: `index < depth`, and pushing made room for every entry.
+            unsafe { *self.more_entries.get().add(index - INLINE_ENTRIES) }
+        }
+    }
+
+    fn set_entry(&self, index: usize, entry: Entry) {
+        if index < INLINE_ENTRIES {
+            // SAFETY: only this thread reaches its entries, and no reference to them is out.
+            unsafe { (*self.inline_entries.as_ptr())[index] = entry };
+        } else {
+            // SAFETY: as in `entry`.
+            unsafe { *self.more_entries.get().add(index - INLINE_ENTRIES) = entry };
+        }
+    }
+
+    fn make_room(&self, index: usize) -> bool {
+        if index < INLINE_ENTRIES + self.more_capacity.get() {
+            return true;
+        }
+        self.make_room_slow()
+    }
+
+    #[cold]
+    fn make_room_slow(&self) -> bool {
+        let old = self.more_capacity.get();
+        let wanted = (old * 2).max(INLINE_ENTRIES) * size_of::<Entry>();
+        let block = allocate_persistent(self, wanted, 16).block;
+        if block == NONE {
+            return false;
+        }
+        let fresh = with_exposed_provenance_mut::<Entry>(block);
+        let before = self.more_entries.replace(fresh);
+        self.more_capacity.set(wanted / size_of::<Entry>());
+        if !before.is_null() {
+            // SAFETY: both are persistent blocks of at least `old` entries.
+            unsafe { fresh.copy_from_nonoverlapping(before, old) };
+            free_persistent_block(before.expose_provenance());
+        }
+        true
+    }
+
+    /// Enters a request; the entry takes over a handle that the caller has for it (T2).
+    /// `None`: out of memory, and the handle is still the caller's.
+    #[inline]
+    pub fn enter(&self, control: &'static Control, kind: EntryKind) -> Option<EntryName> {
+        if !self.make_room(self.depth.get()) {
+            return None;
+        }
+        let (lane, owns_lane) = match self.lane_inside(control) {
+            Some(lane) => (lane, false),
+            None => (control.enter(|bytes| HEAP.pages.meta.take(bytes))?, true),
+        };
+        lane.bins.set_cache(&raw const self.cache.bins);
+        Some(self.push(Entry {
+            bins: &raw const lane.bins,
+            control,
+            lane,
+            serial: 0,
+            kind,
+            owns_lane,
+            live: true,
+        }))
+    }
+
+    /// The lane of a request that this thread is in already.
+    pub fn lane_inside(&self, control: &Control) -> Option<&'static Lane> {
+        (0..self.depth.get())
+            .map(|index| self.entry(index))
+            .find(|entry| entry.live && core::ptr::eq(entry.control, control))
+            // SAFETY: a live entry's lane is this thread's.
+            .map(|entry| unsafe { &*entry.lane })
+    }
+
+    /// Enters the persistent lifetime.
+    pub fn enter_persistent(&self) -> Option<EntryName> {
+        self.make_room(self.depth.get())
+            .then(|| self.push(Entry { bins: &raw const self.cache.bins, live: true, ..NO_ENTRY }))
+    }
+
+    fn push(&self, entry: Entry) -> EntryName {
+        let index = self.depth.get();
+        let serial = self.entry_serial.get() + 1;
+        self.entry_serial.set(serial);
+        self.set_entry(index, Entry { serial, ..entry });
+        self.depth.set(index + 1);
+        ACTIVE.set(entry.bins);
+        EntryName { index, serial }
+    }
+
+    /// Leaves an entry, whatever lies above it. What it owned goes: the lane, then the handle.
+    pub fn leave(&self, name: EntryName) {
+        if let Some(control) = self.leave_keeping_handle(name) {
+            drop_handle(control);
+        }
+    }
+
+    fn leave_index(&self, index: usize) {
+        let serial = self.entry(index).serial;
+        self.leave(EntryName { index, serial });
+        // A dead entry on top, left earlier.
+        self.pop_dead();
+    }
+
+    /// Leaves an entry and hands its handle to the caller. `None`: it has none, or was left before.
+    fn leave_keeping_handle(&self, name: EntryName) -> Option<&'static Control> {
+        if name.index >= self.depth.get() {
+            return None;
+        }
+        let entry = self.entry(name.index);
+        if entry.serial != name.serial || !entry.live {
+            return None;
+        }
+        self.set_entry(name.index, Entry { live: false, owns_lane: false, ..entry });
+        self.pop_dead();
+        if entry.owns_lane && !self.pass_lane_on(entry.lane) {
+            // SAFETY: the entry owned the lane.
+            unsafe { &*entry.lane }.occupancy.leave();
+        }
+        // SAFETY: null, or a control block, which is type-stable.
+        unsafe { entry.control.as_ref() }
+    }
+
+    /// Another live entry in the same lane becomes its owner (T3).
+    fn pass_lane_on(&self, lane: *const Lane) -> bool {
+        for index in 0..self.depth.get() {
+            let entry = self.entry(index);
+            if entry.live && core::ptr::eq(entry.lane, lane) {
+                self.set_entry(index, Entry { owns_lane: true, ..entry });
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Pops what is dead on top and makes the topmost live entry active (T1).
+    fn pop_dead(&self) {
+        let mut depth = self.depth.get();
+        let mut bins = &raw const self.cache.bins;
+        while depth > 0 {
+            let top = self.entry(depth - 1);
+            if top.live {
+                bins = top.bins;
+                break;
+            }
+            depth -= 1;
+        }
+        self.depth.set(depth);
+        ACTIVE.set(bins);
+    }
+
+    /// The innermost live entry that is in a request, hook or not.
+    pub fn current_control(&self) -> Option<&'static Control> {
+        let inside = (0..self.depth.get())
+            .rev()
+            .map(|index| self.entry(index))
+            .find(|entry| entry.live && !entry.control.is_null());
+        // SAFETY: a live entry's handle keeps its control block.
+        inside.map(|entry| unsafe { &*entry.control })
+    }
+
+    /// Leaves the innermost entry that `begin_request` made; its request, whose handle the caller
+    /// has now.
+    pub fn leave_hook(&self) -> Option<&'static Control> {
+        let index = (0..self.depth.get()).rev().find(|&index| {
+            let entry = self.entry(index);
+            entry.live && entry.kind == EntryKind::Hook
+        })?;
+        self.leave_keeping_handle(EntryName { index, serial: self.entry(index).serial })
+    }
+
+    // ---- requests ----------------------------------------------------------------------------
+
+    /// Opens a request with one handle, the caller's. `None`: out of memory.
+    #[inline]
+    pub fn open_request(&self, name: Option<&'static str>) -> Option<&'static Control> {
+        let control = self.take_control()?;
+        HEAP.open_request(control, self.take_serial(), name);
+        self.opened_count.add(1);
+        Some(control)
+    }
+
+    #[inline]
+    fn take_control(&self) -> Option<&'static Control> {
+        let count = self.stash_count.get();
+        if count == 0 {
+            return HEAP.take_control();
+        }
+        self.stash_count.set(count - 1);
+        // SAFETY: stashed control blocks are this thread's.
+        Some(unsafe { &*self.stash.get()[count - 1] })
+    }
+
+    fn stash_control(&self, control: &'static Control) -> bool {
+        let count = self.stash_count.get();
+        if count == MAX_STASHED {
+            return false;
+        }
+        let mut stash = self.stash.get();
+        stash[count] = control;
+        self.stash.set(stash);
+        self.stash_count.set(count + 1);
+        true
+    }
+
+    #[inline]
+    fn take_serial(&self) -> u64 {
+        if self.next_serial.get() == self.end_serial.get() {
+            let first = HEAP.draw_serials();
+            self.next_serial.set(first);
+            self.end_serial.set(first + SERIALS_PER_DRAW);
+        }
+        let serial = self.next_serial.get();
+        self.next_serial.set(serial + 1);
+        serial
+    }
+
+    // ---- slow paths --------------------------------------------------------------------------
+
+    /// Now and then a slow path looks at the clock, and idle memory goes back.
+    fn tick(&self) {
+        let count = self.slow_count.get() + 1;
+        self.slow_count.set(count % SLOW_PATHS_PER_LOOK);
+        if count == SLOW_PATHS_PER_LOOK {
+            let now = os::coarse_milliseconds();
+            if now >= self.next_age.get() {
+                self.next_age.set(now + TICK_MILLISECONDS);
+                self.cache.set_share(RUNNING_COUNT.load(Ordering::Relaxed));
+                self.cache.age(|class, magazine| HEAP.put_magazine(class, magazine));
+            }
+            HEAP.tick(now);
+        }
+    }
+}
+
+/// Finishes a request whose last handle the caller dropped, and pools its control block.
+pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
+    let outcome = HEAP.finish_request(control, survivors);
+    let thread = current();
+    match thread {
+        Some(thread) => thread.finished_count.add(1),
+        None => {
+            FINISHED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    if outcome.is_over && !thread.is_some_and(|thread| thread.stash_control(control)) {
+        HEAP.recycle(control);
+    }
+    outcome
+}
+
+/// Drops a handle; the last one closes the request.
+pub fn drop_handle(control: &'static Control) {
+    if control.handles.drop_one() {
+        finish(control, Survivors::Live);
+    }
+}
+
+/// Opens a request in a thread that has exited or has no memory for a cache.
+pub fn open_without_thread(name: Option<&'static str>) -> Option<&'static Control> {
+    HEAP.set_up();
+    let control = HEAP.take_control()?;
+    HEAP.open_request(control, HEAP.draw_serials(), name);
+    OPENED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
+    Some(control)
+}
+
+/// How many requests are open just now.
+pub fn open_count() -> usize {
+    // What was finished is read first, so that the difference is never negative.
+    let mut finished = FINISHED_WITHOUT_THREAD.load(Ordering::Relaxed);
+    each_thread(|thread| finished += thread.finished_count.get());
+    let mut opened = OPENED_WITHOUT_THREAD.load(Ordering::Relaxed);
+    each_thread(|thread| opened += thread.opened_count.get());
+    opened.saturating_sub(finished)
+}
+
+/// Calls `visit` with the cache of every thread there is or was.
+pub fn each_cache(mut visit: impl FnMut(&Cache)) {
+    each_thread(|thread| visit(&thread.cache));
+}
+
+fn each_thread(mut visit: impl FnMut(&Thread)) {
+    let mut next: *const Thread = ALL.load(Ordering::Acquire);
+    // SAFETY: threads are type-stable and their list only grows.
+    while let Some(thread) = unsafe { next.as_ref() } {
+        visit(thread);
+        next = thread.all_next.get();
+    }
+}
+
+/// Gives everything idle of this thread and of the process back to the system; the bytes that went.
+pub fn trim() -> usize {
+    if let Some(thread) = current() {
+        thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
+        for control in thread.stash.get().iter().take(thread.stash_count.get()) {
+            // SAFETY: stashed control blocks are this thread's.
+            HEAP.release_warm_of(unsafe { &**control });
+        }
+    }
+    HEAP.release_all_idle()
+}
+
+// ---- allocation, where the fast path has no answer -------------------------------------------
+
+/// A persistent block, whatever is active.
+fn allocate_persistent(thread: &Thread, size: usize, align: usize) -> Allocated {
+    match padded_size(size, align).map(Class::of) {
+        None => Allocated { block: NONE, zeroed: false },
+        Some(Some(class)) => HEAP.alloc_persistent(Some(&thread.cache), class),
+        Some(None) => HEAP.alloc_huge(size, align, None),
+    }
+}
+
+/// Allocates where the fast path found nothing, or where no fast path goes.
+#[cold]
+#[inline(never)]
+pub fn alloc_slow(size: usize, align: usize) -> Allocated {
+    let Some(thread) = current_or_start() else { return alloc_without_cache(size, align) };
+    thread.tick();
+    let allocated = match active().kind() {
+        Kind::Lane => {
+            // SAFETY: the active bins are a lane's, and this thread is in it.
+            let lane = unsafe { Control::lane_of(active()) };
+            match thread.current_control() {
+                Some(control) => allocate_in(control, lane, size, align),
+                None => fatal::broken("active lane without an entry", 0, 0),
+            }
+        }
+        _ => allocate_persistent(thread, size, align),
+    };
+    align_block(allocated, align)
+}
+
+/// A thread that has given its cache back, or that has no memory for one.
+fn alloc_without_cache(size: usize, align: usize) -> Allocated {
+    HEAP.set_up();
+    let allocated = match padded_size(size, align).map(Class::of) {
+        None => Allocated { block: NONE, zeroed: false },
+        Some(Some(class)) => HEAP.alloc_persistent(None, class),
+        Some(None) => HEAP.alloc_huge(size, align, None),
+    };
+    align_block(allocated, align)
+}
+
+/// A block of a request, in a lane that this thread is in.
+fn allocate_in(control: &Control, lane: &Lane, size: usize, align: usize) -> Allocated {
+    let Some(padded) = padded_size(size, align) else {
+        return Allocated { block: NONE, zeroed: false };
+    };
+    let Some(class) = Class::of(padded) else {
+        return HEAP.alloc_huge(size, align, Some(control));
+    };
+    let block = lane.bins.alloc(class);
+    if block != NONE {
+        return Allocated { block, zeroed: false };
+    }
+    if class.is_single() {
+        if let Some((block, zeroed)) = control.alloc_large(class, &HEAP) {
+            return Allocated { block, zeroed };
+        }
+    }
+    Allocated { block: control.alloc_slow(lane, class, &HEAP), zeroed: false }
+}
+
+/// Moves the payload up to its alignment and writes the word that leads back.
+fn align_block(allocated: Allocated, align: usize) -> Allocated {
+    let Allocated { block, zeroed } = allocated;
+    if align <= 16 || block % align == 0 || block == NONE {
+        return allocated;
+    }
+    let payload = block.next_multiple_of(align);
+    let word = crate::block::Memory::header(&crate::bin::Raw, payload);
+    word.store(Header::aligned(payload - block).0, Ordering::Relaxed);
+    Allocated { block: payload, zeroed }
+}
+
+/// Frees what the fast path refused.
+#[cold]
+#[inline(never)]
+pub fn free_slow(payload: usize, size: usize, align: usize) {
+    let thread = current_or_start();
+    let found = HEAP.judge(payload, size, align);
+    HEAP.mark_aligned_freed(payload, found.block);
+    let lane = (active().kind() == Kind::Lane)
+        // SAFETY: the active bins are a lane's, and this thread is in it.
+        .then(|| unsafe { Control::lane_of(active()) });
+    HEAP.free_found(&found, thread.map(|thread| &thread.cache), lane);
+}
+
+/// The cache's bin is full.
+#[cold]
+#[inline(never)]
+pub fn bin_full_slow(class: Class) {
+    if let Some(thread) = current() {
+        thread.tick();
+        HEAP.bin_full(&thread.cache, class);
+    }
+}
+
+/// Resizes a block in place if that can be done; its payload, which moves only with its pages, or
+/// `NONE`: the caller allocates, copies and frees.
+pub fn resize_in_place(payload: usize, size: usize, align: usize, new_size: usize) -> Block {
+    let found = HEAP.judge(payload, size, align);
+    if found.block != payload {
+        return NONE;
+    }
+    let same_class = padded_size(size, align).and_then(Class::of)
+        == padded_size(new_size, align).and_then(Class::of);
+    if same_class && padded_size(size, align).is_some_and(|size| Class::of(size).is_some()) {
+        return payload;
+    }
+    if align > 16 {
+        return NONE;
+    }
+    HEAP.resize_alone(&found, new_size)
+}
+
+/// A new block for one of this thread's or another's that grows: of the same lifetime, whatever is
+/// active. The request of a stray may be closed: then the block is persistent, as its survivors are.
+pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) -> Allocated {
+    let found = HEAP.judge(payload, size, align);
+    let owner = found.span.owner();
+    let Some(thread) = current_or_start() else { return alloc_without_cache(new_size, align) };
+    if owner == 0 || found.header.has(crate::block::PERSISTENT) {
+        return align_block(allocate_persistent(thread, new_size, align), align);
+    }
+    // SAFETY: the owner is a control block, kept by the live block.
+    let control = unsafe { Control::at(owner) };
+    if let Some(lane) = thread.lane_inside(control) {
+        return align_block(allocate_in(control, lane, new_size, align), align);
+    }
+    if !control.handles.try_add() {
+        return align_block(allocate_persistent(thread, new_size, align), align);
+    }
+    let allocated = match control.enter(|bytes| HEAP.pages.meta.take(bytes)) {
+        Some(lane) => {
+            let allocated = allocate_in(control, lane, new_size, align);
+            lane.occupancy.leave();
+            allocated
+        }
+        None => Allocated { block: NONE, zeroed: false },
+    };
+    drop_handle(control);
+    align_block(allocated, align)
+}
