@@ -9,7 +9,7 @@
 //! - **F1** A block in `bins[c]` has class `c`, is not live, and is in no other list.
 //! - **F2** `bump..end` is memory of the lane's region that no block has; `bump` is 8 modulo 16.
 
-use crate::block::{Block, Header, LIVE, Memory, NONE};
+use crate::block::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE};
 use crate::depot::Magazine;
 use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
 use crate::sync::{AtomicU32, AtomicU64, Gauge, Ordering};
@@ -68,12 +68,12 @@ impl Bin {
         self.count.store(count, Ordering::Relaxed);
     }
 
-    /// The count at which the bin hands a magazine on.
+    /// The count above which the bin hands a magazine on.
     pub fn cap(&self) -> u32 {
         self.cap.get()
     }
 
-    /// Sets the count at which the bin hands a magazine on.
+    /// Sets the count above which the bin hands a magazine on.
     pub fn set_cap(&self, cap: u32) {
         self.cap.set(cap);
     }
@@ -83,14 +83,14 @@ impl Bin {
         self.head.get()
     }
 
-    /// Puts a block that is not live any more; whether the bin is at its cap now.
+    /// Puts a block that is not live any more; whether the bin is over its cap now.
     #[inline(always)]
     pub fn push(&self, block: Block) -> bool {
         Raw.set_link(block, self.head.get());
         self.head.set(block);
         let count = self.count().wrapping_add(1);
         self.set_count(count);
-        count >= self.cap.get()
+        count > self.cap.get()
     }
 
     /// Takes all blocks.
@@ -98,6 +98,15 @@ impl Bin {
         let magazine = Magazine { head: self.head.get(), count: self.count() };
         self.clear();
         magazine
+    }
+
+    /// Takes all blocks but the one that came last. The bin has one.
+    pub fn take_rest(&self) -> Magazine {
+        let last = self.head.get();
+        let rest = Magazine { head: Raw.link(last), count: self.count().wrapping_sub(1) };
+        Raw.set_link(last, NONE);
+        self.set_count(1);
+        rest
     }
 
     /// Fills an empty bin.
@@ -146,10 +155,11 @@ pub struct Bins {
 unsafe impl Sync for Bins {}
 
 impl Bins {
-    /// Empty bins. Their tag lacks `LIVE`, so no live header equals it.
+    /// Empty bins. Their tag has flags that no word of this allocator has together, and no zeroed
+    /// memory either: no header equals it.
     pub const fn new(kind: Kind) -> Self {
         Self {
-            tag: Cell::new(0),
+            tag: Cell::new(Header::tag(0, FREED | LARGE | ALIGNED).0),
             bump: Gauge::new(0),
             end: Cell::new(0),
             carved: Gauge::new(0),
@@ -345,7 +355,7 @@ impl Bins {
 pub enum Freed {
     /// The block is in its bin.
     Done,
-    /// The block is in its bin, which is at its cap now.
+    /// The block is in its bin, which is over its cap now.
     BinFull,
     /// The header is not what these bins' live blocks have; nothing has changed.
     Refused,

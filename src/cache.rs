@@ -96,13 +96,17 @@ impl Cache {
         !self.previous[class.index()].get().is_empty()
     }
 
-    /// Makes room in a full bin; what must leave the thread for that.
+    /// Makes room in a bin that is over its cap; what must leave the thread for that.
     pub fn make_room(&self, class: Class) -> Magazine {
-        let full = self.bins.bin(class).take_all();
-        if self.bins.bin(class).cap() == 0 {
-            return full;
+        let bin = self.bins.bin(class);
+        if bin.count() <= bin.cap() {
+            return Magazine::EMPTY;
         }
-        self.previous[class.index()].replace(full)
+        if bin.cap() == 0 {
+            return bin.take_all();
+        }
+        // The last block stays: a thread that frees and allocates in turn does not come back here.
+        self.previous[class.index()].replace(bin.take_rest())
     }
 
     /// Empties every bin into `sink`.

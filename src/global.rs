@@ -48,6 +48,11 @@ unsafe impl GlobalAlloc for RqMalloc {
     #[inline]
     unsafe fn dealloc(&self, payload: *mut u8, layout: Layout) {
         let block = payload.expose_provenance();
+        // A misaligned header is an ordinary mismatch to the machine; checked builds want it named
+        // before the word is looked at.
+        if cfg!(debug_assertions) && block % PAYLOAD_ALIGN != 0 {
+            thread::free_slow(block, layout.size(), layout.align());
+        }
         if let Some(class) = Class::of(layout.size()) {
             let bins = thread::active();
             match bins.free(block, class) {

@@ -29,7 +29,7 @@ pub struct Request {
 }
 
 static_assertions::assert_impl_all!(Request: Send, Sync);
-static_assertions::assert_not_impl_any!(Entered<'static>: Send, Sync);
+static_assertions::assert_not_impl_any!(Entered: Send, Sync);
 
 /// A request to be: see [`Request::builder`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,7 +134,7 @@ impl Request {
     ///
     /// # Panics
     /// As a failed allocation does when there is no memory for the entry.
-    pub fn enter(&self) -> Entered<'_> {
+    pub fn enter(&self) -> Entered {
         self.control.handles.add();
         let thread = thread::current_or_start();
         let name = thread.and_then(|thread| thread.enter(self.control, EntryKind::Guard));
@@ -146,7 +146,7 @@ impl Request {
                 handle_alloc_error(Layout::new::<Control>());
             }
         }
-        Entered { name, request: PhantomData, thread: PhantomData }
+        Entered { name, thread: PhantomData }
     }
 
     /// Runs `f` inside the request; its allocations belong to the request, what it returns included.
@@ -226,14 +226,13 @@ impl fmt::Debug for Request {
 
 /// Being inside a request, from [`Request::enter`] until it is dropped.
 #[must_use = "dropping the guard leaves the request at once"]
-pub struct Entered<'r> {
+pub struct Entered {
     name: Option<EntryName>,
-    request: PhantomData<&'r Request>,
     /// An entry belongs to its thread: neither `Send` nor `Sync`.
     thread: PhantomData<*const ()>,
 }
 
-impl Drop for Entered<'_> {
+impl Drop for Entered {
     fn drop(&mut self) {
         if let (Some(name), Some(thread)) = (self.name, thread::current()) {
             thread.leave(name);
@@ -241,7 +240,7 @@ impl Drop for Entered<'_> {
     }
 }
 
-impl fmt::Debug for Entered<'_> {
+impl fmt::Debug for Entered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entered").field("is_inside", &self.name.is_some()).finish()
     }

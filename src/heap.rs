@@ -420,10 +420,15 @@ impl Heap {
         if serial == PERSISTENT_SERIAL && word.has(PERSISTENT) && !word.has(LIVE) {
             fatal::double_free(payload);
         }
-        if serial != PERSISTENT_SERIAL && serial < self.serials_drawn() && !word.has(ALIGNED) {
-            fatal::ended_request(payload, serial);
+        if self.was_issued(serial) && !word.has(ALIGNED) {
+            die_of_a_request(payload, serial, word);
         }
         fatal::not_a_block(payload)
+    }
+
+    /// Whether a request had this serial.
+    fn was_issued(&self, serial: u64) -> bool {
+        serial != PERSISTENT_SERIAL && serial < self.serials_drawn()
     }
 
     fn serials_drawn(&self) -> u64 {
@@ -443,12 +448,12 @@ impl Heap {
             // SAFETY: a span's owner is a control block's address.
             owner => unsafe { Control::at(owner) }.serial(),
         };
-        if span.kind() == SpanKind::Cached && header.id() == self.persistent_tag().id() {
+        if span.kind() == SpanKind::Cached && serial == PERSISTENT_SERIAL {
             fatal::double_free(payload);
         }
         if serial != expected {
-            if serial != PERSISTENT_SERIAL && serial < self.serials_drawn() {
-                fatal::ended_request(payload, serial);
+            if self.was_issued(serial) {
+                die_of_a_request(payload, serial, header);
             }
             if span.kind() == SpanKind::Region && !is_cut(span, self.bump_in(span), block) {
                 fatal::not_a_block(payload);
@@ -531,11 +536,12 @@ impl Heap {
         }
         // SAFETY: a region's owner is a control block, and this live block keeps it (Q1).
         let control = unsafe { Control::at(found.span.owner()) };
-        if control.stray.0.push(&Raw, found.block, found.block, 1).is_ok() {
+        if control.push_stray(found.block, class).is_ok() {
             return;
         }
         let span = found.span;
         if span.count.drop_one() && close::release_survivor_span(control, self, span) {
+            control.retire();
             self.recycle(control);
         }
     }
@@ -555,6 +561,7 @@ impl Heap {
                 if !control.unlink_large(found.span, self) {
                     close::release_large_span(found.span, self);
                     if control.holds.drop_one() {
+                        control.retire();
                         self.recycle(control);
                     }
                     return;
@@ -644,7 +651,11 @@ impl Heap {
 
     /// Finishes a request whose last handle the caller dropped.
     pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
-        close::finish(control, self, survivors)
+        let outcome = close::finish(control, self, survivors);
+        if outcome.is_over {
+            control.retire();
+        }
+        outcome
     }
 
     /// Decrees that a live block of a request outlives it. Fatal when it is no live block.
@@ -842,6 +853,15 @@ impl Supply for Heap {
         let _guard = self.large_locks[(control >> 8) % LARGE_LOCK_COUNT].lock();
         change()
     }
+}
+
+/// A header of a request that its place does not belong to: the request is over, or the block had
+/// been given back before.
+fn die_of_a_request(payload: usize, serial: u64, header: Header) -> ! {
+    if header.has(LARGE) && !header.has(LIVE) {
+        fatal::double_free(payload);
+    }
+    fatal::ended_request(payload, serial)
 }
 
 /// Whether a payload can begin here at all, by the span's geometry.

@@ -1,7 +1,11 @@
 //! Mappings of one block each, and a small decaying store of those just freed: mapping and
 //! unmapping the same megabytes over and over costs ten times what using them does, in page faults.
 //!
+//! A mapping from the store may be much longer than the block it serves next. It is *loose* then: a
+//! while later, if the block is still there, the rest is given back.
+//!
 //! - **U1** A mapping in the store is registered, of kind `Cached`, and nobody else's.
+//! - **U2** A loose mapping's length changes only under the lock.
 
 use crate::chunk::CHUNK_BYTES;
 use crate::os;
@@ -21,13 +25,18 @@ const KEEP_MILLISECONDS: u64 = 500;
 
 /// The mappings.
 pub struct Mappings {
-    cached: Lock<[*const Span; ENTRY_COUNT]>,
+    store: Lock<Store>,
     cached_bytes: AtomicUsize,
     mapped_bytes: AtomicUsize,
 }
 
-// SAFETY: the pointers are to type-stable descriptors, owned by the store while they are in it.
-unsafe impl Sync for Mappings {}
+struct Store {
+    cached: [*const Span; ENTRY_COUNT],
+    loose: [*const Span; ENTRY_COUNT],
+}
+
+// SAFETY: the pointers are to type-stable descriptors, guarded by the lock.
+unsafe impl Send for Store {}
 
 /// A mapping and what is known of its memory.
 pub struct Mapped<'h> {
@@ -35,6 +44,11 @@ pub struct Mapped<'h> {
     pub span: &'h Span,
     /// Every byte of it reads as zero.
     pub zeroed: bool,
+}
+
+/// Whether a mapping is hardly longer than the `wanted` bytes.
+fn is_snug(bytes: usize, wanted: usize) -> bool {
+    bytes - wanted <= wanted / SLACK_DIVISOR
 }
 
 /// The length of the mapping for `size` bytes of payload, wherever in it an alignment puts them.
@@ -48,7 +62,7 @@ impl Mappings {
     /// Nothing is mapped.
     pub const fn new() -> Self {
         Self {
-            cached: Lock::new([null(); ENTRY_COUNT]),
+            store: Lock::new(Store { cached: [null(); ENTRY_COUNT], loose: [null(); ENTRY_COUNT] }),
             cached_bytes: AtomicUsize::new(0),
             mapped_bytes: AtomicUsize::new(0),
         }
@@ -64,9 +78,13 @@ impl Mappings {
     ) -> Option<Mapped<'h>> {
         let bytes = mapping_bytes(size, align)?;
         if let Some(span) = self.take_cached(bytes) {
-            let length = span.bytes();
-            span.describe(SpanKind::Huge, 0, span.base(), length, owner);
-            return Some(Mapped { span, zeroed: false });
+            if span.bytes() >= bytes || self.set_bytes(pages, span, bytes) {
+                let (base, length) = (span.base(), span.bytes());
+                span.describe(SpanKind::Huge, 0, base, length, owner);
+                self.note_loose(pages, span, bytes);
+                return Some(Mapped { span, zeroed: false });
+            }
+            self.release(pages, span);
         }
         let span = pages.take_descriptor()?;
         let Some(base) = os::map_aligned(bytes, CHUNK_BYTES, 0) else {
@@ -85,41 +103,98 @@ impl Mappings {
         Some(Mapped { span, zeroed: true })
     }
 
+    /// The shortest mapping in the store that is long enough, else the longest if it is not far
+    /// from it: making it longer keeps the pages it has.
     fn take_cached<'h>(&self, bytes: usize) -> Option<&'h Span> {
-        if self.cached_bytes.load(Ordering::Relaxed) < bytes {
+        if self.cached_bytes.load(Ordering::Relaxed) < bytes / 2 {
             return None;
         }
-        let mut cached = self.cached.lock();
-        let best = cached
+        let mut store = self.store.lock();
+        let (span, slot) = store
+            .cached
             .iter_mut()
-            .filter_map(|slot| {
-                // SAFETY: what the store holds are type-stable descriptors.
-                let span = unsafe { slot.as_ref()? };
-                let fits = span.bytes() >= bytes && span.bytes() - bytes <= bytes / SLACK_DIVISOR;
-                fits.then_some((span, slot))
-            })
-            .min_by_key(|(span, _)| span.bytes());
-        let (span, slot) = best?;
+            // SAFETY: what the store holds are type-stable descriptors.
+            .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
+            .filter(|(span, _)| span.bytes() >= bytes / 2)
+            .min_by_key(|(span, _)| (span.bytes() < bytes, span.bytes().abs_diff(bytes)))?;
         *slot = null();
         self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
         Some(span)
     }
 
-    /// Takes a mapping back. It stays for a while if there is room.
+    /// A mapping from the store serves a block that needs `wanted` bytes of it.
+    fn note_loose(&self, pages: &PageHeap, span: &Span, wanted: usize) {
+        if is_snug(span.bytes(), wanted) {
+            return;
+        }
+        span.carved_end.set(os::coarse_milliseconds() as usize);
+        span.held_bytes.set(wanted);
+        let mut store = self.store.lock();
+        match store.loose.iter_mut().find(|slot| slot.is_null()) {
+            Some(slot) => *slot = span,
+            None => self.tighten(pages, span),
+        }
+    }
+
+    /// Gives back what a loose mapping has too much.
+    fn tighten(&self, pages: &PageHeap, span: &Span) {
+        let wanted = span.held_bytes.replace(0);
+        if wanted != 0 {
+            self.set_bytes(pages, span, wanted);
+        }
+    }
+
+    /// The block of a mapping is freed or resized: it is loose no more (U2).
+    fn forget_loose(&self, span: &Span) {
+        if span.held_bytes.get() == 0 {
+            return;
+        }
+        let mut store = self.store.lock();
+        span.held_bytes.set(0);
+        if let Some(slot) = store.loose.iter_mut().find(|slot| core::ptr::eq(**slot, span)) {
+            *slot = null();
+        }
+    }
+
+    /// Takes a mapping back. It stays for a while, and the oldest ones go to make room for it.
     pub fn give(&self, pages: &PageHeap, span: &Span, now: u64) {
+        self.forget_loose(span);
         let bytes = span.bytes();
-        if self.cached_bytes.load(Ordering::Relaxed) + bytes <= MAX_CACHED_BYTES {
-            span.set_owner(0);
-            span.note.set(now as usize);
-            span.set_kind(SpanKind::Cached);
-            let mut cached = self.cached.lock();
-            if let Some(slot) = cached.iter_mut().find(|slot| slot.is_null()) {
+        if bytes > MAX_CACHED_BYTES {
+            return self.release(pages, span);
+        }
+        span.set_owner(0);
+        span.note.set(now as usize);
+        span.set_kind(SpanKind::Cached);
+        while let Some(oldest) = self.put(span, bytes) {
+            self.release(pages, oldest);
+        }
+    }
+
+    /// Puts a mapping into the store, or takes the oldest out, which stands in its way.
+    fn put<'h>(&self, span: &Span, bytes: usize) -> Option<&'h Span> {
+        let mut store = self.store.lock();
+        let has_room = self.cached_bytes.load(Ordering::Relaxed) + bytes <= MAX_CACHED_BYTES;
+        if has_room {
+            if let Some(slot) = store.cached.iter_mut().find(|slot| slot.is_null()) {
                 *slot = span;
                 self.cached_bytes.fetch_add(bytes, Ordering::Relaxed);
-                return;
+                return None;
             }
         }
-        self.release(pages, span);
+        self.take_oldest(&mut store)
+    }
+
+    fn take_oldest<'h>(&self, store: &mut Store) -> Option<&'h Span> {
+        let (span, slot) = store
+            .cached
+            .iter_mut()
+            // SAFETY: what the store holds are type-stable descriptors.
+            .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
+            .min_by_key(|(span, _)| span.note.get())?;
+        *slot = null();
+        self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
+        Some(span)
     }
 
     fn release(&self, pages: &PageHeap, span: &Span) {
@@ -131,38 +206,56 @@ impl Mappings {
         unsafe { os::unmap(base, bytes) };
     }
 
-    /// Gives mappings back to the system that were put in the store long before `now`; all of them
-    /// when `now` is `None`. Returns their bytes.
+    /// Gives mappings back to the system that were put in the store long before `now`, and what is
+    /// too much of loose ones; all of them when `now` is `None`. Returns the store's bytes that went.
     pub fn decay(&self, pages: &PageHeap, now: Option<u64>) -> usize {
+        let is_old = |since: usize| {
+            now.is_none_or(|now| now.saturating_sub(since as u64) >= KEEP_MILLISECONDS)
+        };
         let mut bytes = 0;
-        while let Some(span) = self.take_old(now) {
+        while let Some(span) = self.take_old(is_old) {
             bytes += span.bytes();
             self.release(pages, span);
+        }
+        let mut store = self.store.lock();
+        for slot in &mut store.loose {
+            // SAFETY: what the store holds are type-stable descriptors.
+            if let Some(span) =
+                unsafe { slot.as_ref() }.filter(|span| is_old(span.carved_end.get()))
+            {
+                // A system call under the lock: without it the block could be freed meanwhile.
+                self.tighten(pages, span);
+                *slot = null();
+            }
         }
         bytes
     }
 
-    fn take_old<'h>(&self, now: Option<u64>) -> Option<&'h Span> {
+    fn take_old<'h>(&self, is_old: impl Fn(usize) -> bool) -> Option<&'h Span> {
         if self.cached_bytes.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let mut cached = self.cached.lock();
-        let (span, slot) = cached.iter_mut().find_map(|slot| {
-            // SAFETY: what the store holds are type-stable descriptors.
-            let span = unsafe { slot.as_ref()? };
-            let age = now.map_or(u64::MAX, |now| now.saturating_sub(span.note.get() as u64));
-            (age >= KEEP_MILLISECONDS).then_some((span, slot))
-        })?;
-        *slot = null();
-        self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
-        Some(span)
+        let mut store = self.store.lock();
+        let oldest = self.take_oldest(&mut store)?;
+        if is_old(oldest.note.get()) {
+            return Some(oldest);
+        }
+        if let Some(slot) = store.cached.iter_mut().find(|slot| slot.is_null()) {
+            *slot = oldest;
+            self.cached_bytes.fetch_add(oldest.bytes(), Ordering::Relaxed);
+        }
+        None
     }
 
     /// Changes the length of a mapping, moving its pages where they cannot stay. The payload begins
     /// at the same distance from the base as before. `false`: nothing has changed.
     pub fn resize(&self, pages: &PageHeap, span: &Span, size: usize) -> bool {
+        self.forget_loose(span);
+        mapping_bytes(size, 1).is_some_and(|bytes| self.set_bytes(pages, span, bytes))
+    }
+
+    fn set_bytes(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
         let (base, old) = (span.base(), span.bytes());
-        let Some(new) = mapping_bytes(size, 1) else { return false };
         if new == old {
             return true;
         }

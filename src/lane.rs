@@ -133,7 +133,10 @@ impl Lane {
     }
 
     /// Blocks, and bytes of stride, that are not in the lane's own bins.
-    pub fn out(&self) -> Out {
+    pub fn out(&self, alone: bool) -> Out {
+        if self.is_untouched(alone) {
+            return Out { blocks: 0, bytes: 0 };
+        }
         let (held_count, held_bytes) = self.bins.held();
         Out {
             blocks: self.bins.carved_count() as isize - held_count as isize,
@@ -141,12 +144,13 @@ impl Lane {
         }
     }
 
-    /// Takes a stray into the bins. Its header says it is not live already.
-    pub fn absorb(&self, block: Block) {
+    /// Takes a stray into the bins. Its header says it is not live already. Returns its class.
+    pub fn absorb(&self, block: Block) -> Class {
         let header = Header(Raw.header(block).load(Ordering::Relaxed));
         match Class::from_index(header.class_index()) {
             Some(class) if header == self.bins.free_header(class) => {
                 self.bins.put(block, class);
+                class
             }
             _ => fatal::header_overwritten(block, header.0),
         }

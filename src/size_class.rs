@@ -58,7 +58,7 @@ const SLAB_WASTE_DIVISOR: usize = 32;
 const TABLE_COUNT: usize = (MAX_TABLE_BYTES - HEADER_BYTES) / 16 + 1;
 
 /// Class of every size to `MAX_TABLE_BYTES`, by sixteenths.
-static CLASS_BY_SIXTEENTH: [u8; TABLE_COUNT] = {
+const CLASS_BY_SIXTEENTH: [u8; TABLE_COUNT] = {
     let mut table = [0u8; TABLE_COUNT];
     let mut class = 0;
     let mut index = 0;
@@ -73,7 +73,7 @@ static CLASS_BY_SIXTEENTH: [u8; TABLE_COUNT] = {
 };
 
 /// Stride of each class: payload and header.
-static STRIDE_BYTES: [u32; CLASS_COUNT] = {
+const STRIDE_BYTES: [u32; CLASS_COUNT] = {
     let mut table = [0; CLASS_COUNT];
     let mut class = 0;
     while class < CLASS_COUNT {

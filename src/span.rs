@@ -9,6 +9,7 @@
 //! | `slab`, `next`, `previous` | under the class's lock | - | - |
 //! | `next`, `carved_end` | - | the lane it is cut in; then the closer | - |
 //! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
+//! | `held_bytes` | - | - | under the lock of the mappings |
 //! | `count`, `held_pages` | - | the closer, then who frees a survivor | - |
 
 use crate::block::Block;
@@ -71,8 +72,11 @@ pub struct Span {
     pub held_pages: AtomicU32,
     /// Large: taken off its request's list by the closer.
     pub detached: Cell<bool>,
-    /// Huge: bytes of the block that were asked for. Cached: when it was put there.
+    /// Huge: bytes of the block that were asked for. Cached: when it was put there. Region: bytes
+    /// that its control block is charged for.
     pub note: Gauge,
+    /// Huge: bytes the block needs of a loose mapping; 0 when it is not loose.
+    pub held_bytes: Cell<usize>,
 }
 
 // SAFETY: the table at the head of the module says who touches which field when.
@@ -98,6 +102,7 @@ impl Span {
         self.held_pages.store(0, Ordering::Relaxed);
         self.detached.set(false);
         self.note.set(0);
+        self.held_bytes.set(0);
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
 

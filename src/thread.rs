@@ -98,7 +98,7 @@ pub struct Thread {
     all_next: Cell<*const Thread>,
     next_serial: Cell<u64>,
     end_serial: Cell<u64>,
-    stash: Cell<[*const Control; MAX_STASHED]>,
+    stash: [Cell<*const Control>; MAX_STASHED],
     stash_count: Cell<usize>,
     /// Requests this thread opened and finished; for figures.
     opened_count: Gauge,
@@ -216,9 +216,9 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         let top = thread.depth.get() - 1;
         thread.leave_index(top);
     }
-    for control in thread.stash.get().iter().take(thread.stash_count.replace(0)) {
+    for control in thread.stash.iter().take(thread.stash_count.replace(0)) {
         // SAFETY: stashed control blocks are this thread's.
-        HEAP.recycle(unsafe { &**control });
+        HEAP.recycle(unsafe { &*control.get() });
     }
     let more = thread.more_entries.replace(null_mut());
     if !more.is_null() {
@@ -242,7 +242,8 @@ fn free_persistent_block(block: Block) {
 impl Thread {
     fn entry(&self, index: usize) -> Entry {
         if index < INLINE_ENTRIES {
-            self.inline_entries.get()[index]
+            // SAFETY: only this thread reaches its entries; copies one, not the array.
+            unsafe { (*self.inline_entries.as_ptr())[index] }
         } else {
             // SAFETY: `index < depth`, and pushing made room for every entry.
             unsafe { *self.more_entries.get().add(index - INLINE_ENTRIES) }
@@ -433,7 +434,7 @@ impl Thread {
         }
         self.stash_count.set(count - 1);
         // SAFETY: stashed control blocks are this thread's.
-        Some(unsafe { &*self.stash.get()[count - 1] })
+        Some(unsafe { &*self.stash[count - 1].get() })
     }
 
     fn stash_control(&self, control: &'static Control) -> bool {
@@ -441,9 +442,7 @@ impl Thread {
         if count == MAX_STASHED {
             return false;
         }
-        let mut stash = self.stash.get();
-        stash[count] = control;
-        self.stash.set(stash);
+        self.stash[count].set(control);
         self.stash_count.set(count + 1);
         true
     }
@@ -538,9 +537,9 @@ fn each_thread(mut visit: impl FnMut(&Thread)) {
 pub fn trim() -> usize {
     if let Some(thread) = current() {
         thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
-        for control in thread.stash.get().iter().take(thread.stash_count.get()) {
+        for control in thread.stash.iter().take(thread.stash_count.get()) {
             // SAFETY: stashed control blocks are this thread's.
-            HEAP.release_warm_of(unsafe { &**control });
+            HEAP.release_warm_of(unsafe { &*control.get() });
         }
     }
     HEAP.release_all_idle()
@@ -647,12 +646,8 @@ pub fn bin_full_slow(class: Class) {
 /// `NONE`: the caller allocates, copies and frees.
 pub fn resize_in_place(payload: usize, size: usize, align: usize, new_size: usize) -> Block {
     let found = HEAP.judge(payload, size, align);
-    if found.block != payload {
-        return NONE;
-    }
-    let same_class = padded_size(size, align).and_then(Class::of)
-        == padded_size(new_size, align).and_then(Class::of);
-    if same_class && padded_size(size, align).is_some_and(|size| Class::of(size).is_some()) {
+    let class = padded_size(size, align).and_then(Class::of);
+    if class.is_some() && class == padded_size(new_size, align).and_then(Class::of) {
         return payload;
     }
     if align > 16 {

@@ -55,7 +55,8 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
         Survivors::Live => true,
         Survivors::Kept => control.kept.load(Ordering::Relaxed),
     };
-    let strays = control.stray.0.close();
+    let strays = control.strays.list.close();
+    let stray_bytes = control.stray_bytes();
     let chain_count = if keeps_blocks {
         // Drained blocks must not look live to the walk.
         control.absorb(&control.first, strays);
@@ -65,6 +66,11 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
     };
     let out = control.out_of_lanes();
     let (large_count, large_bytes) = control.large_figures();
+    let bytes_in_regions = match keeps_blocks {
+        true => out.bytes,
+        false => out.bytes - stray_bytes as isize,
+    }
+    .max(0) as usize;
     let live_in_regions = (out.blocks.max(0) as usize).saturating_sub(chain_count);
     if keeps_blocks && live_in_regions + large_count > 0 {
         return keep_survivors(control, supply, survivors, live_in_regions);
@@ -73,7 +79,7 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
     control.lanes().for_each(|lane| reset_lane(control, lane, supply));
     Outcome {
         freed_blocks: live_in_regions + large_count,
-        freed_bytes: out.bytes.max(0) as usize + large_bytes,
+        freed_bytes: bytes_in_regions + large_bytes,
         is_over: true,
         ..Outcome::default()
     }
@@ -81,7 +87,7 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
 
 /// Empties a lane; its regions stay with the control block as far as the process's cap allows.
 fn reset_lane<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
-    if lane.is_untouched(control.others.load(Ordering::Relaxed).is_null()) {
+    if lane.is_untouched(control.is_alone()) {
         return;
     }
     lane.reset(|region| {
@@ -130,10 +136,9 @@ fn release_large<S: Supply>(control: &Control, supply: &S) {
     }
 }
 
-/// Gives the span or the mapping of a large block back; a stale free finds it not live.
+/// Gives the span or the mapping of a large block back. A header that still says live tells a later
+/// free that the request is over, one that does not tells it that the block was freed.
 pub fn release_large_span<S: Supply>(span: &Span, supply: &S) {
-    let header = Raw.header(span.base() + 2 * HEADER_BYTES);
-    header.store(Header(header.load(Ordering::Relaxed)).without(LIVE).0, Ordering::Relaxed);
     match span.kind() {
         SpanKind::Huge => supply.give_mapping(span),
         _ => supply.give_span(span),
@@ -193,6 +198,8 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
             found.surviving_blocks += 1;
             found.surviving_bytes += stride;
         } else {
+            // Its page may stay: a stale free must not pass for a survivor's.
+            Raw.header(block).store(header.without(LIVE).0, Ordering::Relaxed);
             found.freed_blocks += 1;
             found.freed_bytes += stride;
         }

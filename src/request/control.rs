@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `first`, further lanes | see `lane` | |
 //! | `serial`, `id`, `name` | who opens the request, before anybody else knows it | anybody |
-//! | `handles`, `holds`, `stray` | see `lifecycle`, `stray` | |
+//! | `handles`, `holds`, `strays` | see `lifecycle`, `stray` | |
 //! | `large` | under the heap's large lock | the same |
 //! | `large_count`, `large_bytes`, `footprint`, `peak` | who takes or gives a span, by read-modify-write | anybody |
 //! | `kept` | who decrees a survivor | who closes |
@@ -23,10 +23,13 @@ use crate::page_heap::Taken;
 use crate::pool::Successors;
 use crate::size_class::{Class, HEADER_BYTES};
 use crate::span::{Span, SpanKind};
-use crate::stray::{Chain, StrayList};
+use crate::stray::{Chain, Closed, StrayList};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+
+/// What no request's serial is: ids have 48 bits.
+const NO_SERIAL: u64 = u64::MAX;
 
 /// The control block.
 #[repr(C, align(128))]
@@ -54,13 +57,18 @@ pub struct Control {
     pub kept: AtomicBool,
     /// Bytes of warm regions that this control block is charged for.
     pub warm_bytes: Cell<usize>,
-    /// Written by other threads: on a cache line of its own.
-    pub stray: Line<StrayList>,
+    /// Written by other threads: on cache lines of its own.
+    pub strays: Strays,
 }
 
-/// A value on a cache line of its own.
+/// What came back from outside.
 #[repr(align(128))]
-pub struct Line<T>(pub T);
+pub struct Strays {
+    /// The blocks.
+    pub list: StrayList,
+    /// Bytes of their strides, for figures: added before a push, taken off by the drain.
+    bytes: AtomicUsize,
+}
 
 // SAFETY: the table at the head of the module says who touches which field when.
 unsafe impl Sync for Control {}
@@ -118,7 +126,7 @@ impl Control {
             peak: AtomicUsize::new(0),
             kept: AtomicBool::new(false),
             warm_bytes: Cell::new(0),
-            stray: Line(StrayList::new()),
+            strays: Strays { list: StrayList::new(), bytes: AtomicUsize::new(0) },
         }
     }
 
@@ -134,8 +142,16 @@ impl Control {
         self.peak.store(0, Ordering::Relaxed);
         self.kept.store(false, Ordering::Relaxed);
         self.lanes().for_each(|lane| lane.bins.open(Kind::Lane, Header::tag(id, LIVE)));
-        self.stray.0.open();
+        self.strays.bytes.store(0, Ordering::Relaxed);
+        self.strays.list.open();
         self.handles.open();
+    }
+
+    /// The request is over and nothing of it is left: from here on a stale block's id is not this
+    /// control block's.
+    #[inline]
+    pub fn retire(&self) {
+        self.serial.store(NO_SERIAL, Ordering::Relaxed);
     }
 
     /// Its address, as spans name it.
@@ -152,6 +168,11 @@ impl Control {
     /// What stands in the headers of the request's blocks.
     pub fn id(&self) -> u64 {
         self.id.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is only the first lane.
+    pub fn is_alone(&self) -> bool {
+        self.others.load(Ordering::Relaxed).is_null()
     }
 
     /// All lanes.
@@ -215,7 +236,7 @@ impl Control {
     /// A block that the lane's bins and region have no room for.
     #[cold]
     pub fn alloc_slow<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> Block {
-        if !self.stray.0.is_empty() {
+        if !self.strays.list.is_empty() {
             self.drain_into(lane);
             let block = lane.bins.alloc(class);
             if block != NONE {
@@ -241,6 +262,7 @@ impl Control {
         let warm = lane.take_warm(stride);
         if let Some(span) = warm {
             span.carved_end.set(span.base() + HEADER_BYTES);
+            span.count.arm();
         }
         let span = match warm {
             Some(span) => span,
@@ -329,20 +351,34 @@ impl Control {
 
     /// Takes all strays into a lane's bins.
     fn drain_into(&self, lane: &Lane) {
-        self.absorb(lane, self.stray.0.drain());
+        self.absorb(lane, self.strays.list.drain());
     }
 
     /// Takes a chain of strays into a lane's bins.
     pub fn absorb(&self, lane: &Lane, chain: Chain) {
+        let mut bytes = 0;
         for block in chain.blocks(&Raw) {
             settle_stray(&Raw, block);
-            lane.absorb(block);
+            bytes += lane.absorb(block).stride_bytes();
         }
+        self.strays.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Frees a block from outside the lanes. Its header is claimed. `Err`: the request is closed.
+    pub fn push_stray(&self, block: Block, class: Class) -> Result<(), Closed> {
+        self.strays.bytes.fetch_add(class.stride_bytes(), Ordering::Relaxed);
+        self.strays.list.push(&Raw, block, block, 1)
+    }
+
+    /// Bytes of the strays just now.
+    pub fn stray_bytes(&self) -> usize {
+        self.strays.bytes.load(Ordering::Relaxed)
     }
 
     /// What the lanes have outside their bins, all together.
     pub fn out_of_lanes(&self) -> Out {
-        self.lanes().map(Lane::out).fold(Out { blocks: 0, bytes: 0 }, |sum, out| Out {
+        let alone = self.is_alone();
+        self.lanes().map(|lane| lane.out(alone)).fold(Out { blocks: 0, bytes: 0 }, |sum, out| Out {
             blocks: sum.blocks + out.blocks,
             bytes: sum.bytes + out.bytes,
         })
@@ -357,11 +393,12 @@ impl Control {
     pub fn figures(&self) -> Figures {
         let out = self.out_of_lanes();
         let (large_count, large_bytes) = self.large_figures();
-        let strays = self.stray.0.counted() as isize;
+        let strays = self.strays.list.counted() as isize;
         let in_regions = (out.blocks - strays).max(0) as usize;
+        let bytes_in_regions = (out.bytes - self.stray_bytes() as isize).max(0) as usize;
         Figures {
             live_blocks: in_regions + large_count,
-            live_bytes: out.bytes.max(0) as usize + large_bytes,
+            live_bytes: bytes_in_regions + large_bytes,
             footprint: self.footprint.load(Ordering::Relaxed),
             peak: self.peak.load(Ordering::Relaxed),
         }

@@ -1,0 +1,257 @@
+//! `lifecycle`: the last one decides, and after everybody else (L1).
+
+use loom::sync::Arc;
+use loom::thread;
+use rqmalloc_loom_tests::lifecycle::{Handles, Holds, Occupancy, SpanCount};
+use rqmalloc_loom_tests::model::{Plain, explore};
+use rqmalloc_loom_tests::sync::{AtomicBool, AtomicU64};
+
+/// Lane hand-over publishes the bins: who enters sees all that the last occupant did.
+#[test]
+fn lane_left_against_lane_entered() {
+    struct Lane {
+        occupancy: Occupancy,
+        bins: Plain<u32>,
+    }
+    impl Lane {
+        fn pass_through(&self) -> bool {
+            let entered = self.occupancy.try_enter();
+            if entered {
+                self.bins.write(|visits| *visits += 1);
+                self.occupancy.leave();
+            }
+            entered
+        }
+    }
+    explore(3, || {
+        let occupancy = Occupancy(AtomicBool::new(false));
+        let lane = Arc::new(Lane { occupancy, bins: Plain::new(0) });
+        let others = [lane.clone(), lane.clone()];
+        let threads = others.map(|other| thread::spawn(move || other.pass_through()));
+        let here = u32::from(lane.pass_through());
+        let visits = threads.into_iter().fold(here, |visits, thread| {
+            visits + u32::from(thread.join().unwrap())
+        });
+        assert!(visits > 0, "a lane that is idle lets somebody in");
+        assert!(!lane.occupancy.is_taken(), "who left has made it idle");
+        lane.bins.read(|seen| assert_eq!(*seen, visits, "one occupant at a time"));
+    });
+}
+
+/// A request: handles, one lane, and how often it was finished.
+struct Request {
+    handles: Handles,
+    lane: Occupancy,
+    bins: Plain<u32>,
+    own: [Plain<u32>; 3],
+    finished: Plain<u32>,
+}
+
+impl Request {
+    /// With one handle.
+    fn open() -> Arc<Self> {
+        let handles = Handles::new();
+        handles.open();
+        Arc::new(Self {
+            handles,
+            lane: Occupancy(AtomicBool::new(false)),
+            bins: Plain::new(0),
+            own: std::array::from_fn(|_| Plain::new(0)),
+            finished: Plain::new(0),
+        })
+    }
+
+    /// What a thread with a handle does: enters the lane if it is idle, and uses what is its own.
+    fn work(&self, who: usize) {
+        self.own[who].write(|uses| *uses += 1);
+        if self.lane.try_enter() {
+            self.bins.write(|visits| *visits += 1);
+            self.lane.leave();
+        }
+    }
+
+    /// The finisher is alone: everything done under a handle happens before.
+    fn finish(&self) {
+        self.finished.write(|times| *times += 1);
+        self.bins.write(|visits| *visits += 1);
+        self.own.iter().for_each(|own| own.write(|uses| *uses += 1));
+    }
+
+    fn drop_handle(&self) {
+        if self.handles.drop_one() {
+            self.finish();
+        }
+    }
+
+    /// After every thread was joined.
+    fn assert_finished_once(&self) {
+        assert_eq!(self.handles.count(), 0, "every handle was dropped");
+        self.finished.read(|times| assert_eq!(*times, 1, "L1: exactly one finishes the request"));
+    }
+}
+
+/// Everything done under a handle happens before the finish, which the last one does.
+#[test]
+fn last_handle_dropped_against_enter() {
+    explore(3, || {
+        let request = Request::open();
+        let others = [0, 1].map(|who| {
+            request.handles.add();
+            let other = request.clone();
+            thread::spawn(move || {
+                other.work(who);
+                other.drop_handle();
+            })
+        });
+        request.drop_handle();
+        others.into_iter().for_each(|other| other.join().unwrap());
+        request.assert_finished_once();
+    });
+}
+
+/// `close` of who may be the only one: it finishes, or it changes nothing and drops its handle.
+#[test]
+fn close_if_only_against_drop() {
+    explore(3, || {
+        let request = Request::open();
+        request.handles.add();
+        let other = request.clone();
+        let thread = thread::spawn(move || {
+            other.work(0);
+            other.drop_handle();
+        });
+        request.work(1);
+        if request.handles.drop_if_only() {
+            request.finish();
+        } else {
+            request.drop_handle();
+        }
+        thread.join().unwrap();
+        request.assert_finished_once();
+    });
+}
+
+/// Who holds a live block, but no handle, gets one or comes too late; with a handle it works before
+/// the finish.
+#[test]
+fn handle_from_a_live_block_against_last_drop() {
+    explore(3, || {
+        let request = Request::open();
+        let others = [0, 1].map(|who| {
+            let other = request.clone();
+            thread::spawn(move || {
+                if other.handles.try_add() {
+                    other.work(who);
+                    other.drop_handle();
+                }
+            })
+        });
+        request.work(2);
+        request.drop_handle();
+        others.into_iter().for_each(|other| other.join().unwrap());
+        request.assert_finished_once();
+    });
+}
+
+/// The same against a `close` by the only holder.
+#[test]
+fn handle_from_a_live_block_against_close_if_only() {
+    explore(3, || {
+        let request = Request::open();
+        let other = request.clone();
+        let thread = thread::spawn(move || {
+            if other.handles.try_add() {
+                other.work(0);
+                other.drop_handle();
+            }
+        });
+        request.work(1);
+        if request.handles.drop_if_only() {
+            request.finish();
+        } else {
+            request.drop_handle();
+        }
+        thread.join().unwrap();
+        request.assert_finished_once();
+    });
+}
+
+/// A survivor span: the closer settles it while survivors are freed; the last one gives it back
+/// after everybody's last use, and sees which pages the closer held.
+#[test]
+fn span_settled_against_survivors_freed() {
+    struct Span {
+        count: SpanCount,
+        held_pages: Plain<u32>,
+        payloads: [Plain<u32>; 2],
+        given: Plain<u32>,
+    }
+    impl Span {
+        fn give(&self) {
+            self.held_pages.read(|held| assert_eq!(*held, 1, "the closer is done with the span"));
+            self.payloads.iter().for_each(|payload| payload.write(|word| *word = 0));
+            self.given.write(|times| *times += 1);
+        }
+    }
+    explore(3, || {
+        let count = SpanCount(AtomicU64::new(0));
+        count.arm();
+        let span = Arc::new(Span {
+            count,
+            held_pages: Plain::new(0),
+            payloads: std::array::from_fn(|_| Plain::new(0)),
+            given: Plain::new(0),
+        });
+        let freers = [0, 1].map(|index| {
+            let span = span.clone();
+            thread::spawn(move || {
+                span.payloads[index].write(|word| *word += 1);
+                if span.count.drop_one() {
+                    span.give();
+                }
+            })
+        });
+        span.held_pages.write(|held| *held = 1);
+        if span.count.settle(2) {
+            span.give();
+        }
+        freers.into_iter().for_each(|freer| freer.join().unwrap());
+        span.given.read(|times| assert_eq!(*times, 1, "L1: exactly one gives the span back"));
+    });
+}
+
+/// The last hold recycles the control block after everybody's last look at it.
+#[test]
+fn last_hold_dropped_recycles() {
+    struct Control {
+        holds: Holds,
+        fields: [Plain<u32>; 2],
+        recycled: Plain<u32>,
+    }
+    impl Control {
+        fn drop_hold(&self) {
+            if self.holds.drop_one() {
+                self.fields.iter().for_each(|field| field.write(|value| *value = 0));
+                self.recycled.write(|times| *times += 1);
+            }
+        }
+    }
+    explore(3, || {
+        let control = Arc::new(Control {
+            holds: Holds::new(),
+            fields: std::array::from_fn(|_| Plain::new(0)),
+            recycled: Plain::new(0),
+        });
+        control.holds.begin();
+        control.holds.add();
+        let other = control.clone();
+        let freer = thread::spawn(move || {
+            other.fields[0].write(|value| *value += 1);
+            other.drop_hold();
+        });
+        control.fields[1].write(|value| *value += 1);
+        control.drop_hold();
+        freer.join().unwrap();
+        control.recycled.read(|times| assert_eq!(*times, 1, "L1: exactly one recycles"));
+    });
+}

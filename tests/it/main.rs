@@ -1,0 +1,16 @@
+//! The allocator as a program sees it: installed, with requests begun and ended.
+#![allow(missing_docs)]
+
+mod basic;
+mod misuse;
+mod realloc;
+mod support;
+
+#[global_allocator]
+static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+
+/// A process that is to die of misuse does so before the test harness starts: see `misuse`.
+#[used]
+#[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
+#[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
+static EARLY: extern "C" fn() = misuse::run_child;

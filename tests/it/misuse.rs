@@ -1,0 +1,670 @@
+//! Misuse ends the process by SIGABRT with exactly one line. Each case runs in a child process: this
+//! program once more, with the name of the case in its environment.
+//!
+//! The child tells what only it can know (the address, the header, the number of the request) on its
+//! standard output, and the parent puts that into the line it expects.
+
+use crate::support::{layout, payload_for};
+use rqmalloc::{Request, RqMalloc};
+use std::alloc::GlobalAlloc;
+use std::fmt::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+const CASE: &str = "RQMALLOC_TEST_MISUSE";
+/// How a child exits that was not stopped.
+const SURVIVED: i32 = 3;
+/// How a child exits that does not know its case.
+const UNKNOWN: i32 = 4;
+/// A child that hangs dies of SIGALRM.
+const PATIENCE_SECONDS: u32 = 60;
+
+fn expect_death(case: &str, expected: &str) {
+    let output = Command::new(std::env::current_exe().unwrap()).env(CASE, case).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    let mut line = format!("rqmalloc: {expected}\n");
+    for fact in told.lines() {
+        let (key, value) = fact.split_once('=').unwrap();
+        line = line.replace(&format!("{{{key}}}"), value);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        (output.status.signal(), said.as_ref()),
+        (Some(libc::SIGABRT), line.as_str()),
+        "{case}: {} (exit code {SURVIVED}: nobody noticed); it told {told:?}",
+        output.status
+    );
+}
+
+/// Runs before `main`; returns at once in a process that is no child.
+pub extern "C" fn run_child() {
+    let Some(case) = std::env::var_os(CASE) else { return };
+    // SAFETY: plain system calls; the limit is a valid structure.
+    unsafe {
+        libc::alarm(PATIENCE_SECONDS);
+        let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
+    }
+    let known = case.to_str().is_some_and(run_case);
+    // SAFETY: ends the process without anything that could be broken by now.
+    unsafe { libc::_exit(if known { SURVIVED } else { UNKNOWN }) }
+}
+
+/// Tells the parent a fact, without allocating: a request may be open.
+fn tell(key: &str, value: std::fmt::Arguments<'_>) {
+    struct Buffer([u8; 96], usize);
+    impl Write for Buffer {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            let end = self.1 + text.len();
+            self.0.get_mut(self.1..end).ok_or(std::fmt::Error)?.copy_from_slice(text.as_bytes());
+            self.1 = end;
+            Ok(())
+        }
+    }
+    let mut buffer = Buffer([0; 96], 0);
+    writeln!(buffer, "{key}={value}").unwrap();
+    // SAFETY: the buffer holds that many bytes.
+    unsafe { libc::write(1, buffer.0.as_ptr().cast(), buffer.1) };
+}
+
+fn tell_address(pointer: *const u8) {
+    tell("address", format_args!("{pointer:p}"));
+}
+
+fn tell_request(id: rqmalloc::RequestId) {
+    tell("request", format_args!("{id}"));
+}
+
+fn tell_header(pointer: *const u8) {
+    // SAFETY: the word before a payload is the allocator's and mapped.
+    let header = unsafe { pointer.sub(8).cast::<u64>().read_volatile() };
+    tell("header", format_args!("{header:#x}"));
+}
+
+fn take(size: usize, align: usize) -> *mut u8 {
+    // SAFETY: no size here is 0.
+    let pointer = unsafe { RqMalloc.alloc(layout(size, align)) };
+    assert!(!pointer.is_null());
+    pointer
+}
+
+/// Frees with a layout, right or wrong.
+fn free(pointer: *mut u8, size: usize, align: usize) {
+    // SAFETY: none, often: that is what is tested, in a process made for it.
+    unsafe { RqMalloc.dealloc(pointer, layout(size, align)) };
+}
+
+/// A pointer that another thread may have.
+#[derive(Clone, Copy)]
+struct Loose(*mut u8);
+// SAFETY: an address.
+unsafe impl Send for Loose {}
+
+fn free_elsewhere(pointer: *mut u8, size: usize, align: usize) {
+    let loose = Loose(pointer);
+    // The thread's own blocks are persistent.
+    rqmalloc::persistent(|| {
+        std::thread::spawn(move || {
+            let loose = loose;
+            free(loose.0, size, align);
+        })
+        .join()
+        .unwrap();
+    });
+}
+
+fn end() -> rqmalloc::Report {
+    // SAFETY: what is used later is used to be caught.
+    unsafe { rqmalloc::end_request() }
+}
+
+/// Three blocks in a row, of which the first can run over into the second: it asked for all its
+/// class has.
+fn in_a_row(size: usize) -> [*mut u8; 3] {
+    let size = payload_for(size);
+    // Enough that somewhere two are neighbours, whatever the bins hold.
+    let blocks: [*mut u8; 64] = std::array::from_fn(|_| take(size, 8));
+    for &first in &blocks {
+        let after = |steps: usize| {
+            let address = first.addr() + steps * (size + 8);
+            blocks.iter().copied().find(|block| block.addr() == address)
+        };
+        if let (Some(second), Some(third)) = (after(1), after(2)) {
+            return [first, second, third];
+        }
+    }
+    panic!("no three of 64 blocks are neighbours");
+}
+
+/// Writes `count` bytes past the end of a block, each unlike what was there.
+fn overrun(block: *mut u8, size: usize, count: usize) {
+    for at in payload_for(size)..payload_for(size) + count {
+        // SAFETY: the bytes are the next block's header.
+        unsafe { *block.add(at) ^= 0x5a };
+    }
+}
+
+macro_rules! cases {
+    ($($case:ident: $expected:literal;)*) => {
+        fn run_case(case: &str) -> bool {
+            match case {
+                $(stringify!($case) => child::$case(),)*
+                _ => return false,
+            }
+            true
+        }
+        $(#[test]
+        fn $case() {
+            let _together = crate::support::together();
+            expect_death(stringify!($case), $expected);
+        })*
+    };
+}
+
+cases! {
+    double_free_at_once: "double free (address {address})";
+    double_free_later: "double free (address {address})";
+    double_free_from_another_thread: "double free (address {address})";
+    double_free_after_the_thread_exited: "double free (address {address})";
+    double_free_of_a_span: "double free (address {address})";
+    double_free_of_a_mapping: "double free (address {address})";
+    free_of_a_mapping_that_is_gone: "not a block of this allocator (address {address})";
+    double_free_over_aligned: "double free (address {address})";
+    double_free_over_aligned_span: "double free (address {address})";
+    double_free_over_aligned_mapping: "double free (address {address})";
+    double_free_in_a_request: "double free (address {address})";
+    double_free_in_a_request_of_a_span: "double free (address {address})";
+    double_free_in_a_request_of_a_mapping: "double free (address {address})";
+    double_free_in_a_request_over_aligned: "double free (address {address})";
+    double_free_of_a_stray: "double free (address {address})";
+    double_free_of_a_stray_in_its_request: "double free (address {address})";
+    double_free_of_a_persistent_block_in_a_request: "double free (address {address})";
+    double_free_of_a_kept_block: "double free (address {address})";
+    double_free_of_a_survivor: "double free (address {address})";
+    realloc_after_free: "double free (address {address})";
+    persist_after_free: "double free (address {address})";
+
+    wrong_size: "freed with another layout (address {address}, capacity 104, size 200)";
+    wrong_size_in_a_request: "freed with another layout (address {address}, capacity 104, size 200)";
+    wrong_size_of_a_stray: "freed with another layout (address {address}, capacity 104, size 200)";
+    wrong_size_of_a_span: "freed with another layout (address {address}, capacity 114696, size 100)";
+    wrong_size_of_a_mapping: "freed with another layout (address {address}, capacity 3000000, size 3000001)";
+    mapping_freed_as_small: "freed with another layout (address {address}, capacity 3000000, size 100)";
+    small_freed_as_mapping: "freed with another layout (address {address}, capacity 104, size 3000000)";
+    wrong_alignment_of_a_stray: "freed with another layout (address {address}, capacity 72, size 64)";
+    over_aligned_freed_as_plain: "freed with another layout (address {address}, capacity {capacity}, size 64)";
+    realloc_with_the_wrong_size: "freed with another layout (address {address}, capacity 104, size 200)";
+
+    interior_of_a_slab: "not a block of this allocator (address {address})";
+    interior_of_a_region: "not a block of this allocator (address {address})";
+    interior_of_a_span: "not a block of this allocator (address {address})";
+    interior_of_a_span_on_a_later_page: "not a block of this allocator (address {address})";
+    interior_of_a_mapping: "not a block of this allocator (address {address})";
+    unaligned: "not a block of this allocator (address {address})";
+    unaligned_in_a_request: "not a block of this allocator (address {address})";
+    on_the_stack: "not a block of this allocator (address {address})";
+    on_the_stack_of_a_new_thread: "not a block of this allocator (address {address})";
+    a_static: "not a block of this allocator (address {address})";
+    from_mmap: "not a block of this allocator (address {address})";
+    persist_of_the_stack: "not a block of this allocator (address {address})";
+
+    overrun_by_one_in_a_slab: "header overwritten (address {address}, header {header})";
+    overrun_by_eight_in_a_slab: "header overwritten (address {address}, header {header})";
+    overrun_by_one_in_a_region: "header overwritten (address {address}, header {header})";
+    overrun_by_eight_in_a_region: "header overwritten (address {address}, header {header})";
+    overrun_with_zeros_in_a_slab: "header overwritten (address {address}, header {header})";
+    overrun_with_zeros_in_a_region: "header overwritten (address {address}, header {header})";
+    overrun_found_by_close: "header overwritten (address {address}, header {header})";
+
+    freed_after_end: "block of an ended request (address {address}, request {request})";
+    freed_after_end_by_another_thread: "block of an ended request (address {address}, request {request})";
+    freed_in_the_next_request: "block of an ended request (address {address}, request {request})";
+    freed_in_the_outer_request: "block of an ended request (address {address}, request {request})";
+    span_freed_after_end: "block of an ended request (address {address}, request {request})";
+    mapping_freed_after_end: "block of an ended request (address {address}, request {request})";
+    over_aligned_freed_after_end: "block of an ended request (address {address}, request {request})";
+    resized_after_end: "block of an ended request (address {address}, request {request})";
+    freed_after_trim: "not a block of this allocator (address {address})";
+}
+
+/// The faults.
+mod child {
+    use super::*;
+
+    fn twice(size: usize, align: usize) {
+        let block = take(size, align);
+        tell_address(block);
+        free(block, size, align);
+        free(block, size, align);
+    }
+
+    pub fn double_free_at_once() {
+        twice(100, 8);
+    }
+
+    pub fn double_free_later() {
+        let before: [_; 20] = std::array::from_fn(|_| take(100, 8));
+        let block = take(100, 8);
+        tell_address(block);
+        free(block, 100, 8);
+        for other in before {
+            free(other, 100, 8);
+        }
+        for size in 1..1000 {
+            free(take(size + 200, 8), size + 200, 8);
+        }
+        free(block, 100, 8);
+    }
+
+    pub fn double_free_from_another_thread() {
+        let block = take(100, 8);
+        tell_address(block);
+        free(block, 100, 8);
+        free_elsewhere(block, 100, 8);
+    }
+
+    pub fn double_free_after_the_thread_exited() {
+        let block = take(100, 8);
+        tell_address(block);
+        free_elsewhere(block, 100, 8);
+        free(block, 100, 8);
+    }
+
+    pub fn double_free_of_a_span() {
+        twice(100_000, 8);
+    }
+
+    pub fn double_free_of_a_mapping() {
+        twice(3_000_000, 8);
+    }
+
+    pub fn free_of_a_mapping_that_is_gone() {
+        let block = take(3_000_000, 8);
+        tell_address(block);
+        free(block, 3_000_000, 8);
+        rqmalloc::trim();
+        free(block, 3_000_000, 8);
+    }
+
+    pub fn double_free_over_aligned() {
+        twice(100, 4096);
+    }
+
+    pub fn double_free_over_aligned_span() {
+        twice(100_000, 65_536);
+    }
+
+    pub fn double_free_over_aligned_mapping() {
+        twice(100, 2 << 20);
+    }
+
+    pub fn double_free_in_a_request() {
+        rqmalloc::begin_request();
+        twice(100, 8);
+    }
+
+    pub fn double_free_in_a_request_of_a_span() {
+        rqmalloc::begin_request();
+        twice(100_000, 8);
+    }
+
+    pub fn double_free_in_a_request_of_a_mapping() {
+        rqmalloc::begin_request();
+        twice(3_000_000, 8);
+    }
+
+    pub fn double_free_in_a_request_over_aligned() {
+        rqmalloc::begin_request();
+        twice(100, 4096);
+    }
+
+    pub fn double_free_of_a_stray() {
+        let request = Request::new();
+        let block = request.run(|| take(100, 8));
+        tell_address(block);
+        free_elsewhere(block, 100, 8);
+        free_elsewhere(block, 100, 8);
+    }
+
+    pub fn double_free_of_a_stray_in_its_request() {
+        rqmalloc::begin_request();
+        let block = take(100, 8);
+        tell_address(block);
+        free_elsewhere(block, 100, 8);
+        free(block, 100, 8);
+    }
+
+    pub fn double_free_of_a_persistent_block_in_a_request() {
+        let block = take(100, 8);
+        tell_address(block);
+        rqmalloc::begin_request();
+        free(block, 100, 8);
+        free(block, 100, 8);
+    }
+
+    pub fn double_free_of_a_kept_block() {
+        rqmalloc::begin_request();
+        let (block, neighbour) = (take(100, 8), take(100, 8));
+        tell_address(block);
+        // SAFETY: live blocks.
+        unsafe {
+            rqmalloc::persist(block);
+            rqmalloc::persist(neighbour);
+        }
+        let _ = end();
+        free(block, 100, 8);
+        free(block, 100, 8);
+    }
+
+    pub fn double_free_of_a_survivor() {
+        rqmalloc::begin_request();
+        let (block, _neighbour) = (take(100, 8), take(100, 8));
+        tell_address(block);
+        let _ = rqmalloc::close_request();
+        free(block, 100, 8);
+        free(block, 100, 8);
+    }
+
+    pub fn realloc_after_free() {
+        let block = take(100, 8);
+        tell_address(block);
+        free(block, 100, 8);
+        // SAFETY: none: that is what is tested.
+        unsafe { RqMalloc.realloc(block, layout(100, 8), 300) };
+    }
+
+    pub fn persist_after_free() {
+        rqmalloc::begin_request();
+        let block = take(100, 8);
+        tell_address(block);
+        free(block, 100, 8);
+        // SAFETY: none: that is what is tested.
+        unsafe { rqmalloc::persist(block) };
+    }
+
+    /// Allocates with one layout and frees with another.
+    fn as_another(size: usize, align: usize, freed_size: usize, freed_align: usize) {
+        let block = take(size, align);
+        tell_address(block);
+        free(block, freed_size, freed_align);
+    }
+
+    pub fn wrong_size() {
+        as_another(100, 8, 200, 8);
+    }
+
+    pub fn wrong_size_in_a_request() {
+        rqmalloc::begin_request();
+        as_another(100, 8, 200, 8);
+    }
+
+    pub fn wrong_size_of_a_stray() {
+        let request = Request::new();
+        let block = request.run(|| take(100, 8));
+        tell_address(block);
+        free_elsewhere(block, 200, 8);
+    }
+
+    pub fn wrong_size_of_a_span() {
+        as_another(100_000, 8, 100, 8);
+    }
+
+    pub fn wrong_size_of_a_mapping() {
+        as_another(3_000_000, 8, 3_000_001, 8);
+    }
+
+    pub fn mapping_freed_as_small() {
+        as_another(3_000_000, 8, 100, 8);
+    }
+
+    pub fn small_freed_as_mapping() {
+        as_another(100, 8, 3_000_000, 8);
+    }
+
+    pub fn wrong_alignment_of_a_stray() {
+        // In its own lifetime it goes unnoticed, and does no harm: the class is the right one.
+        let request = Request::new();
+        let block = request.run(|| take(64, 8));
+        tell_address(block);
+        free_elsewhere(block, 64, 4096);
+    }
+
+    pub fn over_aligned_freed_as_plain() {
+        // Two, as one of them may stand at the alignment without help.
+        let block = [take(64, 4096), take(64, 4096)]
+            .into_iter()
+            .find(|block| rqmalloc::usable_size(*block) < payload_for(64 + 4096 - 16))
+            .unwrap();
+        tell_address(block);
+        tell("capacity", format_args!("{}", rqmalloc::usable_size(block)));
+        free(block, 64, 8);
+    }
+
+    pub fn realloc_with_the_wrong_size() {
+        let block = take(100, 8);
+        tell_address(block);
+        // SAFETY: none: that is what is tested.
+        unsafe { RqMalloc.realloc(block, layout(200, 8), 300) };
+    }
+
+    /// Frees an address inside a block that is full of zeros.
+    fn inside(size: usize, distance: usize) {
+        let block = take(size, 8);
+        // SAFETY: the block has `size` bytes, and `distance` is less.
+        let interior = unsafe {
+            block.write_bytes(0, size);
+            block.add(distance)
+        };
+        tell_address(interior);
+        free(interior, size - distance, 8);
+    }
+
+    pub fn interior_of_a_slab() {
+        inside(200, 32);
+    }
+
+    pub fn interior_of_a_region() {
+        rqmalloc::begin_request();
+        inside(200, 32);
+    }
+
+    pub fn interior_of_a_span() {
+        inside(100_000, 64);
+    }
+
+    pub fn interior_of_a_span_on_a_later_page() {
+        inside(100_000, 65_536);
+    }
+
+    pub fn interior_of_a_mapping() {
+        inside(3_000_000, 1 << 20);
+    }
+
+    pub fn unaligned() {
+        inside(100, 3);
+    }
+
+    pub fn unaligned_in_a_request() {
+        rqmalloc::begin_request();
+        inside(100, 3);
+    }
+
+    #[repr(align(16))]
+    struct Words([u64; 8]);
+
+    pub fn on_the_stack() {
+        let mut words = Words([0; 8]);
+        let pointer = (&raw mut words.0[2]).cast();
+        tell_address(pointer);
+        free(pointer, 16, 8);
+    }
+
+    /// The first that the thread does with the allocator: nothing has told it of the thread yet.
+    pub fn on_the_stack_of_a_new_thread() {
+        extern "C" fn first(_: *mut libc::c_void) -> *mut libc::c_void {
+            let mut words = Words([0; 8]);
+            let pointer = (&raw mut words.0[2]).cast();
+            tell_address(pointer);
+            free(pointer, 8, 8);
+            std::ptr::null_mut()
+        }
+        // SAFETY: a thread without arguments, waited for.
+        unsafe {
+            let mut thread = std::mem::zeroed();
+            let none: *mut libc::c_void = std::ptr::null_mut();
+            libc::pthread_create(&raw mut thread, none.cast(), first, none);
+            libc::pthread_join(thread, none.cast());
+        }
+    }
+
+    pub fn a_static() {
+        static mut WORDS: Words = Words([7; 8]);
+        // SAFETY: one thread, and the address only.
+        let pointer = unsafe { (&raw mut WORDS.0[4]).cast() };
+        tell_address(pointer);
+        free(pointer, 16, 8);
+    }
+
+    pub fn from_mmap() {
+        // SAFETY: an anonymous mapping; the address lies inside it.
+        let pointer = unsafe {
+            let base = libc::mmap(
+                std::ptr::null_mut(),
+                65_536,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            base.cast::<u8>().add(4096)
+        };
+        tell_address(pointer);
+        free(pointer, 4096, 8);
+    }
+
+    pub fn persist_of_the_stack() {
+        let mut words = Words([0; 8]);
+        let pointer = (&raw mut words.0[2]).cast();
+        tell_address(pointer);
+        // SAFETY: none: that is what is tested.
+        unsafe { rqmalloc::persist(pointer) };
+    }
+
+    /// The second of three neighbours is run over, and freed.
+    fn overrun_and_free(size: usize, count: usize) {
+        let [first, second, _] = in_a_row(size);
+        overrun(first, size, count);
+        tell_address(second);
+        tell_header(second);
+        free(second, payload_for(size), 8);
+    }
+
+    pub fn overrun_by_one_in_a_slab() {
+        overrun_and_free(100, 1);
+    }
+
+    pub fn overrun_by_eight_in_a_slab() {
+        overrun_and_free(100, 8);
+    }
+
+    pub fn overrun_by_one_in_a_region() {
+        rqmalloc::begin_request();
+        overrun_and_free(100, 1);
+    }
+
+    pub fn overrun_by_eight_in_a_region() {
+        rqmalloc::begin_request();
+        overrun_and_free(100, 8);
+    }
+
+    /// As a string without room for its terminator does it.
+    fn zero_and_free(size: usize) {
+        let [first, second, _] = in_a_row(size);
+        // SAFETY: the word is the next block's header.
+        unsafe { first.add(payload_for(size)).write_bytes(0, 8) };
+        tell_address(second);
+        tell_header(second);
+        free(second, payload_for(size), 8);
+    }
+
+    pub fn overrun_with_zeros_in_a_slab() {
+        zero_and_free(8);
+    }
+
+    pub fn overrun_with_zeros_in_a_region() {
+        rqmalloc::begin_request();
+        zero_and_free(8);
+    }
+
+    pub fn overrun_found_by_close() {
+        rqmalloc::begin_request();
+        let [first, second, _] = in_a_row(100);
+        overrun(first, 100, 1);
+        tell_address(second);
+        tell_header(second);
+        let _ = rqmalloc::close_request();
+    }
+
+    /// A block of a request that has ended.
+    fn ended(size: usize, align: usize) -> *mut u8 {
+        let id = rqmalloc::begin_request();
+        let block = take(size, align);
+        tell_address(block);
+        tell_request(id);
+        let _ = end();
+        block
+    }
+
+    pub fn freed_after_end() {
+        free(ended(100, 8), 100, 8);
+    }
+
+    pub fn freed_after_end_by_another_thread() {
+        free_elsewhere(ended(100, 8), 100, 8);
+    }
+
+    pub fn freed_in_the_next_request() {
+        // Not the first block, whose place the next request's first one takes.
+        let id = rqmalloc::begin_request();
+        take(100, 8);
+        let block = take(100, 8);
+        tell_address(block);
+        tell_request(id);
+        let _ = end();
+        rqmalloc::begin_request();
+        take(50, 8);
+        free(block, 100, 8);
+    }
+
+    pub fn freed_in_the_outer_request() {
+        rqmalloc::begin_request();
+        take(100, 8);
+        free(ended(100, 8), 100, 8);
+    }
+
+    pub fn span_freed_after_end() {
+        free(ended(100_000, 8), 100_000, 8);
+    }
+
+    pub fn mapping_freed_after_end() {
+        free(ended(3_000_000, 8), 3_000_000, 8);
+    }
+
+    pub fn over_aligned_freed_after_end() {
+        free(ended(100, 4096), 100, 4096);
+    }
+
+    pub fn resized_after_end() {
+        let block = ended(100, 8);
+        // SAFETY: none: that is what is tested.
+        unsafe { RqMalloc.realloc(block, layout(100, 8), 300) };
+    }
+
+    pub fn freed_after_trim() {
+        // Keeps the chunk mapped.
+        let _pin = take(100, 8);
+        let block = ended(100, 8);
+        rqmalloc::trim();
+        free(block, 100, 8);
+    }
+}

@@ -1,0 +1,215 @@
+//! What the tests share: blocks that know their bytes, the size classes as the documentation has
+//! them, and a lock for tests that look at the whole process.
+
+use rqmalloc::RqMalloc;
+use std::alloc::{GlobalAlloc, Layout};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Bytes of a page of the allocator.
+pub const PAGE: usize = 16 * 1024;
+/// The largest payload of blocks that share slabs and regions; larger ones have spans of their own.
+pub const MAX_SHARED: usize = 32 * 1024 + 8;
+/// The largest payload that has a class; larger blocks have mappings of their own.
+pub const MAX_CLASS: usize = (1 << 20) + 8;
+
+static PROCESS: RwLock<()> = RwLock::new(());
+
+/// Held by a test that looks at figures of the whole process: no other test runs meanwhile.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    PROCESS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by every other test.
+pub fn together() -> RwLockReadGuard<'static, ()> {
+    PROCESS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+/// The payload sizes of the classes, from the rule and not from the allocator's table:
+/// 8 + {0, 16 .. 112, then four steps a doubling .. 1 MiB}.
+pub fn payloads() -> impl Iterator<Item = usize> {
+    let steps = (7..20).flat_map(|power| (0..4).map(move |step| (1 << power) + (step << (power - 2))));
+    (0..8).map(|sixteenth| 16 * sixteenth).chain(steps).chain([1 << 20]).map(|size: usize| size + 8)
+}
+
+/// The payload of the class that a size at an alignment of at most 16 gets.
+pub fn payload_for(size: usize) -> usize {
+    payloads().find(|&payload| payload >= size).unwrap()
+}
+
+/// What a request is charged for a live block that has a class.
+pub fn charged_for(size: usize) -> usize {
+    let payload = payload_for(size);
+    if payload <= MAX_SHARED { payload + 8 } else { (payload + 16).next_multiple_of(PAGE) }
+}
+
+/// Bytes that any piece of is unlike any other, for patterns.
+static NOISE: [u8; 2 * NOISE_STEP] = {
+    let mut noise = [0; 2 * NOISE_STEP];
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut index = 0;
+    while index < noise.len() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise[index] = (state >> 32) as u8;
+        index += 1;
+    }
+    noise
+};
+const NOISE_STEP: usize = 4096;
+
+/// The pieces of a pattern, `NOISE_STEP` bytes each.
+fn noise(seed: u64, piece: usize) -> &'static [u8] {
+    let start = (seed.wrapping_mul(0x9e37_79b9) as usize >> 3).wrapping_add(piece * 613) % NOISE_STEP;
+    &NOISE[start..start + NOISE_STEP]
+}
+
+/// Writes the pattern of `seed`.
+pub fn write_pattern(bytes: &mut [u8], seed: u64) {
+    for (piece, bytes) in bytes.chunks_mut(NOISE_STEP).enumerate() {
+        bytes.copy_from_slice(&noise(seed, piece)[..bytes.len()]);
+    }
+}
+
+/// Panics unless the bytes are the pattern of `seed`.
+#[track_caller]
+pub fn expect_pattern(bytes: &[u8], seed: u64) {
+    for (piece, bytes) in bytes.chunks(NOISE_STEP).enumerate() {
+        let expected = &noise(seed, piece)[..bytes.len()];
+        if bytes != expected {
+            let at = bytes.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(0);
+            panic!(
+                "byte {} of the block at {:p} is {:#x} and not {:#x} (seed {seed})",
+                piece * NOISE_STEP + at,
+                bytes.as_ptr(),
+                bytes[at],
+                expected[at]
+            );
+        }
+    }
+}
+
+/// A block with its layout and a pattern in it. It frees itself only when told to: a test that ends
+/// a request forgets the blocks of it.
+#[derive(Debug)]
+pub struct Held {
+    pub pointer: *mut u8,
+    pub layout: Layout,
+    pub seed: u64,
+}
+
+// SAFETY: a block belongs to no thread, and `Held` is its one owner.
+unsafe impl Send for Held {}
+
+impl Held {
+    /// Allocates in what is active, and writes the pattern of the seed.
+    #[track_caller]
+    pub fn new(size: usize, align: usize, seed: u64) -> Self {
+        let layout = layout(size, align);
+        // SAFETY: no layout here has size 0.
+        let held = Self { pointer: unsafe { RqMalloc.alloc(layout) }, layout, seed };
+        held.accept();
+        held
+    }
+
+    /// As `new`, after a look at whether all bytes are zero.
+    #[track_caller]
+    pub fn zeroed(size: usize, align: usize, seed: u64) -> Self {
+        let layout = layout(size, align);
+        // SAFETY: no layout here has size 0.
+        let held = Self { pointer: unsafe { RqMalloc.alloc_zeroed(layout) }, layout, seed };
+        assert!(!held.pointer.is_null(), "no memory for {layout:?}");
+        let dirty = held.bytes().chunks(NOISE_STEP).position(|piece| piece != &[0; NOISE_STEP][..piece.len()]);
+        assert_eq!(dirty, None, "{layout:?} at {:p} is not zeroed", held.pointer);
+        held.accept();
+        held
+    }
+
+    #[track_caller]
+    fn accept(&self) {
+        assert!(!self.pointer.is_null(), "no memory for {:?}", self.layout);
+        assert_eq!(self.pointer.addr() % self.layout.align(), 0, "{:?} is misaligned", self.layout);
+        // SAFETY: a fresh block of this layout, nobody else's.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.pointer, self.layout.size()) };
+        write_pattern(bytes, self.seed);
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the block is live, of this layout, and initialised by `new` or `zeroed`.
+        unsafe { std::slice::from_raw_parts(self.pointer, self.layout.size()) }
+    }
+
+    /// Panics unless the bytes are as they were written.
+    #[track_caller]
+    pub fn verify(&self) {
+        expect_pattern(self.bytes(), self.seed);
+    }
+
+    /// Verifies and frees.
+    #[track_caller]
+    pub fn free(self) {
+        self.verify();
+        // SAFETY: a live block of this layout.
+        unsafe { RqMalloc.dealloc(self.pointer, self.layout) };
+    }
+
+    /// Reallocates: what both sizes have must be as it was, and the whole is written anew.
+    #[track_caller]
+    pub fn resize(&mut self, size: usize) {
+        self.verify();
+        // SAFETY: a live block of this layout, and no size here is 0.
+        let moved = unsafe { RqMalloc.realloc(self.pointer, self.layout, size) };
+        assert!(!moved.is_null(), "no memory to resize {:?} to {size}", self.layout);
+        self.pointer = moved;
+        let kept = size.min(self.layout.size());
+        self.layout = layout(size, self.layout.align());
+        // SAFETY: `realloc` kept these bytes.
+        expect_pattern(unsafe { std::slice::from_raw_parts(moved, kept) }, self.seed);
+        self.seed = self.seed.wrapping_add(1);
+        self.accept();
+    }
+
+    pub fn owner(&self) -> Option<rqmalloc::RequestId> {
+        rqmalloc::owner_of(self.pointer)
+    }
+
+    pub fn usable(&self) -> usize {
+        rqmalloc::usable_size(self.pointer)
+    }
+}
+
+/// Numbers that only look random.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    /// A size, small ones far more often than large ones.
+    pub fn size(&mut self, max: usize) -> usize {
+        let bits = max.ilog2() as usize;
+        let power = self.below(bits + 1).min(self.below(bits + 1));
+        (1 + self.below(2 << power)).min(max)
+    }
+}
+
+/// Runs `f` in a thread of its own and waits for it.
+pub fn elsewhere<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
+    std::thread::spawn(f).join().unwrap()
+}
