@@ -134,3 +134,58 @@ fn next_bit<const WORDS: usize>(words: &[u64; WORDS], at: usize, value: bool) ->
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same by looking at one bit after the other.
+    fn naive_run(words: &[u64; 4], count: usize) -> Option<usize> {
+        let bit = |index: usize| words[index / 64] >> (index % 64) & 1 == 1;
+        (0..=256 - count).find(|&first| (first..first + count).all(bit))
+    }
+
+    fn random_words(seed: &mut u64) -> [u64; 4] {
+        core::array::from_fn(|_| {
+            let mut next = || {
+                *seed ^= *seed << 13;
+                *seed ^= *seed >> 7;
+                *seed ^= *seed << 17;
+                *seed
+            };
+            // Long runs of both kinds, and now and then a full word.
+            let (a, b) = (next(), next());
+            if a % 5 == 0 { u64::MAX } else { (u64::MAX >> (a % 64)) ^ (1 << (b % 64)) }
+        })
+    }
+
+    #[test]
+    fn runs_are_found_where_a_plain_search_finds_them() {
+        let mut seed = 0x1234_5678_9abc_def1;
+        for _ in 0..2_000 {
+            let words = random_words(&mut seed);
+            for count in [1, 2, 3, 7, 16, 63, 64, 65, 129, 256] {
+                assert_eq!(find_run(&words, count), naive_run(&words, count), "{words:x?} {count}");
+            }
+            let longest = (1..=256).rev().find(|&count| naive_run(&words, count).is_some());
+            assert_eq!(longest_run(&words), longest.unwrap_or(0), "{words:x?}");
+            let total: usize = runs(&words).map(|(_, length)| length).sum();
+            assert_eq!(total, words.iter().map(|word| word.count_ones() as usize).sum::<usize>());
+        }
+    }
+
+    #[test]
+    fn a_refused_claim_leaves_no_trace() {
+        let bitmap = PageBitmap { free: core::array::from_fn(|_| AtomicU64::new(0)) };
+        bitmap.give(10, 100);
+        bitmap.give(120, 136);
+        let before: [u64; 4] = bitmap.snapshot();
+        assert!(!bitmap.take_at(100, 30), "pages 110 to 119 are not free");
+        assert!(!bitmap.take_all());
+        assert_eq!(bitmap.snapshot(), before);
+        assert_eq!(bitmap.take(136), Some(120));
+        assert_eq!(bitmap.take(101), None);
+        assert_eq!(bitmap.take(100), Some(10));
+        assert_eq!(bitmap.free_count(), 0);
+    }
+}

@@ -29,8 +29,32 @@ fn pointer(block: Block) -> *mut u8 {
 /// Alignment of every payload: layouts up to it take the fast path.
 const PAYLOAD_ALIGN: usize = 16;
 
+// Under Miri the blocks are the system allocator's, so that programs which install this allocator can
+// still be checked; requests then account for nothing.
+// SAFETY: as the system allocator's.
+#[cfg(miri)]
+unsafe impl GlobalAlloc for RqMalloc {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's contract.
+        unsafe { std::alloc::System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, payload: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { std::alloc::System.dealloc(payload, layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's contract.
+        unsafe { std::alloc::System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, payload: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's contract.
+        unsafe { std::alloc::System.realloc(payload, layout, new_size) }
+    }
+}
+
 // SAFETY: a block is handed out by one list at a time and its payload holds its layout: its class's
 // payload is no smaller, its address 16-byte aligned or moved up to the alignment. Nothing unwinds.
+#[cfg(not(miri))]
 unsafe impl GlobalAlloc for RqMalloc {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -178,7 +202,9 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
 /// during the call. (A pointer that is no live block ends the process with the fault's name, as far
 /// as it can be told.)
 pub unsafe fn persist(payload: *mut u8) {
-    HEAP.persist(payload.expose_provenance());
+    if !cfg!(miri) {
+        HEAP.persist(payload.expose_provenance());
+    }
 }
 
 /// Gives memory that nobody uses back to the operating system: this thread's cache, the process's
@@ -188,7 +214,8 @@ pub fn trim() -> usize {
     thread::trim()
 }
 
-/// Whether the program's global allocator is `RqMalloc`, directly or through a wrapper.
+/// Whether the program's global allocator is `RqMalloc`, directly or through a wrapper. `false` under
+/// Miri, where the system allocator stands in.
 pub fn is_installed() -> bool {
     let probe = std::boxed::Box::new(core::hint::black_box(0u8));
     let address = core::hint::black_box(&raw const *probe).expose_provenance();

@@ -890,3 +890,154 @@ fn is_cut(span: &Span, end: usize, block: Block) -> bool {
     }
     at == block && at < end
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::CHUNK_BYTES;
+    use crate::os::injected::refuse_after;
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    fn new_heap() -> &'static Heap {
+        // SAFETY: a heap of zeros is a new one, as its documentation says.
+        let heap = unsafe { Box::<Heap>::new_zeroed().assume_init() };
+        Box::leak(heap)
+    }
+
+    fn new_cache(heap: &Heap) -> Box<Cache> {
+        // SAFETY: a cache of zeros is one that is not open.
+        let cache = unsafe { Box::<Cache>::new_zeroed().assume_init() };
+        cache.open(heap.persistent_tag(), 1);
+        cache
+    }
+
+    fn free(heap: &Heap, cache: &Cache, block: Block) {
+        heap.free_found(&heap.find(block), Some(cache), None);
+    }
+
+    /// One of everything; what could not be had is `NONE`.
+    fn one_of_everything(heap: &'static Heap, cache: &Cache) -> Vec<Block> {
+        let mut blocks: Vec<Block> = Class::all()
+            .step_by(5)
+            .map(|class| heap.alloc_persistent(Some(cache), class).block)
+            .collect();
+        blocks.push(heap.alloc_persistent(None, Class::from_index(3).unwrap()).block);
+        blocks.push(heap.alloc_huge(3 << 20, 16, None).block);
+        blocks.push(heap.alloc_huge(1 << 20, 8 << 20, None).block);
+        blocks
+    }
+
+    /// A request that allocates from regions and large spans and survives by one block of each.
+    fn one_request(heap: &'static Heap) -> Vec<Block> {
+        let Some(control) = heap.take_control() else { return Vec::new() };
+        heap.open_request(control, heap.draw_serials(), None);
+        let mut blocks = Vec::new();
+        if let Some(lane) = control.enter(|bytes| heap.pages.meta.take(bytes)) {
+            for class in [0, 20, 40, 50].map(|index| Class::from_index(index).unwrap()) {
+                blocks.push(control.alloc_slow(lane, class, heap));
+            }
+            blocks.push(heap.alloc_huge(2 << 20, 16, Some(control)).block);
+            lane.occupancy.leave();
+        }
+        blocks.retain(|&block| block != NONE);
+        assert!(control.handles.drop_if_only());
+        let outcome = heap.finish_request(control, Survivors::Live);
+        assert_eq!(outcome.surviving_blocks, blocks.len());
+        if outcome.is_over {
+            heap.recycle(control);
+        }
+        blocks
+    }
+
+    #[test]
+    fn every_mapping_refused_in_turn_loses_nothing() {
+        let mut refusals = 0;
+        for calls in 0..40 {
+            let heap = new_heap();
+            refuse_after(calls);
+            heap.set_up();
+            let cache = new_cache(heap);
+            let mut blocks = one_of_everything(heap, &cache);
+            blocks.extend(one_request(heap));
+            let refused = blocks.contains(&NONE) || blocks.len() < one_of_everything_count() + 5;
+            refusals += usize::from(refused);
+            refuse_after(u64::MAX);
+            let again = one_of_everything(heap, &cache);
+            assert!(!again.contains(&NONE), "refused after {calls} calls, it does not recover");
+            assert_eq!(one_request(heap).iter().map(|&b| free(heap, &cache, b)).count(), 5);
+            let live = blocks.into_iter().chain(again).filter(|&block| block != NONE);
+            live.for_each(|block| free(heap, &cache, block));
+            heap.check();
+            cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+            heap.release_all_idle();
+            assert_eq!(heap.pages.chunk_bytes(), 0, "refused after {calls} calls, chunks are lost");
+            assert_eq!(heap.mappings.figures(), (0, 0), "refused after {calls} calls");
+        }
+        assert!((5..40).contains(&refusals), "{refusals} of 40 runs met a refusal");
+    }
+
+    fn one_of_everything_count() -> usize {
+        Class::all().step_by(5).count() + 3
+    }
+
+    #[test]
+    fn figures_add_up_and_follow_a_block() {
+        let heap = new_heap();
+        heap.set_up();
+        let cache = new_cache(heap);
+        let class = Class::of(1 << 19).unwrap();
+        let before = heap.figures();
+        let blocks: Vec<Block> =
+            (0..20).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
+        let during = heap.figures();
+        assert!(during.mapped - before.mapped >= 20 << 19);
+        assert!(during.mapped - during.free - during.cached >= 20 << 19);
+        blocks.into_iter().for_each(|block| free(heap, &cache, block));
+        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        let after = heap.figures();
+        assert_eq!(after.mapped, during.mapped, "chunks stay for a while");
+        assert!(after.free >= 20 << 19);
+        assert_eq!(heap.release_all_idle() % CHUNK_BYTES, 0);
+        assert_eq!(heap.pages.chunk_bytes(), 0);
+    }
+
+    #[test]
+    fn a_mapping_is_reused_and_gives_back_what_is_too_much() {
+        let heap = new_heap();
+        heap.set_up();
+        let cache = new_cache(heap);
+        let first = heap.alloc_huge(16 << 20, 16, None).block;
+        free(heap, &cache, first);
+        let second = heap.alloc_huge(2 << 20, 16, None);
+        assert_eq!(second.block, first, "the mapping of the freed block serves the next");
+        assert!(!second.zeroed);
+        let (mapped, _) = heap.mappings.figures();
+        assert!(mapped >= 16 << 20);
+        heap.mappings.decay(&heap.pages, None);
+        let (mapped, cached) = heap.mappings.figures();
+        assert!(mapped < 3 << 20 && cached == 0, "{mapped} mapped, {cached} cached");
+        free(heap, &cache, second.block);
+        let third = heap.alloc_huge(3 << 20, 16, None);
+        assert_ne!(third.block, NONE);
+        free(heap, &cache, third.block);
+        heap.release_all_idle();
+        assert_eq!(heap.mappings.figures(), (0, 0));
+    }
+
+    #[test]
+    fn spans_of_one_block_grow_where_they_stand() {
+        let heap = new_heap();
+        heap.set_up();
+        let cache = new_cache(heap);
+        let block = heap.alloc_persistent(Some(&cache), Class::of(50_000).unwrap()).block;
+        assert_eq!(heap.resize_alone(&heap.find(block), 500_000), block);
+        let found = heap.judge(block, 500_000, 8);
+        assert!(found.span.bytes() >= 500_000);
+        assert_eq!(heap.resize_alone(&found, 400_000), block);
+        free(heap, &cache, block);
+        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.release_all_idle();
+        assert_eq!(heap.pages.chunk_bytes(), 0);
+    }
+}

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
+#![cfg_attr(miri, allow(dead_code, unused_imports))]
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("rqmalloc knows how to get memory from Linux and from macOS only");

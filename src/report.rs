@@ -209,6 +209,6 @@ mod tests {
         assert_eq!(text(1023), "1023 B");
         assert_eq!(text(1024), "1.0 KiB");
         assert_eq!(text(1024 * 1024 - 1), "1023.9 KiB");
-        assert_eq!(text(usize::MAX), "16384.0 PiB");
+        assert_eq!(text(usize::MAX), "16383.9 PiB");
     }
 }

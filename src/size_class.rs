@@ -225,6 +225,7 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     #[test]
     fn every_size_gets_the_smallest_class_that_holds_it() {
@@ -263,6 +264,20 @@ mod tests {
             let expected = Class::all().filter(|c| c.stride_bytes() <= bytes).last();
             assert_eq!(Class::fitting(bytes), expected, "{bytes}");
         }
+    }
+
+    #[test]
+    fn the_readme_has_this_table() {
+        let readme = include_str!("../README.md");
+        let (_, rest) = readme.split_once("<!-- size classes -->").unwrap();
+        let (table, _) = rest.split_once("<!-- end of size classes -->").unwrap();
+        let listed: Vec<u32> = table
+            .lines()
+            .filter_map(|line| line.split('|').nth(2))
+            .flat_map(|cell| cell.split(','))
+            .filter_map(|number| number.trim().parse().ok())
+            .collect();
+        assert_eq!(listed, PAYLOAD_BYTES, "the table in README.md is stale");
     }
 
     #[test]

@@ -442,3 +442,14 @@ impl Successors for ControlMemory {
         unsafe { &(*with_exposed_provenance::<Control>(address)).successor }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_readme_knows_what_a_request_costs() {
+        let kib = size_of::<super::Control>() as f64 / 1024.0;
+        let readme = include_str!("../../README.md");
+        let said = std::format!("its control block, {kib:.2} KiB");
+        assert!(readme.contains(&said), "README.md must say: {said}");
+    }
+}

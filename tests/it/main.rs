@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod basic;
+mod bulk;
 mod misuse;
 mod realloc;
 mod support;
