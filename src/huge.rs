@@ -220,9 +220,8 @@ impl Mappings {
         let mut store = self.store.lock();
         for slot in &mut store.loose {
             // SAFETY: what the store holds are type-stable descriptors.
-            if let Some(span) =
-                unsafe { slot.as_ref() }.filter(|span| is_old(span.carved_end.get()))
-            {
+            let Some(span) = (unsafe { slot.as_ref() }) else { continue };
+            if is_old(span.carved_end.get()) {
                 // A system call under the lock: without it the block could be freed meanwhile.
                 self.tighten(pages, span);
                 *slot = null();

@@ -47,9 +47,10 @@ impl Registry {
         let entry = unsafe { leaf.as_ref()? }[number % LEAF_COUNT].load(Ordering::Acquire);
         match entry {
             0 => None,
-            // SAFETY: entries are addresses of descriptors, which are type-stable.
             span if span & SPAN_BIT != 0 => {
-                Some(Place::Mapping(unsafe { &*with_exposed_provenance::<Span>(span & !SPAN_BIT) }))
+                let span = with_exposed_provenance::<Span>(span & !SPAN_BIT);
+                // SAFETY: entries are addresses of descriptors, which are type-stable.
+                Some(Place::Mapping(unsafe { &*span }))
             }
             // SAFETY: as above.
             chunk => Some(Place::Chunk(unsafe { &*with_exposed_provenance::<Chunk>(chunk) })),
