@@ -575,7 +575,6 @@ impl Heap {
     /// `NONE` when that cannot be done. The block's alignment is at most 16.
     pub fn resize_alone(&self, found: &Found<'_>, new_size: usize) -> Block {
         let span = found.span;
-        let old_bytes = span.bytes();
         let is_resized = match span.kind() {
             SpanKind::Huge => Class::of(new_size).is_none() && self.resize_mapping(span, new_size),
             SpanKind::Large => self.resize_span(found, new_size),
@@ -589,7 +588,7 @@ impl Heap {
         }
         if span.owner() != 0 {
             // SAFETY: the owner is a control block, kept by this block (Q1).
-            unsafe { Control::at(span.owner()) }.resize_large(old_bytes, span.bytes());
+            unsafe { Control::at(span.owner()) }.recharge_large(span);
         }
         span.base() + 2 * HEADER_BYTES
     }

@@ -128,7 +128,7 @@ impl Mappings {
             return;
         }
         span.carved_end.set(os::coarse_milliseconds() as usize);
-        span.held_bytes.set(wanted);
+        span.loose_need.store(wanted, Ordering::Relaxed);
         let mut store = self.store.lock();
         match store.loose.iter_mut().find(|slot| slot.is_null()) {
             Some(slot) => *slot = span,
@@ -138,19 +138,21 @@ impl Mappings {
 
     /// Gives back what a loose mapping has too much.
     fn tighten(&self, pages: &PageHeap, span: &Span) {
-        let wanted = span.held_bytes.replace(0);
+        let wanted = span.loose_need.load(Ordering::Relaxed);
         if wanted != 0 {
             self.set_bytes(pages, span, wanted);
+            // Last: who finds 0 goes on without the lock.
+            span.loose_need.store(0, Ordering::Release);
         }
     }
 
     /// The block of a mapping is freed or resized: it is loose no more (U2).
     fn forget_loose(&self, span: &Span) {
-        if span.held_bytes.get() == 0 {
+        if span.loose_need.load(Ordering::Acquire) == 0 {
             return;
         }
         let mut store = self.store.lock();
-        span.held_bytes.set(0);
+        span.loose_need.store(0, Ordering::Relaxed);
         if let Some(slot) = store.loose.iter_mut().find(|slot| core::ptr::eq(**slot, span)) {
             *slot = null();
         }

@@ -9,7 +9,8 @@
 //! | `slab`, `next`, `previous` | under the class's lock | - | - |
 //! | `next`, `carved_end` | - | the lane it is cut in; then the closer | - |
 //! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
-//! | `held_bytes` | - | - | under the lock of the mappings |
+//! | `loose_need` | - | - | the owner; back to 0 under the lock of the mappings |
+//! | `charged_bytes` | - | - | the owner |
 //! | `count`, `held_pages` | - | the closer, then who frees a survivor | - |
 
 use crate::block::Block;
@@ -76,7 +77,9 @@ pub struct Span {
     /// that its control block is charged for.
     pub note: Gauge,
     /// Huge: bytes the block needs of a loose mapping; 0 when it is not loose.
-    pub held_bytes: Cell<usize>,
+    pub loose_need: AtomicUsize,
+    /// Large and huge: bytes that the request is charged for.
+    pub charged_bytes: Gauge,
 }
 
 // SAFETY: the table at the head of the module says who touches which field when.
@@ -102,7 +105,8 @@ impl Span {
         self.held_pages.store(0, Ordering::Relaxed);
         self.detached.set(false);
         self.note.set(0);
-        self.held_bytes.set(0);
+        self.loose_need.store(0, Ordering::Relaxed);
+        self.charged_bytes.set(0);
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
 
@@ -157,6 +161,14 @@ impl Span {
     /// Changes the class of the one block of the span.
     pub fn set_class(&self, class: usize) {
         self.class.store(class as u8, Ordering::Relaxed);
+    }
+
+    /// Bytes of the pages that the one block of the span needs.
+    pub fn needed_bytes(&self) -> usize {
+        match self.loose_need.load(Ordering::Relaxed) {
+            0 => self.bytes(),
+            need => need,
+        }
     }
 
     /// Changes whose the blocks are.

@@ -269,13 +269,13 @@ fn keep_large<S: Supply>(
             let header = Header(Raw.header(span.base() + 2 * HEADER_BYTES).load(Ordering::Relaxed));
             if survivors == Survivors::Live || header.has(PERSISTENT) {
                 outcome.surviving_blocks += 1;
-                outcome.surviving_bytes += span.bytes();
+                outcome.surviving_bytes += span.charged_bytes.get();
                 outcome.pinned_bytes += span.bytes();
                 control.holds.add();
                 span.detached.set(true);
             } else {
                 outcome.freed_blocks += 1;
-                outcome.freed_bytes += span.bytes();
+                outcome.freed_bytes += span.charged_bytes.get();
                 span.next.set(doomed);
                 doomed = span;
             }

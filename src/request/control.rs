@@ -308,9 +308,11 @@ impl Control {
             }
             self.large.set(span);
         });
+        let bytes = span.needed_bytes();
+        span.charged_bytes.set(bytes);
         self.large_count.fetch_add(1, Ordering::Relaxed);
-        self.large_bytes.fetch_add(span.bytes(), Ordering::Relaxed);
-        self.grow(span.bytes());
+        self.large_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.grow(bytes);
     }
 
     /// Takes a large block's span off the list and counts it out; `false`: a closer has done so.
@@ -333,14 +335,17 @@ impl Control {
         });
         if linked {
             self.large_count.fetch_sub(1, Ordering::Relaxed);
-            self.large_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
-            self.shrink(span.bytes());
+            let bytes = span.charged_bytes.get();
+            self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.shrink(bytes);
         }
         linked
     }
 
-    /// A large block's span is about to change its length, or has: `change` in bytes.
-    pub fn resize_large(&self, old_bytes: usize, new_bytes: usize) {
+    /// A large block's span has another length now.
+    pub fn recharge_large(&self, span: &Span) {
+        let (old_bytes, new_bytes) = (span.charged_bytes.get(), span.bytes());
+        span.charged_bytes.set(new_bytes);
         self.large_bytes.fetch_add(new_bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
         if new_bytes >= old_bytes {
             self.grow(new_bytes - old_bytes);
