@@ -290,16 +290,23 @@ impl Mappings {
     fn relocate(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
         let (base, old) = (span.base(), span.bytes());
         let Some(target) = os::map_aligned(new, CHUNK_BYTES, 0) else { return false };
-        let moved = pages.registry.prepare(&pages.meta, target, new)
-            // SAFETY: both mappings are the caller's.
-            && unsafe { os::move_pages(base, old, target, new) };
-        if !moved {
+        if !pages.registry.prepare(&pages.meta, target, new) {
             // SAFETY: mapped above, unknown to anybody.
             unsafe { os::unmap(target, new) };
             return false;
         }
-        self.register(pages, span, target, new);
-        true
+        // The old addresses are anybody's as soon as the pages have moved: forget them before.
+        pages.registry.remove(base, old);
+        // SAFETY: both mappings are the caller's.
+        let moved = unsafe { os::move_pages(base, old, target, new) };
+        if moved {
+            span.describe_mapping(target, new);
+        } else {
+            // SAFETY: as above.
+            unsafe { os::unmap(target, new) };
+        }
+        pages.registry.add_mapping(span);
+        moved
     }
 
     /// Bytes of all mappings, and of those in the store.

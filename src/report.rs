@@ -89,7 +89,8 @@ impl fmt::Display for Report {
         }
         if self.surviving_blocks > 0 {
             let (blocks, bytes) = (Blocks(self.surviving_blocks), Bytes(self.surviving_bytes));
-            write!(f, ", {blocks} survive ({bytes}, pinning {})", Bytes(self.pinned_bytes))?;
+            let verb = if self.surviving_blocks == 1 { "survives" } else { "survive" };
+            write!(f, ", {blocks} {verb} ({bytes}, pinning {})", Bytes(self.pinned_bytes))?;
         }
         if self.freed_blocks == 0 && self.surviving_blocks == 0 {
             f.write_str(", nothing left behind")?;

@@ -53,8 +53,7 @@ const BLOCK_BYTES: usize = 16;
 impl Blocks {
     /// `count` blocks with this header.
     pub fn new(count: usize, header: Header) -> Self {
-        let words =
-            |_| Words { header: AtomicU64::new(header.0), payload: Plain::new(0) };
+        let words = |_| Words { header: AtomicU64::new(header.0), payload: Plain::new(0) };
         Self((0..count).map(words).collect())
     }
 

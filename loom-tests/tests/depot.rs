@@ -58,7 +58,7 @@ impl Model {
 /// The lock orders the giver's links before the taker's walk; the one slot holds one magazine.
 #[test]
 fn magazine_in_against_magazine_out() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(1);
         let other = model.clone();
         let giver = thread::spawn(move || other.depot.put(other.link(0)).is_ok());
@@ -73,7 +73,7 @@ fn magazine_in_against_magazine_out() {
 /// Of two magazines for one slot one is refused, and the refused one is whole and its giver's.
 #[test]
 fn two_magazines_for_one_slot() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(1);
         let give = |model: &Model, number| {
             model.depot.put(model.link(number)).map_err(|refused| model.use_up(refused))
@@ -92,7 +92,7 @@ fn two_magazines_for_one_slot() {
 /// Puts at the top and takes from the bottom of a full ring wrap round without losing one.
 #[test]
 fn magazine_in_against_reaping() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         assert!(model.depot.put(model.link(0)).is_ok());
         let other = model.clone();
@@ -120,13 +120,12 @@ fn magazine_in_against_reaping() {
 /// Two takers of one magazine, at the top and at the bottom.
 #[test]
 fn two_takers_of_one_magazine() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         assert!(model.depot.put(model.link(0)).is_ok());
         let other = model.clone();
-        let taker = thread::spawn(move || {
-            other.depot.take().map(|magazine| other.use_up(magazine))
-        });
+        let taker =
+            thread::spawn(move || other.depot.take().map(|magazine| other.use_up(magazine)));
         let here = model.depot.take_coldest().map(|magazine| model.use_up(magazine));
         let there = taker.join().unwrap();
         assert!(here.is_some() != there.is_some(), "D1: exactly one gets it");

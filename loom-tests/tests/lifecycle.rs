@@ -29,9 +29,9 @@ fn lane_left_against_lane_entered() {
         let others = [lane.clone(), lane.clone()];
         let threads = others.map(|other| thread::spawn(move || other.pass_through()));
         let here = u32::from(lane.pass_through());
-        let visits = threads.into_iter().fold(here, |visits, thread| {
-            visits + u32::from(thread.join().unwrap())
-        });
+        let visits = threads
+            .into_iter()
+            .fold(here, |visits, thread| visits + u32::from(thread.join().unwrap()));
         assert!(visits > 0, "a lane that is idle lets somebody in");
         assert!(!lane.occupancy.is_taken(), "who left has made it idle");
         lane.bins.read(|seen| assert_eq!(*seen, visits, "one occupant at a time"));

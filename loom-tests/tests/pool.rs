@@ -61,7 +61,7 @@ impl Model {
 /// P2: the take acquires what the put released, at its first look and after a swap that failed.
 #[test]
 fn put_against_take() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         model.put(0);
         let other = model.clone();
@@ -75,7 +75,7 @@ fn put_against_take() {
 /// Two takers of one object.
 #[test]
 fn two_takers_of_one_object() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(1);
         model.put(0);
         let others = [model.clone(), model.clone()];
@@ -90,7 +90,7 @@ fn two_takers_of_one_object() {
 /// objects and puts the first back: the successor is not on the stack any more.
 #[test]
 fn take_against_two_takes_and_a_put() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         model.put(1);
         model.put(0);

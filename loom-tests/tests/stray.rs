@@ -3,9 +3,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::block::{
-    Claim, FREED, Header, LIVE, Memory, claim_stray, settle_stray,
-};
+use rqmalloc_loom_tests::block::{Claim, FREED, Header, LIVE, Memory, claim_stray, settle_stray};
 use rqmalloc_loom_tests::model::{Blocks, explore};
 use rqmalloc_loom_tests::stray::{Chain, Closed, StrayList};
 
@@ -55,7 +53,7 @@ impl Model {
 /// S3: the swap sees the pusher's link and its last use of the payload.
 #[test]
 fn stray_push_against_drain() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         let other = model.clone();
         let pusher = thread::spawn(move || {
@@ -71,7 +69,7 @@ fn stray_push_against_drain() {
 /// Two pushers and a drainer: a pusher whose swap fails links its block anew.
 #[test]
 fn two_strays_against_drain() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         let others = [(0, model.clone()), (1, model.clone())];
         let pushers =
@@ -86,12 +84,11 @@ fn two_strays_against_drain() {
 /// Two lanes drain at once: a block goes to one of them.
 #[test]
 fn stray_push_against_two_drains() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         model.free(0).unwrap();
         let others = [model.clone(), model.clone()];
-        let drainers =
-            others.map(|other| thread::spawn(move || other.take_in(other.list.drain())));
+        let drainers = others.map(|other| thread::spawn(move || other.take_in(other.list.drain())));
         model.free(1).unwrap();
         let mut taken: Vec<usize> =
             drainers.into_iter().flat_map(|drainer| drainer.join().unwrap()).collect();
@@ -103,7 +100,7 @@ fn stray_push_against_two_drains() {
 /// A chain that a lane hands over is drained as it was linked.
 #[test]
 fn chain_pushed_against_drain() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(3);
         let other = model.clone();
         let pusher = thread::spawn(move || {
@@ -123,7 +120,7 @@ fn chain_pushed_against_drain() {
 /// block still live for the closer to count (S2).
 #[test]
 fn stray_push_against_close() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(2);
         let others = [(0, model.clone()), (1, model.clone())];
         let pushers = others.map(|(index, other)| thread::spawn(move || other.free(index)));
@@ -140,7 +137,7 @@ fn stray_push_against_close() {
 /// Of two frees of one block one puts it on the list; the other one is the fault it is.
 #[test]
 fn double_free_by_two_threads() {
-    explore(3, || {
+    explore(4, || {
         let model = Model::new(1);
         let free = |model: &Model| {
             let block = model.memory.block(0);

@@ -13,7 +13,7 @@ fn begin() {
 /// That of `rqmalloc::end_request`.
 unsafe fn end() {
     // SAFETY: the caller's promise.
-    unsafe { rqmalloc::end_request() };
+    let _ = unsafe { rqmalloc::end_request() };
 }
 
 fn main() -> ExitCode {
