@@ -1,8 +1,6 @@
 //! Allocation and deallocation, every size and alignment, in both lifetimes.
 
-use crate::support::{
-    Held, MAX_CLASS, PAGE, layout, payload_for, payloads, together,
-};
+use crate::support::{Held, MAX_CLASS, PAGE, layout, payload_for, payloads, together};
 use rqmalloc::{Request, RqMalloc};
 use std::alloc::GlobalAlloc;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -34,7 +32,8 @@ fn every_size_at_every_alignment_to_a_page() {
     in_both_lifetimes(|| {
         for size in sizes_around_classes() {
             // All of a size are live at once, so that two which overlap spoil each other's bytes.
-            let held: [_; 17] = std::array::from_fn(|power| Held::new(size, 1 << power, (size + power) as u64));
+            let held: [_; 17] =
+                std::array::from_fn(|power| Held::new(size, 1 << power, (size + power) as u64));
             for held in held {
                 assert!(held.usable() >= size, "{:?} has {} bytes", held.layout, held.usable());
                 held.free();
@@ -93,8 +92,10 @@ fn no_two_live_blocks_overlap() {
         for index in 0..4000 {
             held.push(Held::new(1 + index * 7 % 900, 1 << (index % 6), index as u64));
         }
-        let mut extents: Vec<_> =
-            held.iter().map(|held| (held.pointer.addr(), held.pointer.addr() + held.usable())).collect();
+        let mut extents: Vec<_> = held
+            .iter()
+            .map(|held| (held.pointer.addr(), held.pointer.addr() + held.usable()))
+            .collect();
         extents.sort_unstable();
         // Between two there is a header.
         assert!(extents.windows(2).all(|pair| pair[0].1 + 8 <= pair[1].0));
@@ -115,7 +116,11 @@ fn what_was_freed_is_used_again() {
             let mut after = held.each_ref().map(|held| held.pointer.addr());
             before.sort_unstable();
             after.sort_unstable();
-            assert_eq!(before.iter().filter(|address| after.contains(address)).count(), 3, "size {size}");
+            assert_eq!(
+                before.iter().filter(|address| after.contains(address)).count(),
+                3,
+                "size {size}"
+            );
             held.into_iter().for_each(Held::free);
         }
     });
@@ -185,8 +190,10 @@ fn zeroed_memory_is_zero_when_it_was_used_before() {
                 let dirty: [_; 4] = std::array::from_fn(|seed| Held::new(size, align, seed as u64));
                 let addresses = dirty.each_ref().map(|held| held.pointer.addr());
                 dirty.into_iter().for_each(Held::free);
-                let zeroed: [_; 4] = std::array::from_fn(|seed| Held::zeroed(size, align, seed as u64));
-                reused += zeroed.iter().filter(|held| addresses.contains(&held.pointer.addr())).count();
+                let zeroed: [_; 4] =
+                    std::array::from_fn(|seed| Held::zeroed(size, align, seed as u64));
+                reused +=
+                    zeroed.iter().filter(|held| addresses.contains(&held.pointer.addr())).count();
                 zeroed.into_iter().for_each(Held::free);
             }
         }

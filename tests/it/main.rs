@@ -1,11 +1,16 @@
 //! The allocator as a program sees it: installed, with requests begun and ended.
 #![allow(missing_docs)]
 
+mod accounting;
 mod basic;
 mod bulk;
 mod misuse;
+mod nesting;
 mod realloc;
+mod stress;
 mod support;
+mod survivors;
+mod threads;
 
 #[global_allocator]
 static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;

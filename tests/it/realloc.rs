@@ -142,7 +142,10 @@ fn a_mapping_grows_without_a_copy_of_its_own_making() {
             held.resize(size);
             let usage = request.usage();
             assert_eq!(usage.live_blocks, 1);
-            assert!(usage.live_bytes >= size && usage.live_bytes < size + size / 4 + (64 << 10), "{usage:?}");
+            assert!(
+                usage.live_bytes >= size && usage.live_bytes < size + size / 4 + (64 << 10),
+                "{usage:?}"
+            );
             assert_eq!(usage.footprint, usage.live_bytes);
         }
         held.free();
@@ -251,7 +254,14 @@ fn a_survivor_that_is_resized_becomes_persistent() {
 #[test]
 fn a_kept_block_that_is_resized_inside_its_request_outlives_it() {
     let _together = together();
-    for (from, to) in [(10, 20), (10, 500), (100, 50_000), (50_000, 90_000), (90_000, 3 << 20), (3 << 20, 9 << 20)] {
+    for (from, to) in [
+        (10, 20),
+        (10, 500),
+        (100, 50_000),
+        (50_000, 90_000),
+        (90_000, 3 << 20),
+        (3 << 20, 9 << 20),
+    ] {
         rqmalloc::begin_request();
         let (before, mut held) = (Held::new(from, 8, 15), Held::new(from, 8, 16));
         // SAFETY: a live block, which no other thread knows.
@@ -277,7 +287,11 @@ fn random_walks_keep_every_byte() {
     let mut walkers: Vec<_> = (0..24)
         .map(|seed| {
             let size = random.size(2 << 20);
-            if seed % 2 == 0 { Held::new(size, 8, seed) } else { request.run(|| Held::new(size, 16, seed)) }
+            if seed % 2 == 0 {
+                Held::new(size, 8, seed)
+            } else {
+                request.run(|| Held::new(size, 16, seed))
+            }
         })
         .collect();
     for _ in 0..4_000 {

@@ -31,7 +31,8 @@ pub fn layout(size: usize, align: usize) -> Layout {
 /// The payload sizes of the classes, from the rule and not from the allocator's table:
 /// 8 + {0, 16 .. 112, then four steps a doubling .. 1 MiB}.
 pub fn payloads() -> impl Iterator<Item = usize> {
-    let steps = (7..20).flat_map(|power| (0..4).map(move |step| (1 << power) + (step << (power - 2))));
+    let steps =
+        (7..20).flat_map(|power| (0..4).map(move |step| (1 << power) + (step << (power - 2))));
     (0..8).map(|sixteenth| 16 * sixteenth).chain(steps).chain([1 << 20]).map(|size: usize| size + 8)
 }
 
@@ -40,7 +41,7 @@ pub fn payload_for(size: usize) -> usize {
     payloads().find(|&payload| payload >= size).unwrap()
 }
 
-/// What a request is charged for a live block that has a class.
+/// What a request is charged for a live block that has a class, when it is too large for the region.
 pub fn charged_for(size: usize) -> usize {
     let payload = payload_for(size);
     if payload <= MAX_SHARED { payload + 8 } else { (payload + 16).next_multiple_of(PAGE) }
@@ -64,7 +65,8 @@ const NOISE_STEP: usize = 4096;
 
 /// The pieces of a pattern, `NOISE_STEP` bytes each.
 fn noise(seed: u64, piece: usize) -> &'static [u8] {
-    let start = (seed.wrapping_mul(0x9e37_79b9) as usize >> 3).wrapping_add(piece * 613) % NOISE_STEP;
+    let start =
+        (seed.wrapping_mul(0x9e37_79b9) as usize >> 3).wrapping_add(piece * 613) % NOISE_STEP;
     &NOISE[start..start + NOISE_STEP]
 }
 
@@ -123,7 +125,10 @@ impl Held {
         // SAFETY: no layout here has size 0.
         let held = Self { pointer: unsafe { RqMalloc.alloc_zeroed(layout) }, layout, seed };
         assert!(!held.pointer.is_null(), "no memory for {layout:?}");
-        let dirty = held.bytes().chunks(NOISE_STEP).position(|piece| piece != &[0; NOISE_STEP][..piece.len()]);
+        let dirty = held
+            .bytes()
+            .chunks(NOISE_STEP)
+            .position(|piece| piece != &[0; NOISE_STEP][..piece.len()]);
         assert_eq!(dirty, None, "{layout:?} at {:p} is not zeroed", held.pointer);
         held.accept();
         held
@@ -177,9 +182,22 @@ impl Held {
         rqmalloc::owner_of(self.pointer)
     }
 
+    /// What its request is charged for it. A block that could have a span of its own is cut from
+    /// the region if that has room; a span's block stands at its beginning.
+    pub fn charge(&self) -> usize {
+        let payload = payload_for(self.layout.size());
+        let is_in_region = self.pointer.addr() % PAGE != 16;
+        if is_in_region { payload + 8 } else { charged_for(payload) }
+    }
+
     pub fn usable(&self) -> usize {
         rqmalloc::usable_size(self.pointer)
     }
+}
+
+/// A vector that is persistent however much it grows: it has a block from the start.
+pub fn persistent_vec<T>() -> Vec<T> {
+    rqmalloc::persistent(|| Vec::with_capacity(8))
 }
 
 /// Numbers that only look random.

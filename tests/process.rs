@@ -1,0 +1,832 @@
+//! What needs a process of its own: allocations before `main` and after it, in destructors of
+//! threads, and figures that nobody else may move. Without the test harness, whose threads would.
+//!
+//! Run without arguments it runs every case in a child process, this program once more, and tells how
+//! many passed. Arguments without a dash are parts of names, as the harness has them.
+
+use rqmalloc::{Request, RqMalloc, stats, trim};
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+
+#[global_allocator]
+static GLOBAL: RqMalloc = RqMalloc;
+
+const CASE: &str = "RQMALLOC_TEST_PROCESS";
+/// A child that hangs dies of SIGALRM.
+const PATIENCE_SECONDS: u32 = 120;
+const MIB: usize = 1 << 20;
+
+/// A name, what a child does, and what it must print.
+struct Case {
+    name: &'static str,
+    run: fn(),
+    output: &'static str,
+}
+
+macro_rules! cases {
+    ($($name:ident $(prints $output:literal)?;)*) => {
+        const CASES: &[Case] = &[$(Case {
+            name: stringify!($name),
+            run: $name,
+            output: concat!("", $($output)?),
+        }),*];
+    };
+}
+
+cases! {
+    the_first_allocation_is_a_constructor_s;
+    a_constructor_s_request_is_closed_in_main;
+    exit_handlers_allocate prints "handler 2\nhandler 1\n";
+    exit_handlers_end_requests prints "ended 3\n";
+    thread_locals_with_destructors;
+    thread_locals_keep_a_request_open;
+    destructors_after_the_allocator_s;
+    requests_after_the_allocator_s_destructor;
+    standard_output_is_first_used_inside_a_request prints "inside\nin a thread\nafter\n";
+    a_panic_hook_works_inside_a_request prints "hook: of this test\n";
+    thread_storm;
+    threads_are_used_again;
+    threads_leave_nothing_behind;
+    memory_falls_after_a_spike;
+    memory_falls_after_a_spike_of_requests;
+    memory_falls_after_a_spike_of_mappings;
+    memory_falls_without_trim;
+    steady_state_asks_for_nothing;
+    steady_state_of_threads_asks_for_nothing;
+    a_producer_and_a_consumer_ask_for_nothing;
+    figures_add_up;
+    survivors_pin_pages_and_no_more;
+    ten_thousand_open_requests;
+    a_limit_of_addresses_is_null;
+}
+
+fn main() -> ExitCode {
+    if let Some(name) = std::env::var_os(CASE) {
+        let Some(case) = CASES.iter().find(|case| name == case.name) else {
+            return ExitCode::from(2);
+        };
+        // SAFETY: a plain system call.
+        unsafe { libc::alarm(PATIENCE_SECONDS) };
+        (case.run)();
+        return ExitCode::SUCCESS;
+    }
+    let parts: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let (mut passed, mut failed) = (0, 0);
+    for case in CASES {
+        if !parts.is_empty() && !parts.iter().any(|part| case.name.contains(part.as_str())) {
+            continue;
+        }
+        let output =
+            Command::new(std::env::current_exe().unwrap()).env(CASE, case.name).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() && printed == case.output {
+            passed += 1;
+            println!("{} ... ok", case.name);
+        } else {
+            failed += 1;
+            println!("{} ... FAILED: {}", case.name, output.status);
+            println!("printed {printed:?} and not {:?}", case.output);
+            println!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed > 0 || passed == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+// ---- helpers ---------------------------------------------------------------------------------
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
+}
+
+/// A structure of many blocks of many sizes, and what it must sum to.
+type Tree = (BTreeMap<usize, Vec<u8>>, usize);
+
+fn build(count: usize) -> Tree {
+    let tree: BTreeMap<_, _> = (0..count)
+        .map(|number| (number * 7919 % count, vec![number as u8; number % 700]))
+        .collect();
+    let sum = sum(&tree);
+    (tree, sum)
+}
+
+fn sum(tree: &BTreeMap<usize, Vec<u8>>) -> usize {
+    tree.values().flatten().map(|&byte| usize::from(byte)).sum()
+}
+
+/// Resident memory of this process in bytes; an upper bound where the system does not tell.
+fn resident() -> usize {
+    if cfg!(not(target_os = "linux")) {
+        return stats().mapped;
+    }
+    // The buffer is on the stack: the figure is not to move by asking for it.
+    let mut text = [0; 128];
+    let length = {
+        use std::io::Read;
+        std::fs::File::open("/proc/self/statm").unwrap().read(&mut text).unwrap()
+    };
+    let text = std::str::from_utf8(&text[..length]).unwrap();
+    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+fn expect_sum() -> rqmalloc::Stats {
+    let stats = stats();
+    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    stats
+}
+
+/// Writes to standard output without a buffer that could be gone.
+fn print(text: &str) {
+    // SAFETY: the text's own bytes.
+    unsafe { libc::write(1, text.as_ptr().cast(), text.len()) };
+}
+
+fn end() -> rqmalloc::Report {
+    // SAFETY: the callers in this file use nothing of the request any more.
+    unsafe { rqmalloc::end_request() }
+}
+
+// ---- before main -----------------------------------------------------------------------------
+
+/// What the constructor made; the process has allocated nothing before.
+static EARLY: Mutex<Option<Tree>> = Mutex::new(None);
+static EARLY_MAPPED: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+#[used]
+#[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
+#[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
+static CONSTRUCTOR: extern "C" fn() = {
+    extern "C" fn construct() {
+        EARLY_MAPPED.store(stats().mapped, Ordering::Relaxed);
+        let early = build(2000);
+        *EARLY.lock().unwrap() = Some(early);
+        if std::env::var_os(CASE)
+            .is_some_and(|case| case == "a_constructor_s_request_is_closed_in_main")
+        {
+            rqmalloc::begin_request();
+            std::mem::forget(build(500));
+        }
+    }
+    construct
+};
+
+fn the_first_allocation_is_a_constructor_s() {
+    assert_eq!(EARLY_MAPPED.load(Ordering::Relaxed), 0, "something allocated before");
+    let (tree, expected) = EARLY.lock().unwrap().take().unwrap();
+    assert_eq!(sum(&tree), expected);
+    assert_eq!(
+        rqmalloc::owner_of(tree.values().find(|bytes| !bytes.is_empty()).unwrap().as_ptr()),
+        None
+    );
+    std::thread::spawn(move || drop(tree)).join().unwrap();
+    expect_sum();
+}
+
+fn a_constructor_s_request_is_closed_in_main() {
+    let usage = Request::current().unwrap().usage();
+    assert!(usage.live_blocks > 500);
+    // What the standard library made before `main` is the request's, too: this must be a close.
+    let report = rqmalloc::close_request();
+    assert_eq!((report.freed_blocks, report.surviving_blocks), (0, usage.live_blocks as u64));
+    assert!(Request::current().is_none());
+    assert!(std::env::args().count() > 0 && std::thread::current().name() == Some("main"));
+}
+
+// ---- after main ------------------------------------------------------------------------------
+
+fn exit_handlers_allocate() {
+    extern "C" fn first() {
+        let (tree, expected) = build(1000);
+        assert_eq!(sum(&tree), expected);
+        drop(tree);
+        let handler = String::from("handler ") + &1.to_string() + "\n";
+        print(&handler);
+    }
+    extern "C" fn second() {
+        std::thread::spawn(|| drop(build(1000))).join().unwrap();
+        let _kept = std::mem::ManuallyDrop::new(build(10));
+        print(&format!("handler {}\n", 2));
+    }
+    // SAFETY: the handlers are functions for that.
+    unsafe {
+        libc::atexit(first);
+        libc::atexit(second);
+    }
+}
+
+fn exit_handlers_end_requests() {
+    extern "C" fn handler() {
+        // The one that `main` left open, then one of its own.
+        let left_open = end();
+        assert_eq!(left_open.freed_blocks, 3);
+        rqmalloc::begin_request();
+        let own = [vec![1_u8; 100], vec![2; 100_000]];
+        assert_eq!(own.len(), 2);
+        drop(own);
+        assert_eq!(end().freed_blocks, 0);
+        let mut text = *b"ended 0\n";
+        text[6] += left_open.freed_blocks as u8;
+        print(std::str::from_utf8(&text).unwrap());
+    }
+    // SAFETY: the handler is a function for that.
+    unsafe { libc::atexit(handler) };
+    rqmalloc::begin_request();
+    for size in [10, 1000, 100_000] {
+        std::mem::forget(vec![0_u8; size]);
+    }
+}
+
+// ---- destructors of threads ------------------------------------------------------------------
+
+static DROPPED_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Frees what it has and allocates and frees more, when its thread exits.
+struct AtExit(Option<Tree>);
+
+impl Drop for AtExit {
+    fn drop(&mut self) {
+        let (tree, expected) = self.0.take().unwrap();
+        assert_eq!(sum(&tree), expected);
+        let (more, expected) = build(300);
+        drop(tree);
+        assert_eq!(sum(&more), expected);
+        drop(more);
+        drop(vec![7_u8; 3 * MIB]);
+        DROPPED_COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+thread_local! {
+    static LOCAL: RefCell<Vec<AtExit>> = const { RefCell::new(Vec::new()) };
+}
+
+fn thread_locals_with_destructors() {
+    for _ in 0..20 {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                std::thread::spawn(|| {
+                    LOCAL.with_borrow_mut(|local| local.push(AtExit(Some(build(2000)))));
+                    // One that was made inside a request, and outlives it.
+                    rqmalloc::begin_request();
+                    LOCAL.with_borrow_mut(|local| {
+                        local.push(AtExit(Some(build(500))));
+                    });
+                    assert!(rqmalloc::close_request().surviving_blocks > 500);
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+    assert_eq!(DROPPED_COUNT.load(Ordering::Relaxed), 320);
+    expect_sum();
+}
+
+fn thread_locals_keep_a_request_open() {
+    thread_local! {
+        static HANDLE: RefCell<Option<(Request, Vec<u8>)>> = const { RefCell::new(None) };
+    }
+    let before = stats().open_requests;
+    for _ in 0..50 {
+        std::thread::spawn(|| {
+            let request = Request::new();
+            let bytes = request.run(|| vec![1; 1000]);
+            HANDLE.set(Some((request, bytes)));
+            rqmalloc::begin_request();
+        })
+        .join()
+        .unwrap();
+    }
+    assert_eq!(stats().open_requests, before);
+}
+
+static LATE_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// A destructor that is run again and again, until long after the allocator's own; in the last
+/// round it does `work`.
+fn late(work: fn(*mut libc::c_void)) {
+    static KEY: AtomicUsize = AtomicUsize::new(0);
+    static WORK: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static ROUND: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+    extern "C" fn destroy(value: *mut libc::c_void) {
+        let round = ROUND.get() + 1;
+        ROUND.set(round);
+        // The C library makes four rounds; the allocator's destructor runs in the first.
+        if round < 3 {
+            // SAFETY: the key exists.
+            unsafe {
+                libc::pthread_setspecific(KEY.load(Ordering::Relaxed) as libc::pthread_key_t, value)
+            };
+            return;
+        }
+        // SAFETY: a function of this type was stored.
+        let work: fn(*mut libc::c_void) = unsafe {
+            std::mem::transmute(std::ptr::with_exposed_provenance::<()>(
+                WORK.load(Ordering::Relaxed),
+            ))
+        };
+        work(value);
+        LATE_COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    WORK.store((work as *const ()).expose_provenance(), Ordering::Relaxed);
+    let mut key = 0;
+    // SAFETY: the key is writable, and the destructor takes what is set below.
+    unsafe { libc::pthread_key_create(&raw mut key, Some(destroy)) };
+    KEY.store(key as usize, Ordering::Relaxed);
+    for _ in 0..50 {
+        std::thread::spawn(move || {
+            let block = Box::into_raw(Box::new(build(200)));
+            // SAFETY: the key exists.
+            unsafe { libc::pthread_setspecific(key, block.cast()) };
+        })
+        .join()
+        .unwrap();
+    }
+    assert_eq!(LATE_COUNT.load(Ordering::Relaxed), 50);
+}
+
+fn destructors_after_the_allocator_s() {
+    late(|value| {
+        // SAFETY: the box that the thread left.
+        let tree = unsafe { Box::from_raw(value.cast::<Tree>()) };
+        assert_eq!(sum(&tree.0), tree.1);
+        let (mut more, expected) = build(400);
+        drop(tree);
+        assert_eq!(sum(&more), expected);
+        more.retain(|key, _| key % 2 == 0);
+        more.values_mut().for_each(|bytes| bytes.resize(bytes.len() * 3 + 1, 7));
+        for size in [1, 100, 5_000, 70_000, 900_000, 3 * MIB] {
+            for align in [8, 4096] {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                // SAFETY: the layout's size is not 0; the block is freed with the layout it has.
+                unsafe {
+                    let block = RqMalloc.alloc_zeroed(layout);
+                    assert!(!block.is_null() && block.addr() % align == 0);
+                    assert!(std::slice::from_raw_parts(block, size).iter().all(|&byte| byte == 0));
+                    block.write_bytes(9, size);
+                    let block = RqMalloc.realloc(block, layout, size * 2);
+                    assert!(std::slice::from_raw_parts(block, size).iter().all(|&byte| byte == 9));
+                    RqMalloc.dealloc(block, Layout::from_size_align(size * 2, align).unwrap());
+                }
+            }
+        }
+        trim();
+        expect_sum();
+    });
+    // Blocks without a cache go back all the same.
+    let before = stats().in_use;
+    for _ in 0..500 {
+        drop(build(400));
+    }
+    trim();
+    assert!(stats().in_use < before + MIB);
+}
+
+fn requests_after_the_allocator_s_destructor() {
+    let before = stats().open_requests;
+    late(|value| {
+        // SAFETY: the box that the thread left.
+        drop(unsafe { Box::from_raw(value.cast::<Tree>()) });
+        let request = Request::new();
+        // This thread can be in none any more: what it allocates is persistent.
+        let bytes = request.run(|| vec![3_u8; 1000]);
+        assert_eq!(rqmalloc::owner_of(bytes.as_ptr()), None);
+        assert_eq!(rqmalloc::persistent(|| vec![3_u8; 1000]), bytes);
+        assert!(Request::current().is_none());
+        assert!(!request.close().unwrap().still_open);
+    });
+    assert_eq!(stats().open_requests, before);
+}
+
+// ---- the standard library inside a request -----------------------------------------------------
+
+fn standard_output_is_first_used_inside_a_request() {
+    rqmalloc::begin_request();
+    println!("inside");
+    let report = rqmalloc::close_request();
+    assert!(report.surviving_blocks >= 1, "the buffer: {report}");
+    // What reuses the request's pages must not meet the buffer.
+    rqmalloc::begin_request();
+    std::mem::forget(vec![1_u8; 10_000]);
+    let _ = end();
+    std::thread::spawn(|| println!("in a thread")).join().unwrap();
+    println!("after");
+}
+
+fn a_panic_hook_works_inside_a_request() {
+    std::panic::set_hook(Box::new(|information| {
+        let trace = std::backtrace::Backtrace::force_capture().to_string();
+        assert!(!trace.is_empty());
+        println!("hook: {}", information.payload().downcast_ref::<String>().unwrap());
+    }));
+    for _ in 0..2 {
+        let request = Request::new();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            request.run(|| {
+                if request.id().get() % 2 == 1 {
+                    panic!("of {} test", std::hint::black_box("this"));
+                }
+            })
+        }));
+        // The payload is the request's own and survives it.
+        let _ = request.close().unwrap();
+        if let Err(payload) = result {
+            assert_eq!(*payload.downcast::<String>().unwrap(), "of this test");
+        }
+    }
+}
+
+// ---- threads ---------------------------------------------------------------------------------
+
+fn thread_storm() {
+    let mut after_warm_up = 0;
+    for round in 0..250 {
+        let threads: Vec<_> = (0..8)
+            .map(|thread| {
+                std::thread::spawn(move || {
+                    rqmalloc::begin_request();
+                    let (tree, expected) = build(60 + thread);
+                    assert_eq!(sum(&tree), expected);
+                    drop(tree);
+                    assert_eq!(end().freed_blocks, 0);
+                    build(20)
+                })
+            })
+            .collect();
+        for thread in threads {
+            let (tree, expected) = thread.join().unwrap();
+            assert_eq!(sum(&tree), expected);
+        }
+        if round == 20 {
+            after_warm_up = stats().mapped;
+        }
+    }
+    let mapped = expect_sum().mapped;
+    assert!(
+        mapped <= after_warm_up + 8 * MIB,
+        "{after_warm_up} bytes were mapped, and now {mapped}"
+    );
+}
+
+fn threads_are_used_again() {
+    let one = || {
+        std::thread::spawn(|| {
+            let held: Vec<Vec<u8>> = (0..1000).map(|size| vec![1; size]).collect();
+            assert!(held.iter().enumerate().all(|(size, bytes)| bytes.len() == size));
+        })
+        .join()
+        .unwrap();
+    };
+    (0..20).for_each(|_| one());
+    let before = stats().mapped;
+    (0..500).for_each(|_| one());
+    assert_eq!(stats().mapped, before);
+}
+
+fn threads_leave_nothing_behind() {
+    // Thread after thread fills its cache with what it frees: 8 MiB each, if it stayed there.
+    for _ in 0..100 {
+        std::thread::spawn(|| drop((0..8_000).map(|_| vec![1_u8; 1000]).collect::<Vec<_>>()))
+            .join()
+            .unwrap();
+    }
+    assert!(stats().mapped < 64 * MIB, "{}", stats());
+    trim();
+    assert!(stats().mapped < 32 * MIB, "{}", stats());
+}
+
+// ---- memory goes back ------------------------------------------------------------------------
+
+/// Runs `spike`, which has 200 MiB at its height; afterwards, and after a trim, they are gone.
+fn falls_after(spike: impl Fn()) {
+    trim();
+    let (resident_before, before) = (resident(), stats());
+    spike();
+    trim();
+    let (resident_after, after) = (resident(), stats());
+    assert!(
+        resident_after < resident_before + 8 * MIB,
+        "{resident_before} before, {resident_after} after"
+    );
+    assert!(after.mapped < before.mapped + 24 * MIB, "{before} before, {after} after");
+    assert!(after.in_use < before.in_use + 4 * MIB, "{before} before, {after} after");
+}
+
+fn expect_spike() {
+    assert!(resident() > 200 * MIB);
+}
+
+fn memory_falls_after_a_spike() {
+    for size in [24, 500, 10_000, 100_000] {
+        falls_after(|| {
+            let held: Vec<Vec<u8>> = (0..200 * MIB / size).map(|_| vec![1; size]).collect();
+            expect_spike();
+            drop(held);
+        });
+    }
+}
+
+fn memory_falls_after_a_spike_of_requests() {
+    for size in [24, 500, 10_000, 100_000] {
+        falls_after(|| {
+            rqmalloc::begin_request();
+            (0..200 * MIB / size).for_each(|_| std::mem::forget(vec![1_u8; size]));
+            expect_spike();
+            assert_eq!(end().freed_blocks, (200 * MIB / size) as u64);
+        });
+    }
+    // And of many at once.
+    falls_after(|| {
+        let requests: Vec<Request> = (0..200).map(|_| Request::new()).collect();
+        for request in &requests {
+            request.run(|| (0..1000).for_each(|_| std::mem::forget(vec![1_u8; 1100])));
+        }
+        expect_spike();
+        for request in requests {
+            // SAFETY: the blocks are forgotten.
+            assert_eq!(unsafe { request.end() }.unwrap().freed_blocks, 1000);
+        }
+    });
+}
+
+fn memory_falls_after_a_spike_of_mappings() {
+    for size in [2 * MIB, 7 * MIB, 100 * MIB] {
+        falls_after(|| {
+            let mut held: Vec<Vec<u8>> = (0..200 * MIB / size + 1).map(|_| vec![1; size]).collect();
+            held[0].resize(2 * size, 2);
+            expect_spike();
+            drop(held);
+        });
+    }
+}
+
+fn memory_falls_without_trim() {
+    let held: Vec<Vec<u8>> = (0..200_000).map(|_| vec![1; 1000]).collect();
+    let mappings: Vec<Vec<u8>> = (0..8).map(|_| vec![1; 4 * MIB]).collect();
+    expect_spike();
+    drop((held, mappings));
+    // A process that goes on working gives back what it does not need for that.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while resident() > 64 * MIB {
+        assert!(
+            std::time::Instant::now() < until,
+            "{} bytes are still resident: {}",
+            resident(),
+            stats()
+        );
+        for _ in 0..50 {
+            drop(build(300));
+            drop(vec![1_u8; 50_000]);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+// ---- steady state ----------------------------------------------------------------------------
+
+/// A request's work: small blocks, spans of their own, a mapping now and then.
+fn request_work(number: usize) {
+    let (tree, expected) = build(200 + number % 50);
+    assert_eq!(sum(&tree), expected);
+    if number % 3 == 0 {
+        drop(tree);
+    } else {
+        std::mem::forget(tree);
+    }
+    std::mem::forget(vec![1_u8; 100_000]);
+    if number % 10 == 0 {
+        std::mem::forget(vec![1_u8; 3 * MIB]);
+    }
+}
+
+fn steady_state_asks_for_nothing() {
+    let request = |number| {
+        rqmalloc::begin_request();
+        request_work(number);
+        assert!(end().freed_blocks > 0);
+    };
+    (0..200).for_each(request);
+    let before = expect_sum().mapped;
+    for number in 0..3_000 {
+        request(number);
+        assert_eq!(stats().mapped.max(before), before, "at request {number}: {}", stats());
+    }
+}
+
+fn steady_state_of_threads_asks_for_nothing() {
+    const COUNT: usize = 8;
+    let barrier = Arc::new(Barrier::new(COUNT + 1));
+    let threads: Vec<_> = (0..COUNT)
+        .map(|_| {
+            let barrier = barrier.clone();
+            std::thread::spawn(move || {
+                for number in 0..600 {
+                    if number % 200 == 0 {
+                        barrier.wait();
+                        barrier.wait();
+                    }
+                    rqmalloc::begin_request();
+                    // No mappings: how many there are at once is chance.
+                    request_work(number * 10 + 1);
+                    let _ = end();
+                }
+                barrier.wait();
+            })
+        })
+        .collect();
+    let mut mapped = Vec::new();
+    for _ in 0..3 {
+        barrier.wait();
+        mapped.push(stats().mapped);
+        barrier.wait();
+    }
+    barrier.wait();
+    mapped.push(stats().mapped);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    // All threads at their height at once may come late: a chunk, but no growth.
+    assert!(mapped[3] <= mapped[1] + 8 * MIB, "{mapped:?}");
+}
+
+fn a_producer_and_a_consumer_ask_for_nothing() {
+    for inside in [false, true] {
+        let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<Vec<u8>>>(8);
+        let request = Request::new();
+        // Outside of the request: its blocks come back as strays.
+        let consumer = std::thread::spawn(|| receiver.into_iter().for_each(drop));
+        let batch = || (0..200).map(|size| vec![1_u8; 20 + size]).collect();
+        let mut before = 0;
+        for number in 0..4_000 {
+            let batch = if inside { request.run(batch) } else { batch() };
+            sender.send(batch).unwrap();
+            if number == 500 {
+                before = stats().mapped;
+            }
+        }
+        drop(sender);
+        consumer.join().unwrap();
+        let after = expect_sum().mapped;
+        assert!(
+            after <= before + 16 * MIB,
+            "inside a request: {inside}; {before} before, {after} after"
+        );
+    }
+}
+
+// ---- figures ---------------------------------------------------------------------------------
+
+fn figures_add_up() {
+    let start = expect_sum();
+    assert!(start.mapped > 0 && start.in_use > 0);
+    assert_eq!(start.open_requests, 0);
+    // One live block of each kind is seen to come and to go, to the byte where nothing else moves.
+    // Of a span that is kept for the next block, what the block leaves over may seem in use.
+    for (size, rise) in [(100_000, 131_072), (900_000, 933_888)] {
+        let before = expect_sum();
+        // SAFETY: the layout's size is not 0.
+        let block = unsafe { RqMalloc.alloc(layout(size)) };
+        let during = expect_sum();
+        assert_eq!(during.in_use - before.in_use, rise, "{before} before, {during} during");
+        // SAFETY: a live block of this layout.
+        unsafe { RqMalloc.dealloc(block, layout(size)) };
+        assert!(expect_sum().in_use.abs_diff(before.in_use) < 16 * 1024);
+    }
+    let before = expect_sum();
+    // SAFETY: the layout's size is not 0.
+    let block = unsafe { RqMalloc.alloc(layout(100)) };
+    assert_eq!(expect_sum().in_use, before.in_use + 112);
+    // SAFETY: a live block of this layout.
+    unsafe { RqMalloc.dealloc(block, layout(100)) };
+    assert_eq!(expect_sum().in_use, before.in_use);
+    // What a request holds is in use, live or not, and no more when it has ended.
+    let request = Request::new();
+    assert_eq!(expect_sum().open_requests, 1);
+    request.run(|| (0..10_000).for_each(|_| drop(std::hint::black_box(vec![1_u8; 100]))));
+    request.run(|| (0..10_000).for_each(|_| std::mem::forget(vec![1_u8; 100])));
+    let during = expect_sum();
+    let footprint = request.usage().footprint;
+    assert!(during.in_use >= before.in_use + footprint, "{before} before, {during} during");
+    // SAFETY: the blocks are forgotten.
+    let _ = unsafe { request.end() }.unwrap();
+    trim();
+    let after = expect_sum();
+    assert!(after.in_use < before.in_use + 65_536, "{before} before, {after} after");
+    assert_eq!(after.open_requests, 0);
+    // Slabs of which a block is live keep the others.
+    assert!(after.cached < 2 * MIB, "after a trim: {after}");
+}
+
+fn survivors_pin_pages_and_no_more() {
+    trim();
+    let before = stats().in_use;
+    // 64 MiB of requests, of each of which one small block survives.
+    let mut survivors = Vec::with_capacity(256);
+    let mut pinned = 0;
+    for _ in 0..256 {
+        let request = Request::new();
+        request.run(|| {
+            let garbage: Vec<Vec<u8>> = (0..250).map(|_| vec![1; 1000]).collect();
+            survivors.push(vec![2_u8; 40]);
+            drop(garbage);
+        });
+        let report = request.close().unwrap();
+        assert_eq!(report.surviving_blocks, 1);
+        pinned += report.pinned_bytes;
+    }
+    assert_eq!(pinned, 256 * 16 * 1024);
+    trim();
+    // Each holds its control block, too.
+    let during = stats().in_use;
+    assert!(during < before + pinned + 4 * MIB, "{before} before, {during} with survivors");
+    assert!(survivors.iter().all(|bytes| bytes.iter().all(|&byte| byte == 2)));
+    drop(survivors);
+    trim();
+    let after = expect_sum();
+    assert!(after.in_use < before + 2 * MIB, "{before} before, {after} after");
+}
+
+fn ten_thousand_open_requests() {
+    let mut open: Vec<(Request, Vec<u8>)> = Vec::with_capacity(10_000);
+    for number in 0..10_000 {
+        let request = Request::new();
+        let bytes = request.run(|| vec![number as u8; 100]);
+        open.push((request, bytes));
+    }
+    assert_eq!(stats().open_requests, 10_000);
+    let mut ids: Vec<_> = open.iter().map(|(request, _)| request.id()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 10_000);
+    for (number, (request, bytes)) in open.into_iter().enumerate() {
+        assert_eq!(rqmalloc::owner_of(bytes.as_ptr()), Some(request.id()));
+        assert!(bytes.iter().all(|&byte| byte == number as u8));
+        let is_freed = number % 2 == 0;
+        if is_freed {
+            drop(bytes);
+        } else {
+            std::mem::forget(bytes);
+        }
+        // SAFETY: the block is freed or forgotten.
+        let report = unsafe { request.end() }.unwrap();
+        assert_eq!(report.freed_blocks, u64::from(!is_freed));
+    }
+    assert_eq!(expect_sum().open_requests, 0);
+}
+
+/// When the system has no more, allocation returns null, everything that is there stays as it is,
+/// and what is freed is used again.
+fn a_limit_of_addresses_is_null() {
+    const LIMIT: u64 = 512 << 20;
+    let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+    // SAFETY: the limit is a valid structure.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
+    for round in 0..3 {
+        for size in [100, 3_000, 60_000, 700_000, 5 * MIB] {
+            let mut counts = [0; 2];
+            for (count, inside) in counts.iter_mut().zip([false, true]) {
+                let request = Request::new();
+                let mut last: *mut u8 = std::ptr::null_mut();
+                // A list through the blocks themselves: a vector would need memory, too.
+                let mut take_all = || loop {
+                    // SAFETY: the layout's size is not 0.
+                    let block = unsafe { RqMalloc.alloc(layout(size)) };
+                    if block.is_null() {
+                        break;
+                    }
+                    // SAFETY: the block has more than a pointer's bytes.
+                    unsafe { block.cast::<*mut u8>().write(last) };
+                    last = block;
+                    *count += 1;
+                };
+                if inside {
+                    request.run(&mut take_all)
+                } else {
+                    take_all()
+                }
+                assert!(*count * size > 200 * MIB, "{count} blocks of {size} in round {round}");
+                let mut give_all = || {
+                    while !last.is_null() {
+                        // SAFETY: a live block of this layout, with the next one in its first word.
+                        unsafe {
+                            let next = last.cast::<*mut u8>().read();
+                            RqMalloc.dealloc(last, layout(size));
+                            last = next;
+                        }
+                    }
+                };
+                if inside {
+                    request.run(give_all)
+                } else {
+                    give_all()
+                }
+                assert_eq!(request.usage().live_blocks, 0);
+            }
+        }
+    }
+    expect_sum();
+}
