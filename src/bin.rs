@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `bins[..].head` | the thread the bins are active in | the same |
 //! | `bins[..].count`, `bump`, `carved` | the same | anybody, for figures |
+//! | `bins[..].cap` | the same; of a lane, whoever enters another lane of its request | the same |
 //! | `tag`, `kind`, `cache` | who makes or opens the bins | the thread they are active in |
 //!
 //! - **F1** A block in `bins[c]` has class `c`, is not live, and is in no other list.
@@ -46,7 +47,7 @@ impl Memory for Raw {
 pub struct Bin {
     head: Cell<Block>,
     count: AtomicU32,
-    cap: Cell<u32>,
+    cap: AtomicU32,
 }
 
 static_assertions::const_assert_eq!(size_of::<Bin>(), 16);
@@ -54,7 +55,7 @@ static_assertions::const_assert_eq!(size_of::<Bin>(), 16);
 impl Bin {
     /// An empty bin that is never full.
     pub const fn new() -> Self {
-        Self { head: Cell::new(NONE), count: AtomicU32::new(0), cap: Cell::new(u32::MAX) }
+        Self { head: Cell::new(NONE), count: AtomicU32::new(0), cap: AtomicU32::new(u32::MAX) }
     }
 
     /// How many blocks there are.
@@ -69,13 +70,14 @@ impl Bin {
     }
 
     /// The count above which the bin hands a magazine on.
+    #[inline(always)]
     pub fn cap(&self) -> u32 {
-        self.cap.get()
+        self.cap.load(Ordering::Relaxed)
     }
 
     /// Sets the count above which the bin hands a magazine on.
     pub fn set_cap(&self, cap: u32) {
-        self.cap.set(cap);
+        self.cap.store(cap, Ordering::Relaxed);
     }
 
     /// The block that `pop` would return.
@@ -90,7 +92,7 @@ impl Bin {
         self.head.set(block);
         let count = self.count().wrapping_add(1);
         self.set_count(count);
-        count > self.cap.get()
+        count > self.cap()
     }
 
     /// Takes all blocks.
@@ -107,6 +109,14 @@ impl Bin {
         Raw.set_link(last, NONE);
         self.set_count(1);
         rest
+    }
+
+    /// Takes the block that came last, which stays free. The bin has one.
+    pub fn take_one(&self) -> Block {
+        let block = self.head.get();
+        self.head.set(Raw.link(block));
+        self.set_count(self.count().wrapping_sub(1));
+        block
     }
 
     /// Fills an empty bin.
@@ -307,6 +317,11 @@ impl Bins {
     /// The header of a free block of `class` here.
     pub fn free_header(&self, class: Class) -> Header {
         self.tag().without(LIVE).with_class(class.index())
+    }
+
+    /// Takes so many blocks off the count of those that were cut: they are no blocks any more.
+    pub fn uncount(&self, count: usize) {
+        self.carved.add(count.wrapping_neg());
     }
 
     /// How many blocks were ever cut here since `reset`.

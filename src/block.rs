@@ -24,6 +24,9 @@ pub const LARGE: u64 = 1 << 59;
 /// Not a header but a word before an over-aligned payload, leading back to the header.
 pub const ALIGNED: u64 = 1 << 60;
 
+/// The block is in a bin of a lane that is being swept.
+pub const SWEPT: u64 = 1 << 61;
+
 /// How many bits of a header the id has.
 pub const ID_BITS: u32 = 48;
 /// The bits of a header the id has.
@@ -107,6 +110,7 @@ impl core::fmt::Debug for Header {
             (PERSISTENT, " persistent"),
             (LARGE, " large"),
             (ALIGNED, " aligned"),
+            (SWEPT, " swept"),
         ];
         names.iter().filter(|(flag, _)| self.has(*flag)).try_for_each(|(_, name)| f.write_str(name))
     }

@@ -81,7 +81,7 @@ unsafe impl GlobalAlloc for RqMalloc {
             let bins = thread::active();
             match bins.free(block, class) {
                 Freed::Done => return,
-                Freed::BinFull => return thread::bin_full_slow(class),
+                Freed::BinFull => return thread::bin_full_slow(bins, class),
                 Freed::Refused => {
                     if free_persistent_inside(bins, block, class) {
                         return;
@@ -128,7 +128,7 @@ fn free_persistent_inside(bins: &Bins, block: Block, class: Class) -> bool {
     let Some(cache) = (unsafe { bins.cache().as_ref() }) else { return false };
     match cache.free(block, class) {
         Freed::Refused => return false,
-        Freed::BinFull => thread::bin_full_slow(class),
+        Freed::BinFull => thread::bin_full_slow(cache, class),
         Freed::Done => {}
     }
     true
@@ -229,7 +229,7 @@ pub fn check_structures() {
     if let Some(thread) = thread::current() {
         thread.cache.check();
         if let Some(control) = thread.current_control() {
-            control.check();
+            control.check(thread.lane_inside(control));
         }
     }
     HEAP.check();

@@ -231,7 +231,7 @@ impl Heap {
             let mut block = magazine.head;
             for _ in 0..magazine.count {
                 let next = Raw.link(block);
-                self.pages.give_span(self.span_of_free(block));
+                self.pages.give_span(self.span_of_free(block, SpanKind::Slab));
                 block = next;
             }
             return;
@@ -239,16 +239,17 @@ impl Heap {
         self.slabs[class.index()].reap(
             class,
             magazine,
-            |block| self.span_of_free(block),
+            |block| self.span_of_free(block, SpanKind::Slab),
             |span| self.pages.give_span(span),
         );
     }
 
-    /// The span of a block that lies in a magazine: if there is none, its link was overwritten.
-    fn span_of_free(&self, block: Block) -> &Span {
+    /// The span of a block that lies in a magazine or a bin: if it is not one of this kind, a link
+    /// was overwritten.
+    fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span {
         match self.pages.registry.find(block) {
             Some(Place::Chunk(chunk)) => match chunk.span(chunk.page_of(block - HEADER_BYTES)) {
-                Some(span) if span.kind() == SpanKind::Slab => span,
+                Some(span) if span.kind() == kind => span,
                 _ => fatal::header_overwritten(block, 0),
             },
             _ => fatal::header_overwritten(block, 0),
@@ -817,6 +818,10 @@ impl Supply for Heap {
                 self.release_all_idle();
                 take().or_else(grow)
             })
+    }
+
+    fn region_of(&self, block: Block) -> &Span {
+        self.span_of_free(block, SpanKind::Region)
     }
 
     fn give_span(&self, span: &Span) {

@@ -4,11 +4,12 @@
 //! |---|---|---|
 //! | `bins` | see `bin` | |
 //! | `occupancy` | who enters and leaves | anybody |
-//! | `regions`, `warm`, `full_bytes` | the occupant; when there is none, who closes the request | the same |
+//! | `regions`, `warm`, `cut_bytes`, `range_..` | the occupant; when there is none, who closes the request | the same |
 //! | `next` | who adds a lane, before it is published | anybody |
 //!
-//! - **N1** Every block of the lane lies in a region on `regions`, below its `carved_end` or, in the
-//!   first region, below `bump`; from the region's start they follow one another without a gap.
+//! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of a
+//!   free block. When the range is retired, the blocks of every region on `regions` follow one another
+//!   without a gap from its start to its `carved_end`.
 
 use crate::bin::{Bins, Raw};
 use crate::block::{Block, Header, Memory};
@@ -40,8 +41,11 @@ pub struct Lane {
     regions: Cell<*const Span>,
     /// Regions of earlier requests, empty.
     warm: Cell<*const Span>,
-    /// Bytes of blocks in all regions but the first.
-    full_bytes: Gauge,
+    /// Bytes of blocks in all ranges but the one that is being cut.
+    cut_bytes: Gauge,
+    /// Where that range begins, and whose rest it is: null when it is the inside of a block.
+    range_start: Gauge,
+    range_region: Cell<*const Span>,
     region_count: Cell<usize>,
     /// The request's next lane.
     pub next: AtomicPtr<Lane>,
@@ -49,6 +53,14 @@ pub struct Lane {
 
 // SAFETY: the table at the head of the module; `occupancy` orders one occupant after the other.
 unsafe impl Sync for Lane {}
+
+/// Bytes that a bin of one of several lanes holds at most, and blocks.
+const SHARED_CAP_BYTES: usize = 8 * 1024;
+const SHARED_CAP_COUNT: usize = 64;
+
+fn shared_cap(class: Class) -> u32 {
+    (SHARED_CAP_BYTES / class.stride_bytes()).clamp(1, SHARED_CAP_COUNT) as u32
+}
 
 /// Spans linked by `next`.
 pub struct SpanList<'h> {
@@ -90,31 +102,39 @@ impl Lane {
 
     /// Cuts from this region from now on.
     pub fn adopt(&self, span: &Span) {
-        self.retire_current();
+        self.retire_range();
         span.next.set(self.regions.get());
         self.regions.set(span);
         self.region_count.set(self.region_count.get() + 1);
-        self.bins.set_region(span.base() + HEADER_BYTES, span.end());
+        self.set_range(span.base() + HEADER_BYTES, span.end(), span);
     }
 
-    /// Cuts what is left of the region into free blocks and notes how far it is cut.
-    fn retire_current(&self) {
+    /// Cuts from the inside of a free block from now on: the block is none any more.
+    pub fn adopt_block(&self, class: Class) {
+        self.retire_range();
+        let start = self.bins.bin(class).take_one() - HEADER_BYTES;
+        self.uncount(1, class.stride_bytes());
+        self.set_range(start, start + class.stride_bytes(), null());
+    }
+
+    fn set_range(&self, start: usize, end: usize, region: *const Span) {
+        self.bins.set_region(start, end);
+        self.range_start.set(start);
+        self.range_region.set(region);
+    }
+
+    /// Cuts what is left of the range into free blocks, so that its region can be walked (N1).
+    pub fn retire_range(&self) {
         while let Some(class) = Class::fitting(self.bins.left_bytes()) {
-            self.bins.cut_free(class);
+            // Blocks of larger classes are not looked for in the bins first.
+            self.bins.cut_free(class.min(Class::LAST_SHARED));
         }
-        self.note_carved();
-        // SAFETY: `regions` holds type-stable descriptors.
-        if let Some(span) = unsafe { self.regions.get().as_ref() } {
-            self.full_bytes.add(self.bins.bump() - span.base() - HEADER_BYTES);
-        }
-    }
-
-    /// Writes down how far the first region is cut, for who walks it.
-    pub fn note_carved(&self) {
-        // SAFETY: `regions` holds type-stable descriptors.
-        if let Some(span) = unsafe { self.regions.get().as_ref() } {
+        self.cut_bytes.add(self.bins.bump() - self.range_start.get());
+        // SAFETY: null, or the type-stable descriptor of a region.
+        if let Some(span) = unsafe { self.range_region.get().as_ref() } {
             span.carved_end.set(self.bins.bump());
         }
+        self.set_range(0, 0, null());
     }
 
     /// The regions, the one that is being cut first.
@@ -124,12 +144,8 @@ impl Lane {
 
     /// Bytes of all blocks ever cut here, free ones too.
     fn carved_bytes(&self) -> usize {
-        // SAFETY: `regions` holds type-stable descriptors.
-        let current = match unsafe { self.regions.get().as_ref() } {
-            Some(span) => self.bins.bump().saturating_sub(span.base() + HEADER_BYTES),
-            None => 0,
-        };
-        self.full_bytes.get() + current
+        let range = self.bins.bump().saturating_sub(self.range_start.get());
+        self.cut_bytes.get().wrapping_add(range)
     }
 
     /// Blocks, and bytes of stride, that are not in the lane's own bins.
@@ -141,6 +157,15 @@ impl Lane {
         Out {
             blocks: self.bins.carved_count() as isize - held_count as isize,
             bytes: self.carved_bytes() as isize - held_bytes as isize,
+        }
+    }
+
+    /// Sets how much the bins hold: without bound in a request's only lane; otherwise little, so that
+    /// what one lane frees comes round to the one that needs it.
+    pub fn set_shared(&self, shared: bool) {
+        for class in Class::all() {
+            let cap = if shared { shared_cap(class) } else { u32::MAX };
+            self.bins.bin(class).set_cap(cap);
         }
     }
 
@@ -170,7 +195,7 @@ impl Lane {
 
     /// Takes all regions off the lane, for a closer.
     pub fn take_regions(&self) -> SpanList<'_> {
-        self.note_carved();
+        self.retire_range();
         let regions = self.regions.replace(null());
         self.forget_blocks();
         list(regions)
@@ -178,7 +203,9 @@ impl Lane {
 
     fn forget_blocks(&self) {
         self.bins.reset();
-        self.full_bytes.set(0);
+        self.cut_bytes.set(0);
+        self.range_start.set(0);
+        self.range_region.set(null());
         self.region_count.set(0);
     }
 
@@ -186,6 +213,30 @@ impl Lane {
     pub fn is_untouched(&self, alone: bool) -> bool {
         // Only with a second lane can a lane hold blocks without ever having had a region.
         alone && self.regions.get().is_null()
+    }
+
+    /// Takes regions off the lane that `is_free` says no block of is in use.
+    pub fn take_regions_where(&self, mut is_free: impl FnMut(&Span) -> bool) -> SpanList<'_> {
+        let (kept, taken) = (Cell::new(null()), Cell::new(null()));
+        for span in list(self.regions.replace(null())) {
+            let target = if is_free(span) { &taken } else { &kept };
+            span.next.set(target.get());
+            target.set(span);
+        }
+        self.regions.set(kept.get());
+        list(taken.get())
+    }
+
+    /// Counts blocks, and bytes of them, out: they are no blocks any more.
+    pub fn uncount(&self, blocks: usize, bytes: usize) {
+        self.bins.uncount(blocks);
+        self.cut_bytes.add(bytes.wrapping_neg());
+    }
+
+    /// Cuts `bytes` of free memory at `start` into free blocks.
+    pub fn recut(&self, start: usize, bytes: usize) {
+        self.set_range(start, start + bytes, null());
+        self.retire_range();
     }
 
     /// Takes all warm regions off the lane.

@@ -84,10 +84,13 @@ const STRIDE_BYTES: [u32; CLASS_COUNT] = {
 };
 
 /// A class that exists: `index() < CLASS_COUNT`, always (C1).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Class(u8);
 
 impl Class {
+    /// The largest class whose blocks share spans.
+    pub const LAST_SHARED: Self = Self(FIRST_SINGLE_CLASS as u8 - 1);
+
     /// The smallest class whose payload holds `size` bytes; `None` above `MAX_CLASS_BYTES`.
     #[inline(always)]
     pub fn of(size: usize) -> Option<Self> {

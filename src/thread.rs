@@ -632,13 +632,18 @@ pub fn free_slow(payload: usize, size: usize, align: usize) {
     HEAP.free_found(&found, thread.map(|thread| &thread.cache), lane);
 }
 
-/// The cache's bin is full.
+/// A bin is over its cap: of the cache, or of the lane this thread is in.
 #[cold]
 #[inline(never)]
-pub fn bin_full_slow(class: Class) {
-    if let Some(thread) = current() {
-        thread.tick();
-        HEAP.bin_full(&thread.cache, class);
+pub fn bin_full_slow(bins: &Bins, class: Class) {
+    let Some(thread) = current() else { return };
+    thread.tick();
+    if bins.kind() != Kind::Lane {
+        return HEAP.bin_full(&thread.cache, class);
+    }
+    if let Some(control) = thread.current_control() {
+        // SAFETY: the bins are a lane's, and this thread is in it.
+        control.lane_bin_full(unsafe { Control::lane_of(bins) }, class);
     }
 }
 

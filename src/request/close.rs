@@ -117,7 +117,7 @@ pub fn release_warm<S: Supply>(control: &Control, supply: &S) -> usize {
 }
 
 /// A region leaves the control block for good.
-fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
+pub fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
     let charged = region.note.get();
     if charged != 0 {
         region.note.set(0);

@@ -14,7 +14,7 @@
 //! - **Q2** `footprint` is the sum of the request's regions and large blocks' spans; `peak` its
 //!   largest value since the request was opened.
 
-use super::Supply;
+use super::{Supply, close, sweep};
 use crate::bin::{Bins, Kind, Raw};
 use crate::block::{Block, Header, LARGE, LIVE, Memory, NONE, settle_stray};
 use crate::lane::{Lane, Out};
@@ -27,6 +27,11 @@ use crate::stray::{Chain, Closed, StrayList};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+
+/// Requests smaller than this do not cut blocks from the inside of free ones.
+const MIN_SPLIT_BYTES: usize = 128 * 1024;
+/// How many times larger a free block must be to be cut into others.
+const SPLIT_FACTOR: usize = 1;
 
 /// What no request's serial is: ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
@@ -55,6 +60,10 @@ pub struct Control {
     peak: AtomicUsize,
     /// Whether `persist` was called on a block.
     pub kept: AtomicBool,
+    /// Whether more than one lane was entered.
+    shared: AtomicBool,
+    /// Bytes of the ranges that were taken since the last sweep.
+    unswept_bytes: AtomicUsize,
     /// Bytes of warm regions that this control block is charged for.
     pub warm_bytes: Cell<usize>,
     /// Written by other threads: on cache lines of its own.
@@ -125,6 +134,8 @@ impl Control {
             footprint: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             kept: AtomicBool::new(false),
+            shared: AtomicBool::new(false),
+            unswept_bytes: AtomicUsize::new(0),
             warm_bytes: Cell::new(0),
             strays: Strays { list: StrayList::new(), bytes: AtomicUsize::new(0) },
         }
@@ -141,7 +152,13 @@ impl Control {
         self.footprint.store(0, Ordering::Relaxed);
         self.peak.store(0, Ordering::Relaxed);
         self.kept.store(false, Ordering::Relaxed);
-        self.lanes().for_each(|lane| lane.bins.open(Kind::Lane, Header::tag(id, LIVE)));
+        self.unswept_bytes.store(0, Ordering::Relaxed);
+        // The other lanes are opened by who enters them.
+        self.first.bins.open(Kind::Lane, Header::tag(id, LIVE));
+        if self.shared.load(Ordering::Relaxed) {
+            self.shared.store(false, Ordering::Relaxed);
+            self.first.set_shared(false);
+        }
         self.strays.bytes.store(0, Ordering::Relaxed);
         self.strays.list.open();
         self.handles.open();
@@ -172,11 +189,16 @@ impl Control {
 
     /// Whether there is only the first lane.
     pub fn is_alone(&self) -> bool {
-        self.others.load(Ordering::Relaxed).is_null()
+        !self.shared.load(Ordering::Relaxed)
     }
 
-    /// All lanes.
+    /// The lanes that were entered, as far as is known: the first, and all if it was not enough.
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.all_lanes().take(if self.is_alone() { 1 } else { usize::MAX })
+    }
+
+    /// All lanes, those of earlier requests too.
+    pub fn all_lanes(&self) -> impl Iterator<Item = &Lane> {
         let mut next: *const Lane = &raw const self.first;
         let mut first = true;
         core::iter::from_fn(move || {
@@ -197,7 +219,12 @@ impl Control {
 
     #[cold]
     fn enter_slow(&self, memory: impl FnOnce(usize) -> Option<usize>) -> Option<&Lane> {
-        if let Some(lane) = self.lanes().find(|lane| lane.occupancy.try_enter()) {
+        // From here on bins are bounded, also those of the lanes that are occupied.
+        if !self.shared.swap(true, Ordering::Relaxed) {
+            self.all_lanes().for_each(|lane| lane.set_shared(true));
+        }
+        if let Some(lane) = self.all_lanes().find(|lane| lane.occupancy.try_enter()) {
+            lane.bins.open(Kind::Lane, Header::tag(self.id(), LIVE));
             return Some(lane);
         }
         let place = with_exposed_provenance_mut::<Lane>(memory(size_of::<Lane>())?);
@@ -207,6 +234,7 @@ impl Control {
             &*place
         };
         lane.bins.open(Kind::Lane, Header::tag(self.id(), LIVE));
+        lane.set_shared(true);
         lane.occupancy.try_enter();
         let mut first = self.others.load(Ordering::Relaxed);
         loop {
@@ -246,11 +274,78 @@ impl Control {
         if class.is_single() {
             return self.alloc_large(class, supply).map_or(NONE, |(block, _)| block);
         }
+        if self.adopt_free_block(lane, class) {
+            return lane.bins.alloc(class);
+        }
+        if sweep::is_due(self, lane) {
+            sweep::sweep(self, lane, supply);
+            if lane.bins.bin(class).count() > 0 || self.adopt_free_block(lane, class) {
+                return lane.bins.alloc(class);
+            }
+        }
         let Some(region) = self.take_region(lane, class.stride_bytes(), supply) else {
             return NONE;
         };
+        self.unswept_bytes.fetch_add(region.bytes(), Ordering::Relaxed);
         lane.adopt(region);
         lane.bins.alloc(class)
+    }
+
+    /// Cuts from the inside of a free block from now on, if there is one that is worth it.
+    fn adopt_free_block(&self, lane: &Lane, class: Class) -> bool {
+        let Some(large) = self.splittable(lane, class) else { return false };
+        self.unswept_bytes.fetch_add(large.stride_bytes(), Ordering::Relaxed);
+        lane.adopt_block(large);
+        true
+    }
+
+    /// The class of a free block that is worth cutting blocks of `class` from its inside. Only in a
+    /// request that has grown: a short one is faster with a fresh region.
+    fn splittable(&self, lane: &Lane, class: Class) -> Option<Class> {
+        if self.region_bytes() < MIN_SPLIT_BYTES {
+            return None;
+        }
+        Class::all().filter(|other| !other.is_single()).find(|other| {
+            other.stride_bytes() >= class.stride_bytes() * SPLIT_FACTOR
+                && lane.bins.bin(*other).count() > 0
+        })
+    }
+
+    /// A lane's bin is over its cap: all but one block go round to the other lanes.
+    #[cold]
+    pub fn lane_bin_full(&self, lane: &Lane, class: Class) {
+        let bin = lane.bins.bin(class);
+        if bin.count() <= bin.cap() {
+            return;
+        }
+        let rest = bin.take_rest();
+        let last = (1..rest.count).fold(rest.head, |block, _| Raw.link(block));
+        let bytes = rest.count as usize * class.stride_bytes();
+        self.strays.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let pushed = self.strays.list.push(&Raw, rest.head, last, rest.count.into());
+        debug_assert!(pushed.is_ok(), "a request that somebody is in is not closed");
+    }
+
+    /// Gives a region back that no block of is in use.
+    pub fn release_region<S: Supply>(&self, region: &Span, supply: &S) {
+        close::uncharge(self, region, supply);
+        supply.give_span(region);
+    }
+
+    /// Bytes of the regions it holds.
+    pub fn region_bytes(&self) -> usize {
+        let large_bytes = self.large_bytes.load(Ordering::Relaxed);
+        self.footprint.load(Ordering::Relaxed).saturating_sub(large_bytes)
+    }
+
+    /// Bytes of the ranges that were taken since the last sweep.
+    pub fn unswept_bytes(&self) -> usize {
+        self.unswept_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A sweep is done.
+    pub fn note_swept(&self) {
+        self.unswept_bytes.store(0, Ordering::Relaxed);
     }
 
     fn take_region<'l, S: Supply>(
@@ -414,18 +509,28 @@ impl Control {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// Walks every lane nobody is in, and the regions; fatal when a structure contradicts itself.
-    /// The caller is in the request or its only user.
-    pub fn check(&self) {
+    /// Walks the lane the caller is in, every lane nobody is in, and their regions; fatal when a
+    /// structure contradicts itself.
+    pub fn check(&self, inside: Option<&Lane>) {
         for lane in self.lanes() {
-            lane.note_carved();
-            lane.bins.check();
-            for region in lane.regions() {
-                if region.owner() != self.address() {
-                    crate::fatal::broken("owner of a region", region.owner(), self.address());
+            let is_inside = inside.is_some_and(|inside| core::ptr::eq(inside, lane));
+            if is_inside || lane.occupancy.try_enter() {
+                self.check_lane(lane);
+                if !is_inside {
+                    lane.occupancy.leave();
                 }
-                crate::lane::walk(region, self.id()).for_each(drop);
             }
+        }
+    }
+
+    fn check_lane(&self, lane: &Lane) {
+        lane.retire_range();
+        lane.bins.check();
+        for region in lane.regions() {
+            if region.owner() != self.address() {
+                crate::fatal::broken("owner of a region", region.owner(), self.address());
+            }
+            crate::lane::walk(region, self.id()).for_each(drop);
         }
     }
 }

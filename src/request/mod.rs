@@ -2,7 +2,9 @@
 
 pub mod close;
 pub mod control;
+pub mod sweep;
 
+use crate::block::Block;
 use crate::page_heap::Taken;
 use crate::span::{Span, SpanKind};
 
@@ -16,6 +18,8 @@ pub trait Supply {
         pages: usize,
         owner: usize,
     ) -> Option<Taken<'_>>;
+    /// The region of a block that lies in a lane's bin.
+    fn region_of(&self, block: Block) -> &Span;
     /// Gives a span of a chunk back.
     fn give_span(&self, span: &Span);
     /// Gives some pages of a span back.
