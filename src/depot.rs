@@ -77,6 +77,20 @@ impl<S: Slots> Depot<S> {
         self.ring.lock().slots = slots;
     }
 
+    /// Takes the lock for the time around a `fork`.
+    pub fn hold_for_fork(&self) {
+        self.ring.hold_for_fork();
+    }
+
+    /// Releases the lock, in the parent and in the child.
+    ///
+    /// # Safety
+    /// This thread, or the one it is a copy of, called `hold_for_fork`.
+    pub unsafe fn release_after_fork(&self) {
+        // SAFETY: the caller's contract.
+        unsafe { self.ring.release_after_fork() };
+    }
+
     /// Puts a magazine on top; gives it back when every slot is filled.
     pub fn put(&self, magazine: Magazine) -> Result<(), Magazine> {
         let mut ring = self.ring.lock();

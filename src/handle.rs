@@ -214,13 +214,31 @@ impl Drop for Request {
     }
 }
 
+/// Which request it is, and what keeps it open beside this handle: the text for an `Err` of
+/// [`close`](Request::close) or [`end`](Request::end).
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {}", self.control.serial())?;
+        if let Some(name) = self.control.name.get() {
+            write!(f, " ({name})")?;
+        }
+        let inside = self.control.lanes().filter(|lane| lane.occupancy.is_taken()).count();
+        let others = self.control.handles.count().saturating_sub(1);
+        match (others, inside) {
+            (0, 0) => f.write_str(": open, no other handle is alive"),
+            (_, 0) => write!(f, ": still open, {others} other handles are alive"),
+            _ => write!(
+                f,
+                ": still open, {inside} threads are inside, {others} other handles are alive \
+                 (every entry of a thread is one)"
+            ),
+        }
+    }
+}
+
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request")
-            .field("id", &self.control.serial())
-            .field("name", &self.control.name.get())
-            .field("handles", &self.control.handles.count())
-            .finish()
+        write!(f, "Request({self})")
     }
 }
 

@@ -788,6 +788,35 @@ impl Heap {
         }
     }
 
+    // ---- fork --------------------------------------------------------------------------------
+
+    /// Takes every lock for the time around a `fork`, outer ones first: a mapping that is tightened
+    /// may need memory for a leaf of the registry, the set-up provides the depots.
+    pub fn hold_for_fork(&self) {
+        self.setup.hold_for_fork();
+        self.slabs.iter().for_each(|slabs| slabs.fork_lock().hold_for_fork());
+        self.depots.iter().for_each(Depot::hold_for_fork);
+        self.large_locks.iter().for_each(Lock::hold_for_fork);
+        self.mappings.fork_lock().hold_for_fork();
+        self.pages.meta.fork_lock().hold_for_fork();
+    }
+
+    /// Releases every lock, in the parent and in the child.
+    ///
+    /// # Safety
+    /// This thread, or the one it is a copy of, called `hold_for_fork`.
+    pub unsafe fn release_after_fork(&self) {
+        // SAFETY: the caller's contract, for each of them.
+        unsafe {
+            self.pages.meta.fork_lock().release_after_fork();
+            self.mappings.fork_lock().release_after_fork();
+            self.large_locks.iter().rev().for_each(|lock| lock.release_after_fork());
+            self.depots.iter().rev().for_each(|depot| depot.release_after_fork());
+            self.slabs.iter().rev().for_each(|slabs| slabs.fork_lock().release_after_fork());
+            self.setup.release_after_fork();
+        }
+    }
+
     /// Walks every slab list; fatal when one contradicts itself.
     pub fn check(&self) {
         Class::all().for_each(|class| self.slabs[class.index()].check(class));

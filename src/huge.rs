@@ -309,6 +309,11 @@ impl Mappings {
         moved
     }
 
+    /// The lock, for the time around a `fork`.
+    pub fn fork_lock(&self) -> &Lock<impl Sized + use<>> {
+        &self.store
+    }
+
     /// Bytes of all mappings, and of those in the store.
     pub fn figures(&self) -> (usize, usize) {
         (self.mapped_bytes.load(Ordering::Relaxed), self.cached_bytes.load(Ordering::Relaxed))

@@ -52,6 +52,8 @@ mod report;
 mod handle;
 // Layer 13
 mod hooks;
+#[cfg(feature = "async")]
+mod scope;
 
 pub use global::{RqMalloc, is_installed, persist, trim};
 #[doc(hidden)]
@@ -61,3 +63,5 @@ pub use handle::owner_of;
 pub use handle::{Entered, Request, RequestBuilder, persistent};
 pub use hooks::{begin_request, close_request, end_request};
 pub use report::{Report, RequestId, Stats, Usage, stats};
+#[cfg(feature = "async")]
+pub use scope::Scope;

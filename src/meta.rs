@@ -52,6 +52,11 @@ impl Meta {
         Some(address)
     }
 
+    /// The lock, for the time around a `fork`.
+    pub fn fork_lock(&self) -> &Lock<impl Sized + use<>> {
+        &self.rest
+    }
+
     /// Bytes mapped so far.
     pub fn mapped_bytes(&self) -> usize {
         self.mapped_bytes.load(Ordering::Relaxed)

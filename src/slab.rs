@@ -106,6 +106,11 @@ impl Slabs {
         }
     }
 
+    /// The lock, for the time around a `fork`.
+    pub fn fork_lock(&self) -> &Lock<impl Sized + use<>> {
+        &self.listed
+    }
+
     /// How many blocks lie in slabs.
     pub fn idle_count(&self) -> usize {
         self.listed.lock().idle_count

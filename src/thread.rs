@@ -19,7 +19,7 @@ use crate::pool::{Pool, Successors};
 use crate::request::close::{Outcome, Survivors};
 use crate::request::control::Control;
 use crate::size_class::Class;
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -153,6 +153,7 @@ fn start() -> Option<&'static Thread> {
     THREAD.set(thread);
     ACTIVE.set(&raw const thread.cache.bins);
     on_exit(thread);
+    on_fork();
     Some(thread)
 }
 
@@ -208,6 +209,41 @@ fn exit_key() -> Option<libc::pthread_key_t> {
         }
     }
     Some((EXIT_KEY.load(Ordering::Relaxed) - 1) as libc::pthread_key_t)
+}
+
+// ---- fork ------------------------------------------------------------------------------------
+
+static HANDLES_FORK: AtomicBool = AtomicBool::new(false);
+
+/// Registers what is done around a `fork`, once. Without memory for it (`ENOMEM`) a child forked while
+/// another thread is in a slow path may wait for ever, as without any handler.
+fn on_fork() {
+    if !HANDLES_FORK.swap(true, Ordering::Relaxed) {
+        // SAFETY: the handlers are functions for ever.
+        unsafe {
+            libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork_in_child))
+        };
+    }
+}
+
+extern "C" fn before_fork() {
+    EXIT_KEY_LOCK.hold_for_fork();
+    HEAP.hold_for_fork();
+}
+
+extern "C" fn after_fork() {
+    // SAFETY: `before_fork` ran in this thread.
+    unsafe {
+        HEAP.release_after_fork();
+        EXIT_KEY_LOCK.release_after_fork();
+    }
+}
+
+/// The child has one thread. What the others had in their caches and lanes is lost to it, and the
+/// requests they were inside never close.
+extern "C" fn after_fork_in_child() {
+    after_fork();
+    RUNNING_COUNT.store(usize::from(current().is_some()), Ordering::Relaxed);
 }
 
 extern "C" fn exit(_thread: *mut libc::c_void) {

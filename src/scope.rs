@@ -1,0 +1,83 @@
+//! A future that is inside a request while it is polled.
+
+use crate::handle::Request;
+use core::fmt;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+/// What [`Request::scope`] returns.
+///
+/// The request is entered for each poll and left before the poll returns, so that what the executor
+/// allocates between polls stays outside, and whatever thread polls next finds the request's lane
+/// idle. The future is dropped inside the request too, when it is ready or when it is cancelled; then
+/// the scope's handle of the request goes.
+#[must_use = "futures do nothing unless polled"]
+pub struct Scope<F> {
+    /// `None` once the future is ready.
+    request: Option<Request>,
+    /// Pinned with the scope; `None` once it is ready.
+    future: Option<F>,
+}
+
+impl Request {
+    /// Wraps `future` so that every poll of it runs inside this request: on whatever thread, under
+    /// whatever executor. Scopes nest.
+    ///
+    /// Tasks that the future spawns do not inherit the request: give each its own `scope`. What runs
+    /// by `spawn_blocking` or on a thread needs [`run`](Self::run).
+    ///
+    /// The scope holds a handle, so the request stays open while the future is not done.
+    pub fn scope<F: Future>(&self, future: F) -> Scope<F> {
+        Scope { request: Some(self.clone()), future: Some(future) }
+    }
+}
+
+impl<F> Scope<F> {
+    /// The future, pinned as the scope is.
+    fn project(self: Pin<&mut Self>) -> (Pin<&mut Option<F>>, &mut Option<Request>) {
+        // SAFETY: `future` is pinned with the scope: it is never moved out, only dropped in place by
+        // `Pin::set` or with the scope, `Scope` has no `Unpin` of its own, and its `drop` treats it
+        // as pinned. `request` is not pinned.
+        unsafe {
+            let this = self.get_unchecked_mut();
+            (Pin::new_unchecked(&mut this.future), &mut this.request)
+        }
+    }
+}
+
+impl<F: Future> Future for Scope<F> {
+    type Output = F::Output;
+
+    /// # Panics
+    /// When it is polled after it was ready, or as [`Request::enter`] does.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let (mut future, request) = self.project();
+        let (Some(running), Some(inside)) = (future.as_mut().as_pin_mut(), request.as_ref()) else {
+            panic!("Scope polled after it was ready");
+        };
+        let entered = inside.enter();
+        let output = running.poll(context);
+        if output.is_ready() {
+            future.set(None);
+            drop(entered);
+            *request = None;
+        }
+        output
+    }
+}
+
+impl<F> Drop for Scope<F> {
+    fn drop(&mut self) {
+        // SAFETY: a scope that is being dropped is not moved any more.
+        let (mut future, request) = unsafe { Pin::new_unchecked(self) }.project();
+        let _entered = request.as_ref().map(Request::enter);
+        future.set(None);
+    }
+}
+
+impl<F> fmt::Debug for Scope<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope").field("request", &self.request).finish_non_exhaustive()
+    }
+}
