@@ -39,7 +39,7 @@ fn first_cap(class: Class) -> u32 {
 
 /// A bin and a previous magazine.
 fn promise(class: Class, cap: u32) -> usize {
-    2 * cap as usize * class.stride_bytes()
+    2 * cap as usize * class.kept_bytes()
 }
 
 impl Cache {
@@ -136,12 +136,14 @@ impl Cache {
         }
     }
 
-    /// Bytes of stride the cache holds.
+    /// Bytes the cache keeps.
     pub fn held_bytes(&self) -> usize {
-        let previous: usize = Class::all()
-            .map(|class| self.previous[class.index()].get().count as usize * class.stride_bytes())
-            .sum();
-        self.bins.held().1 + previous
+        Class::all()
+            .map(|class| {
+                let previous = self.previous[class.index()].get().count;
+                (self.bins.bin(class).count() + previous) as usize * class.kept_bytes()
+            })
+            .sum()
     }
 
     /// Walks every list; fatal when one contradicts its count.

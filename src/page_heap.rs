@@ -332,16 +332,15 @@ impl PageHeap {
         })
     }
 
-    /// Calls `visit` with every span that a chunk's page names, once.
-    pub fn each_span(&self, mut visit: impl FnMut(&Span)) {
+    /// Looks at what every page names; fatal when it is a descriptor of nothing. Other threads may
+    /// take and give pages meanwhile.
+    pub fn check(&self) {
         for chunk in self.groups().flat_map(|group| &group.chunks) {
-            let mut last = core::ptr::null();
             for page in 0..PAGES_PER_CHUNK {
-                if let Some(span) = chunk.span(page) {
-                    if !core::ptr::eq(span, last) {
-                        visit(span);
-                        last = span;
-                    }
+                let Some(span) = chunk.span(page) else { continue };
+                let still_named = || chunk.span(page).is_some_and(|now| core::ptr::eq(now, span));
+                if span.kind() == SpanKind::Free && still_named() && span.kind() == SpanKind::Free {
+                    crate::fatal::broken("kind of a span in use", span.base(), page);
                 }
             }
         }

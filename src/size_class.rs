@@ -177,6 +177,11 @@ impl Class {
         SLAB_PAGES[self.index()] as usize
     }
 
+    /// Bytes that a free block of this class keeps from other uses: its pages, if it has its own.
+    pub const fn kept_bytes(self) -> usize {
+        if self.is_single() { self.slab_pages() * PAGE_BYTES } else { self.stride_bytes() }
+    }
+
     /// How many blocks a slab of this class has.
     pub const fn slab_count(self) -> u32 {
         ((self.slab_pages() * PAGE_BYTES - HEADER_BYTES) / self.stride_bytes()) as u32
