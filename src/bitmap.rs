@@ -5,6 +5,7 @@
 //!
 //! - **B1** A bit that a claim cleared belongs to that claim alone until it is set again.
 //! - **B2** Setting a bit releases what its owner wrote to the page, clearing it acquires that.
+//! - **B3** Rolling a claim back is a give: who keeps hints of free pages renews them after a refusal.
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -32,17 +33,19 @@ fn parts(first: usize, count: usize) -> impl DoubleEndedIterator<Item = (usize, 
 }
 
 impl<const WORDS: usize> PageBitmap<WORDS> {
-    /// Claims the lowest run of `count` free pages; its first index.
-    pub fn take(&self, count: usize) -> Option<usize> {
+    /// Claims the lowest run of `count` free pages; its first index. Calls `rolled_back` for every
+    /// claim that was refused halfway (B3).
+    pub fn take(&self, count: usize, mut rolled_back: impl FnMut()) -> Option<usize> {
         loop {
             let first = find_run(&self.snapshot(), count)?;
             if self.take_at(first, count) {
                 return Some(first);
             }
+            rolled_back();
         }
     }
 
-    /// Claims exactly the pages `first..first + count`, or none.
+    /// Claims exactly the pages `first..first + count`, or none: a refusal may have been a give (B3).
     pub fn take_at(&self, first: usize, count: usize) -> bool {
         if first + count > WORDS * WORD_BITS {
             return false;
@@ -183,9 +186,9 @@ mod tests {
         assert!(!bitmap.take_at(100, 30), "pages 110 to 119 are not free");
         assert!(!bitmap.take_all());
         assert_eq!(bitmap.snapshot(), before);
-        assert_eq!(bitmap.take(136), Some(120));
-        assert_eq!(bitmap.take(101), None);
-        assert_eq!(bitmap.take(100), Some(10));
+        assert_eq!(bitmap.take(136, || ()), Some(120));
+        assert_eq!(bitmap.take(101, || ()), None);
+        assert_eq!(bitmap.take(100, || ()), Some(10));
         assert_eq!(bitmap.free_count(), 0);
     }
 }

@@ -102,9 +102,10 @@ impl Chunk {
         }
     }
 
-    /// Claims a run of pages; its first page and whether it reads as zero.
-    pub fn take(&self, count: usize) -> Option<(usize, bool)> {
-        let first = self.free.take(count)?;
+    /// Claims a run of pages; its first page and whether it reads as zero. Calls `rolled_back` for
+    /// every claim that was refused halfway (B3).
+    pub fn take(&self, count: usize, rolled_back: impl FnMut()) -> Option<(usize, bool)> {
+        let first = self.free.take(count, rolled_back)?;
         Some((first, !self.dirty.change(first, count, false)))
     }
 

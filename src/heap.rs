@@ -666,6 +666,7 @@ impl Heap {
             return;
         }
         Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Relaxed);
+        found.span.kept.store(true, Ordering::Relaxed);
         // SAFETY: the owner is a control block, kept by this block (Q1).
         unsafe { Control::at(owner) }.kept.store(true, Ordering::Relaxed);
     }

@@ -46,6 +46,14 @@ pub struct Mapped<'h> {
     pub zeroed: bool,
 }
 
+/// Forgets the chunk numbers that only the end of a mapping has which is about to go.
+fn forget_end(pages: &PageHeap, base: usize, old: usize, new: usize) {
+    let first = (base + new).next_multiple_of(CHUNK_BYTES);
+    if first < base + old {
+        pages.registry.remove(first, base + old - first);
+    }
+}
+
 /// Whether a mapping is hardly longer than the `wanted` bytes.
 fn is_snug(bytes: usize, wanted: usize) -> bool {
     bytes - wanted <= wanted / SLACK_DIVISOR
@@ -263,27 +271,21 @@ impl Mappings {
         if !pages.registry.prepare(&pages.meta, base, new) {
             return false;
         }
-        // What is registered must be mapped: shrink the table first, grow it last.
+        // What is registered must be mapped: the end that goes is forgotten before, the one that
+        // comes is entered after. What stays is never touched: its block may be freed meanwhile.
         if new < old {
-            self.register(pages, span, base, new);
+            forget_end(pages, base, old, new);
         }
         // SAFETY: the mapping is the caller's.
         if unsafe { os::resize(base, old, new) } {
-            self.register(pages, span, base, new);
-        } else if new < old {
-            self.register(pages, span, base, old);
-            return false;
-        } else if !self.relocate(pages, span, new) {
+            span.set_bytes(new);
+        } else if new < old || !self.relocate(pages, span, new) {
+            pages.registry.add_mapping(span);
             return false;
         }
+        pages.registry.add_mapping(span);
         self.mapped_bytes.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
         true
-    }
-
-    fn register(&self, pages: &PageHeap, span: &Span, base: usize, bytes: usize) {
-        pages.registry.remove(span.base(), span.bytes());
-        span.describe_mapping(base, bytes);
-        pages.registry.add_mapping(span);
     }
 
     /// Moves a mapping's pages to a longer one, without copying.

@@ -7,12 +7,16 @@
 //! | `Handles` | holders of a `Request` or of an entry | the request closes |
 //! | `SpanCount` | the closer, and who frees a survivor | the span is nobody's: give it back |
 //! | `Holds` | the closer, and who gives back a survivor span | the control block is recycled |
+//! | `LargeCount` | who allocates and frees large blocks, under their list's lock | the list is empty |
 //! | `Occupancy` | who enters and leaves a lane | (set: a thread allocates from it) |
 //!
 //! - **L1** Of all transitions of one word, exactly one returns "last"; it happens after everything
 //!   that every other one did before its own.
-//! - **L2** A span count holds `BIAS` from the day its region is made, so that frees that come while
-//!   the closer still counts cannot bring it to zero. (Storing it at close would lose them.)
+//! - **L2** A span count starts when its region is made and is added to when its request is closed: it
+//!   runs below zero by the frees that come while the closer still counts. (Storing it at close would
+//!   lose them.)
+//! - **L3** A large block's request is not over before its count is off, and whoever sees it off sees the
+//!   list without the block.
 
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, const_fn};
 
@@ -74,14 +78,10 @@ impl Handles {
 /// How many live blocks a survivor span has.
 pub struct SpanCount(pub AtomicU64);
 
-/// More than a region has blocks.
-const BIAS: u64 = 1 << 32;
-
 impl SpanCount {
-    /// The count of a region that is made and not handed out yet: nothing is decided before its
-    /// request closes.
+    /// The count of a region that is made and not handed out yet (L2).
     pub fn arm(&self) {
-        self.0.store(BIAS, Ordering::Relaxed);
+        self.0.store(0, Ordering::Relaxed);
     }
 
     /// A survivor was freed; `true` when it was the last and the closer is done with the span.
@@ -91,8 +91,39 @@ impl SpanCount {
 
     /// The closer has found `live` survivors; `true` when all of them were freed meanwhile.
     pub fn settle(&self, live: u64) -> bool {
-        let change = live.wrapping_sub(BIAS);
-        self.0.fetch_add(change, Ordering::AcqRel).wrapping_add(change) == 0
+        self.0.fetch_add(live, Ordering::AcqRel).wrapping_add(live) == 0
+    }
+}
+
+/// How many large blocks a request has.
+pub struct LargeCount(AtomicU64);
+
+impl LargeCount {
+    const_fn! {
+        /// None.
+        pub const fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+    }
+
+    /// None, in a request that nobody else knows yet.
+    pub fn open(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// One more, on the list by now.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less: the last thing its free does to the request (L3).
+    pub fn drop_one(&self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+
+    /// How many there are; at 0 the list is empty for good, for who closes.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
     }
 }
 

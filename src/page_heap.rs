@@ -127,7 +127,7 @@ impl PageHeap {
                 let slot = candidates.trailing_zeros();
                 candidates &= candidates - 1;
                 let chunk = &group.chunks[slot as usize];
-                if let Some((first, zeroed)) = chunk.take(pages) {
+                if let Some((first, zeroed)) = chunk.take(pages, || publish(group, slot)) {
                     self.describe(span, chunk, first, pages, (kind, class, owner));
                     return Some(Taken { span, zeroed });
                 }
@@ -261,6 +261,9 @@ impl PageHeap {
             return true;
         }
         if !chunk.take_at(first, pages - have) {
+            if let Some((group, slot)) = self.group_of(chunk) {
+                publish(group, slot);
+            }
             return false;
         }
         span.set_bytes(pages * PAGE_BYTES);
@@ -296,9 +299,8 @@ impl PageHeap {
                 })
             })
             .sum();
-        if bytes > 0 {
-            publish(group, slot);
-        }
+        // Also for claims that were rolled back (B3).
+        publish(group, slot);
         bytes
     }
 

@@ -10,13 +10,13 @@
 //! | `next`, `carved_end` | - | the lane it is cut in; then the closer | - |
 //! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
 //! | `loose_need` | - | - | the owner; back to 0 under the lock of the mappings |
-//! | `charged_bytes` | - | - | the owner |
+//! | `charged_bytes`, `kept` | - | - | the owner |
 //! | `count`, `held_pages` | - | the closer, then who frees a survivor | - |
 
 use crate::block::Block;
 use crate::lifecycle::SpanCount;
 use crate::pool::Successors;
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use core::cell::Cell;
 use core::ptr::{null, with_exposed_provenance};
 
@@ -71,6 +71,8 @@ pub struct Span {
     pub count: SpanCount,
     /// Region: which of its pages survivors hold.
     pub held_pages: AtomicU32,
+    /// Large and huge: `persist` was called on its block.
+    pub kept: AtomicBool,
     /// Large: taken off its request's list by the closer.
     pub detached: Cell<bool>,
     /// Huge: bytes of the block that were asked for. Cached: when it was put there. Region: bytes
@@ -103,6 +105,7 @@ impl Span {
         self.carved_end.set(base);
         self.count.arm();
         self.held_pages.store(0, Ordering::Relaxed);
+        self.kept.store(false, Ordering::Relaxed);
         self.detached.set(false);
         self.note.set(0);
         self.loose_need.store(0, Ordering::Relaxed);

@@ -24,4 +24,17 @@ impl<T> Lock<T> {
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().expect("a model stops at its first panic")
     }
+
+    /// Takes the lock for the time around a `fork`.
+    pub fn hold_for_fork(&self) {
+        core::mem::forget(self.lock());
+    }
+
+    /// A model has no `fork`.
+    ///
+    /// # Safety
+    /// Never called.
+    pub unsafe fn release_after_fork(&self) {
+        unreachable!("a model has no fork");
+    }
 }

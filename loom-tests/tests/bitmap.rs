@@ -33,7 +33,7 @@ impl Chunk {
 
     /// Takes a run of `count`, uses it and gives it back.
     fn take_use_give(&self, count: usize) -> bool {
-        let Some(first) = self.free.take(count) else { return false };
+        let Some(first) = self.free.take(count, || ()) else { return false };
         self.use_pages(first, count);
         self.free.give(first, count);
         true
@@ -47,9 +47,9 @@ fn two_threads_take_the_last_pages() {
         let chunk = Chunk::new(63..65);
         let other = chunk.clone();
         let taker = thread::spawn(move || {
-            other.free.take(2).inspect(|&first| other.use_pages(first, 2)).is_some()
+            other.free.take(2, || ()).inspect(|&first| other.use_pages(first, 2)).is_some()
         });
-        let here = chunk.free.take(2).inspect(|&first| chunk.use_pages(first, 2)).is_some();
+        let here = chunk.free.take(2, || ()).inspect(|&first| chunk.use_pages(first, 2)).is_some();
         let there = taker.join().unwrap();
         assert!(here != there, "B1: of two claims of the same run exactly one succeeds");
         assert_eq!(chunk.free.free_count(), 0, "a claimed page is not free");
@@ -69,7 +69,7 @@ fn run_of_two_words_against_one_of_its_pages() {
             }
             taken
         });
-        let run = chunk.free.take(2).inspect(|&first| chunk.use_pages(first, 2)).is_some();
+        let run = chunk.free.take(2, || ()).inspect(|&first| chunk.use_pages(first, 2)).is_some();
         let page = taker.join().unwrap();
         assert!(run != page, "B1: the page in the second word has one owner");
         let left = if run { 0 } else { 1 };

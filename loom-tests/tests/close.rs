@@ -8,7 +8,7 @@
 use loom::sync::Arc;
 use loom::thread;
 use rqmalloc_loom_tests::block::{Block, Claim, Header, LIVE, Memory, claim_stray, settle_stray};
-use rqmalloc_loom_tests::lifecycle::{Handles, Holds, Occupancy, SpanCount};
+use rqmalloc_loom_tests::lifecycle::{Handles, Holds, LargeCount, Occupancy, SpanCount};
 use rqmalloc_loom_tests::model::{Blocks, Plain, explore};
 use rqmalloc_loom_tests::pool::{ALIGN, Pool, Successors};
 use rqmalloc_loom_tests::stray::StrayList;
@@ -42,7 +42,7 @@ struct Control {
     lanes: Plain<Lanes>,
     /// Whether the one large block is on the list; under the large lock.
     large: Plain<bool>,
-    large_count: AtomicU64,
+    large_count: LargeCount,
     footprint: AtomicU64,
 }
 
@@ -96,7 +96,7 @@ impl System {
                 occupancy: Occupancy(AtomicBool::new(false)),
                 lanes: Plain::new(Lanes::default()),
                 large: Plain::new(false),
-                large_count: AtomicU64::new(0),
+                large_count: LargeCount::new(),
                 footprint: AtomicU64::new(0),
             },
             pool: Pool::new(),
@@ -125,7 +125,7 @@ impl System {
     /// `Control::open`.
     fn open(&self, id: u64) {
         self.control.id.write(|word| *word = id);
-        self.control.large_count.store(0, Ordering::Relaxed);
+        self.control.large_count.open();
         self.control.footprint.store(0, Ordering::Relaxed);
         self.control.lanes.write(|lanes| assert!(lanes.regions.is_empty(), "a closer left it"));
         self.control.stray_bytes.store(0, Ordering::Relaxed);
@@ -152,9 +152,9 @@ impl System {
     fn allocate_large(&self) {
         let guard = self.large_lock.lock();
         self.control.large.write(|listed| *listed = true);
-        drop(guard);
-        self.control.large_count.fetch_add(1, Ordering::Relaxed);
+        self.control.large_count.add();
         self.control.footprint.fetch_add(1, Ordering::Relaxed);
+        drop(guard);
     }
 
     /// A block freed by who is in the lane.
@@ -192,7 +192,7 @@ impl System {
             }
             lanes.carved.len() - lanes.bins.len()
         });
-        let large_count = control.large_count.load(Ordering::Acquire);
+        let large_count = control.large_count.count();
         let lanes = control.lanes.write(std::mem::take);
         if live as u64 + large_count == 0 {
             control.large.read(|listed| assert!(!*listed, "a list without blocks is empty"));
@@ -261,7 +261,7 @@ impl System {
         });
         assert_eq!(claim_stray(&self.memory, block), Claim::Taken);
         self.control.stray_bytes.fetch_add(1, Ordering::Relaxed);
-        if self.control.stray.push(&self.memory, block, block, 1).is_ok() {
+        if self.control.stray.push(&self.memory, block, block).is_ok() {
             return;
         }
         let region = self.region_of(block);
@@ -290,7 +290,7 @@ impl System {
         }
         self.control.large.write(|listed| *listed = false);
         self.control.footprint.fetch_sub(1, Ordering::Relaxed);
-        self.control.large_count.fetch_sub(1, Ordering::Release);
+        self.control.large_count.drop_one();
         true
     }
 
@@ -468,8 +468,8 @@ fn large_block_freed_against_close() {
         }
         freer.join().unwrap();
         if reused {
-            let figures = [&system.control.large_count, &system.control.footprint];
-            let figures = figures.map(|figure| figure.load(Ordering::Relaxed));
+            let footprint = system.control.footprint.load(Ordering::Relaxed);
+            let figures = [system.control.large_count.count(), footprint];
             assert_eq!(figures, [0, 0], "Q1: who frees an old block touches no new request");
             system.recycled.write(|times| *times = 0);
             system.drop_handle();

@@ -37,7 +37,7 @@ impl<const WORDS: usize> Group<WORDS> {
 
     /// A search that was led here.
     fn search(&self, count: usize) -> bool {
-        let found = self.pages.take(count).is_some();
+        let found = self.pages.take(count, || self.publish()).is_some();
         if !found {
             self.publish();
         }

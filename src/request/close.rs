@@ -13,7 +13,7 @@
 use super::Supply;
 use super::control::Control;
 use crate::bin::Raw;
-use crate::block::{Header, LIVE, Memory, PERSISTENT};
+use crate::block::{LIVE, Memory, PERSISTENT};
 use crate::lane::{Lane, walk};
 use crate::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::span::{Span, SpanKind};
@@ -56,22 +56,17 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
         Survivors::Kept => control.kept.load(Ordering::Relaxed),
     };
     let strays = control.strays.list.close();
-    let stray_bytes = control.stray_bytes();
-    let chain_count = if keeps_blocks {
-        // Drained blocks must not look live to the walk.
+    let (stray_blocks, stray_bytes) = if keeps_blocks {
+        // Drained blocks must not look live to the walk. Whoever frees from now on is counted live.
         control.absorb(&control.first, strays);
-        0
+        (0, 0)
     } else {
-        strays.counted().map_or_else(|| strays.blocks(&Raw).count(), |counted| counted as usize)
+        control.stray_figures()
     };
     let out = control.out_of_lanes();
     let (large_count, large_bytes) = control.large_figures();
-    let bytes_in_regions = match keeps_blocks {
-        true => out.bytes,
-        false => out.bytes - stray_bytes as isize,
-    }
-    .max(0) as usize;
-    let live_in_regions = (out.blocks.max(0) as usize).saturating_sub(chain_count);
+    let live_in_regions = (out.blocks - stray_blocks).max(0) as usize;
+    let bytes_in_regions = (out.bytes - stray_bytes).max(0) as usize;
     if keeps_blocks && live_in_regions + large_count > 0 {
         return keep_survivors(control, supply, survivors, live_in_regions);
     }
@@ -266,8 +261,8 @@ fn keep_large<S: Supply>(
         // SAFETY: the list holds type-stable descriptors, guarded by the lock.
         while let Some(span) = unsafe { next.as_ref() } {
             next = span.next.get();
-            let header = Header(Raw.header(span.base() + 2 * HEADER_BYTES).load(Ordering::Relaxed));
-            if survivors == Survivors::Live || header.has(PERSISTENT) {
+            // By the descriptor: the block's owner may be moving its pages.
+            if survivors == Survivors::Live || span.kept.load(Ordering::Relaxed) {
                 outcome.surviving_blocks += 1;
                 outcome.surviving_bytes += span.charged_bytes.get();
                 outcome.pinned_bytes += span.bytes();

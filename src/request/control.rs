@@ -18,7 +18,7 @@ use super::{Supply, close, sweep};
 use crate::bin::{Bins, Kind, Raw};
 use crate::block::{Block, Header, LARGE, LIVE, Memory, NONE, settle_stray};
 use crate::lane::{Lane, Out};
-use crate::lifecycle::{Handles, Holds};
+use crate::lifecycle::{Handles, Holds, LargeCount};
 use crate::page_heap::Taken;
 use crate::pool::Successors;
 use crate::size_class::{Class, HEADER_BYTES};
@@ -54,7 +54,7 @@ pub struct Control {
     pub holds: Holds,
     /// Blocks that are not in a region.
     pub large: Cell<*const Span>,
-    large_count: AtomicUsize,
+    large_count: LargeCount,
     large_bytes: AtomicUsize,
     footprint: AtomicUsize,
     peak: AtomicUsize,
@@ -75,8 +75,15 @@ pub struct Control {
 pub struct Strays {
     /// The blocks.
     pub list: StrayList,
-    /// Bytes of their strides, for figures: added before a push, taken off by the drain.
-    bytes: AtomicUsize,
+    /// Blocks and bytes, for figures: added before a push, taken off by the drain.
+    pending: AtomicU64,
+}
+
+/// Blocks and bytes of strays in one word: a count, and below it sixteenths of bytes.
+const PENDING_SHIFT: u32 = 32;
+
+fn pending(blocks: usize, bytes: usize) -> u64 {
+    (blocks as u64) << PENDING_SHIFT | (bytes / 16) as u64
 }
 
 // SAFETY: the table at the head of the module says who touches which field when.
@@ -129,7 +136,7 @@ impl Control {
             handles: Handles::new(),
             holds: Holds::new(),
             large: Cell::new(null()),
-            large_count: AtomicUsize::new(0),
+            large_count: LargeCount::new(),
             large_bytes: AtomicUsize::new(0),
             footprint: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
@@ -137,7 +144,7 @@ impl Control {
             shared: AtomicBool::new(false),
             unswept_bytes: AtomicUsize::new(0),
             warm_bytes: Cell::new(0),
-            strays: Strays { list: StrayList::new(), bytes: AtomicUsize::new(0) },
+            strays: Strays { list: StrayList::new(), pending: AtomicU64::new(0) },
         }
     }
 
@@ -147,7 +154,7 @@ impl Control {
         self.serial.store(serial, Ordering::Relaxed);
         self.id.store(id, Ordering::Relaxed);
         self.name.set(name);
-        self.large_count.store(0, Ordering::Relaxed);
+        self.large_count.open();
         self.large_bytes.store(0, Ordering::Relaxed);
         self.footprint.store(0, Ordering::Relaxed);
         self.peak.store(0, Ordering::Relaxed);
@@ -159,7 +166,7 @@ impl Control {
             self.shared.store(false, Ordering::Relaxed);
             self.first.set_shared(false);
         }
-        self.strays.bytes.store(0, Ordering::Relaxed);
+        self.strays.pending.store(0, Ordering::Relaxed);
         self.strays.list.open();
         self.handles.open();
     }
@@ -320,9 +327,9 @@ impl Control {
         }
         let rest = bin.take_rest();
         let last = (1..rest.count).fold(rest.head, |block, _| Raw.link(block));
-        let bytes = rest.count as usize * class.stride_bytes();
-        self.strays.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let pushed = self.strays.list.push(&Raw, rest.head, last, rest.count.into());
+        let (count, bytes) = (rest.count as usize, rest.count as usize * class.stride_bytes());
+        self.strays.pending.fetch_add(pending(count, bytes), Ordering::Relaxed);
+        let pushed = self.strays.list.push(&Raw, rest.head, last);
         debug_assert!(pushed.is_ok(), "a request that somebody is in is not closed");
     }
 
@@ -402,17 +409,18 @@ impl Control {
                 first.previous.set(span);
             }
             self.large.set(span);
+            let bytes = span.needed_bytes();
+            span.charged_bytes.set(bytes);
+            self.large_count.add();
+            self.large_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.grow(bytes);
         });
-        let bytes = span.needed_bytes();
-        span.charged_bytes.set(bytes);
-        self.large_count.fetch_add(1, Ordering::Relaxed);
-        self.large_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.grow(bytes);
     }
 
     /// Takes a large block's span off the list and counts it out; `false`: a closer has done so.
+    /// Afterwards the request may be over (L3).
     pub fn unlink_large<S: Supply>(&self, span: &Span, supply: &S) -> bool {
-        let linked = supply.with_large_lock(self.address(), || {
+        supply.with_large_lock(self.address(), || {
             if span.detached.get() {
                 return false;
             }
@@ -426,15 +434,12 @@ impl Control {
             if let Some(next) = unsafe { next.as_ref() } {
                 next.previous.set(previous);
             }
-            true
-        });
-        if linked {
-            self.large_count.fetch_sub(1, Ordering::Relaxed);
             let bytes = span.charged_bytes.get();
             self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.shrink(bytes);
-        }
-        linked
+            self.large_count.drop_one();
+            true
+        })
     }
 
     /// A large block's span has another length now.
@@ -456,23 +461,25 @@ impl Control {
 
     /// Takes a chain of strays into a lane's bins.
     pub fn absorb(&self, lane: &Lane, chain: Chain) {
-        let mut bytes = 0;
+        let mut taken = 0;
         for block in chain.blocks(&Raw) {
             settle_stray(&Raw, block);
-            bytes += lane.absorb(block).stride_bytes();
+            taken += pending(1, lane.absorb(block).stride_bytes());
         }
-        self.strays.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.strays.pending.fetch_sub(taken, Ordering::Relaxed);
     }
 
     /// Frees a block from outside the lanes. Its header is claimed. `Err`: the request is closed.
     pub fn push_stray(&self, block: Block, class: Class) -> Result<(), Closed> {
-        self.strays.bytes.fetch_add(class.stride_bytes(), Ordering::Relaxed);
-        self.strays.list.push(&Raw, block, block, 1)
+        self.strays.pending.fetch_add(pending(1, class.stride_bytes()), Ordering::Relaxed);
+        self.strays.list.push(&Raw, block, block)
     }
 
-    /// Bytes of the strays just now.
-    pub fn stray_bytes(&self) -> usize {
-        self.strays.bytes.load(Ordering::Relaxed)
+    /// Blocks and bytes of the strays just now.
+    pub fn stray_figures(&self) -> (isize, isize) {
+        let pending = self.strays.pending.load(Ordering::Relaxed);
+        let sixteenths = pending & ((1 << PENDING_SHIFT) - 1);
+        ((pending >> PENDING_SHIFT) as isize, sixteenths as isize * 16)
     }
 
     /// What the lanes have outside their bins, all together.
@@ -486,16 +493,16 @@ impl Control {
 
     /// Large blocks, and the bytes of their spans.
     pub fn large_figures(&self) -> (usize, usize) {
-        (self.large_count.load(Ordering::Relaxed), self.large_bytes.load(Ordering::Relaxed))
+        (self.large_count.count() as usize, self.large_bytes.load(Ordering::Relaxed))
     }
 
     /// What the request uses. Exact while nobody allocates or frees, never negative.
     pub fn figures(&self) -> Figures {
         let out = self.out_of_lanes();
         let (large_count, large_bytes) = self.large_figures();
-        let strays = self.strays.list.counted() as isize;
-        let in_regions = (out.blocks - strays).max(0) as usize;
-        let bytes_in_regions = (out.bytes - self.stray_bytes() as isize).max(0) as usize;
+        let (stray_blocks, stray_bytes) = self.stray_figures();
+        let in_regions = (out.blocks - stray_blocks).max(0) as usize;
+        let bytes_in_regions = (out.bytes - stray_bytes).max(0) as usize;
         Figures {
             live_blocks: in_regions + large_count,
             live_bytes: bytes_in_regions + large_bytes,
