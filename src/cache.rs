@@ -11,6 +11,7 @@ use crate::bin::{Bins, Kind};
 use crate::block::{Block, Header};
 use crate::depot::Magazine;
 use crate::size_class::{CLASS_COUNT, Class};
+use crate::sync::Gauge;
 use core::cell::Cell;
 
 /// What all caches together may hold.
@@ -25,11 +26,26 @@ const FIRST_CAP_DIVISOR: u32 = 4;
 pub struct Cache {
     /// What the thread's `active` points at outside requests.
     pub bins: Bins,
-    previous: [Cell<Magazine>; CLASS_COUNT],
+    previous: [Previous; CLASS_COUNT],
     seen: [Cell<(Block, u32)>; CLASS_COUNT],
     /// Sum of what the caps promise.
     promised_bytes: Cell<usize>,
     share_bytes: Cell<usize>,
+}
+
+/// A magazine that the thread keeps beside a bin. The count is for anybody to read.
+struct Previous {
+    head: Cell<Block>,
+    count: Gauge,
+}
+
+impl Previous {
+    fn replace(&self, magazine: Magazine) -> Magazine {
+        let before = Magazine { head: self.head.get(), count: self.count.get() as u32 };
+        self.head.set(magazine.head);
+        self.count.set(magazine.count as usize);
+        before
+    }
 }
 
 fn first_cap(class: Class) -> u32 {
@@ -93,7 +109,7 @@ impl Cache {
 
     /// Whether the class has a previous magazine.
     pub fn has_previous(&self, class: Class) -> bool {
-        !self.previous[class.index()].get().is_empty()
+        self.previous[class.index()].count.get() != 0
     }
 
     /// Makes room in a bin that is over its cap; what must leave the thread for that.
@@ -140,8 +156,8 @@ impl Cache {
     pub fn held_bytes(&self) -> usize {
         Class::all()
             .map(|class| {
-                let previous = self.previous[class.index()].get().count;
-                (self.bins.bin(class).count() + previous) as usize * class.kept_bytes()
+                let previous = self.previous[class.index()].count.get();
+                (self.bins.bin(class).count() as usize + previous) * class.kept_bytes()
             })
             .sum()
     }

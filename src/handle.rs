@@ -118,7 +118,7 @@ impl Request {
     /// [`persistent`](crate::persistent); `None` outside requests.
     pub fn current() -> Option<Self> {
         let control = thread::current()?.current_control()?;
-        control.handles.add();
+        thread::add_handle(control);
         Some(Self { control })
     }
 
@@ -135,7 +135,7 @@ impl Request {
     /// # Panics
     /// As a failed allocation does when there is no memory for the entry.
     pub fn enter(&self) -> Entered {
-        self.control.handles.add();
+        thread::add_handle(self.control);
         let thread = thread::current_or_start();
         let name = thread.and_then(|thread| thread.enter(self.control, EntryKind::Guard));
         if name.is_none() {
@@ -203,7 +203,7 @@ impl Request {
 
 impl Clone for Request {
     fn clone(&self) -> Self {
-        self.control.handles.add();
+        thread::add_handle(self.control);
         Self { control: self.control }
     }
 }

@@ -150,7 +150,8 @@ impl Lane {
 
     /// Blocks, and bytes of stride, that are not in the lane's own bins.
     pub fn out(&self, alone: bool) -> Out {
-        if self.is_untouched(alone) {
+        // Only with a second lane can a lane hold blocks without ever having cut one.
+        if alone && self.bins.carved_count() == 0 {
             return Out { blocks: 0, bytes: 0 };
         }
         let (held_count, held_bytes) = self.bins.held();
@@ -211,7 +212,6 @@ impl Lane {
 
     /// Whether the lane has no region and its bins hold nothing: nothing to forget either.
     pub fn is_untouched(&self, alone: bool) -> bool {
-        // Only with a second lane can a lane hold blocks without ever having had a region.
         alone && self.regions.get().is_null()
     }
 

@@ -529,6 +529,15 @@ pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
     outcome
 }
 
+/// One more handle, for who has one. Fatal when there are so many that counting them would soon fail:
+/// only forgetting handles in a loop gets there.
+pub fn add_handle(control: &Control) {
+    let before = control.handles.add();
+    if before > u32::MAX / 2 {
+        fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
+    }
+}
+
 /// Drops a handle; the last one closes the request.
 pub fn drop_handle(control: &'static Control) {
     if control.handles.drop_one() {

@@ -8,6 +8,7 @@ use rqmalloc::{Request, RqMalloc, stats, trim};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -104,6 +105,11 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
 }
 
+/// Leaves a value's blocks to the end of their request, and the compiler in the dark about that.
+fn leak<T>(value: T) {
+    std::mem::forget(black_box(value));
+}
+
 /// A structure of many blocks of many sizes, and what it must sum to.
 type Tree = (BTreeMap<usize, Vec<u8>>, usize);
 
@@ -169,7 +175,7 @@ static CONSTRUCTOR: extern "C" fn() = {
             .is_some_and(|case| case == "a_constructor_s_request_is_closed_in_main")
         {
             rqmalloc::begin_request();
-            std::mem::forget(build(500));
+            leak(build(500));
         }
     }
     construct
@@ -237,7 +243,7 @@ fn exit_handlers_end_requests() {
     unsafe { libc::atexit(handler) };
     rqmalloc::begin_request();
     for size in [10, 1000, 100_000] {
-        std::mem::forget(vec![0_u8; size]);
+        leak(vec![0_u8; size]);
     }
 }
 
@@ -256,7 +262,7 @@ impl Drop for AtExit {
         drop(tree);
         assert_eq!(sum(&more), expected);
         drop(more);
-        drop(vec![7_u8; 3 * MIB]);
+        drop(black_box(vec![7_u8; 3 * MIB]));
         DROPPED_COUNT.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -413,7 +419,7 @@ fn standard_output_is_first_used_inside_a_request() {
     assert!(report.surviving_blocks >= 1, "the buffer: {report}");
     // What reuses the request's pages must not meet the buffer.
     rqmalloc::begin_request();
-    std::mem::forget(vec![1_u8; 10_000]);
+    leak(vec![1_u8; 10_000]);
     let _ = end();
     std::thread::spawn(|| println!("in a thread")).join().unwrap();
     println!("after");
@@ -430,7 +436,7 @@ fn a_panic_hook_works_inside_a_request() {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             request.run(|| {
                 if request.id().get() % 2 == 1 {
-                    panic!("of {} test", std::hint::black_box("this"));
+                    panic!("of {} test", black_box("this"));
                 }
             })
         }));
@@ -536,7 +542,7 @@ fn memory_falls_after_a_spike_of_requests() {
     for size in [24, 500, 10_000, 100_000] {
         falls_after(|| {
             rqmalloc::begin_request();
-            (0..200 * MIB / size).for_each(|_| std::mem::forget(vec![1_u8; size]));
+            (0..200 * MIB / size).for_each(|_| leak(vec![1_u8; size]));
             expect_spike();
             assert_eq!(end().freed_blocks, (200 * MIB / size) as u64);
         });
@@ -545,7 +551,7 @@ fn memory_falls_after_a_spike_of_requests() {
     falls_after(|| {
         let requests: Vec<Request> = (0..200).map(|_| Request::new()).collect();
         for request in &requests {
-            request.run(|| (0..1000).for_each(|_| std::mem::forget(vec![1_u8; 1100])));
+            request.run(|| (0..1000).for_each(|_| leak(vec![1_u8; 1100])));
         }
         expect_spike();
         for request in requests {
@@ -582,7 +588,7 @@ fn memory_falls_without_trim() {
         );
         for _ in 0..50 {
             drop(build(300));
-            drop(vec![1_u8; 50_000]);
+            drop(black_box(vec![1_u8; 50_000]));
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
@@ -597,11 +603,11 @@ fn request_work(number: usize) {
     if number % 3 == 0 {
         drop(tree);
     } else {
-        std::mem::forget(tree);
+        leak(tree);
     }
-    std::mem::forget(vec![1_u8; 100_000]);
+    leak(vec![1_u8; 100_000]);
     if number % 10 == 0 {
-        std::mem::forget(vec![1_u8; 3 * MIB]);
+        leak(vec![1_u8; 3 * MIB]);
     }
 }
 
@@ -706,8 +712,8 @@ fn figures_add_up() {
     // What a request holds is in use, live or not, and no more when it has ended.
     let request = Request::new();
     assert_eq!(expect_sum().open_requests, 1);
-    request.run(|| (0..10_000).for_each(|_| drop(std::hint::black_box(vec![1_u8; 100]))));
-    request.run(|| (0..10_000).for_each(|_| std::mem::forget(vec![1_u8; 100])));
+    request.run(|| (0..10_000).for_each(|_| drop(black_box(vec![1_u8; 100]))));
+    request.run(|| (0..10_000).for_each(|_| leak(vec![1_u8; 100])));
     let during = expect_sum();
     let footprint = request.usage().footprint;
     assert!(during.in_use >= before.in_use + footprint, "{before} before, {during} during");

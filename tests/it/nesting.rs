@@ -195,7 +195,7 @@ fn a_panic_leaves_the_request() {
     let request = Request::new();
     let result = catch_unwind(AssertUnwindSafe(|| {
         request.run(|| {
-            let _words = vec!["dropped by unwinding".to_owned()];
+            let _words = Box::new("dropped by unwinding".to_owned());
             persistent(|| panic!("of {}", std::hint::black_box("this test")))
         })
     }));
