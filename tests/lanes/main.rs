@@ -1,0 +1,1 @@
+//! Requests that many threads and tasks are in.
