@@ -255,3 +255,33 @@ fn last_hold_dropped_recycles() {
         control.recycled.read(|times| assert_eq!(*times, 1, "L1: exactly one recycles"));
     });
 }
+
+/// A handle is cloned and handed to a third thread while the first one ends the request: the end is
+/// refused while any of them is alive, or comes after all that was done under them.
+#[test]
+fn end_against_handle_being_cloned() {
+    explore(3, || {
+        let request = Request::open();
+        request.handles.add();
+        let other = request.clone();
+        let cloner = thread::spawn(move || {
+            other.work(0);
+            other.handles.add();
+            let third = other.clone();
+            let user = thread::spawn(move || {
+                third.work(1);
+                third.drop_handle();
+            });
+            other.drop_handle();
+            user.join().unwrap();
+        });
+        request.work(2);
+        if request.handles.drop_if_only() {
+            request.finish();
+        } else {
+            request.drop_handle();
+        }
+        cloner.join().unwrap();
+        request.assert_finished_once();
+    });
+}
