@@ -10,6 +10,8 @@
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of a
 //!   free block. When the range is retired, the blocks of every region on `regions` follow one another
 //!   without a gap from its start to its `carved_end`.
+//! - **N2** A lane's range lies in one of its own regions, so whoever occupies a lane and has retired its
+//!   range can walk its regions, whatever other lanes do meanwhile.
 
 use crate::bin::{Bins, Raw};
 use crate::block::{Block, Header, Memory};
@@ -100,16 +102,27 @@ impl Lane {
         Some(span)
     }
 
+    fn address(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
+    /// Whether a region is this lane's.
+    pub fn has(&self, region: &Span) -> bool {
+        region.lane.load(Ordering::Relaxed) == self.address()
+    }
+
     /// Cuts from this region from now on.
     pub fn adopt(&self, span: &Span) {
         self.retire_range();
+        span.lane.store(self.address(), Ordering::Relaxed);
         span.next.set(self.regions.get());
         self.regions.set(span);
         self.region_count.set(self.region_count.get() + 1);
         self.set_range(span.base() + HEADER_BYTES, span.end(), span);
     }
 
-    /// Cuts from the inside of a free block from now on: the block is none any more.
+    /// Cuts from the inside of a free block of one of its own regions from now on: the block is none
+    /// any more.
     pub fn adopt_block(&self, class: Class) {
         self.retire_range();
         let start = self.bins.bin(class).take_one() - HEADER_BYTES;

@@ -24,14 +24,12 @@ use crate::pool::Successors;
 use crate::size_class::{Class, HEADER_BYTES};
 use crate::span::{Span, SpanKind};
 use crate::stray::{Chain, Closed, StrayList};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
 /// Requests smaller than this do not cut blocks from the inside of free ones.
 const MIN_SPLIT_BYTES: usize = 128 * 1024;
-/// How many times larger a free block must be to be cut into others.
-const SPLIT_FACTOR: usize = 1;
 
 /// What no request's serial is: ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
@@ -64,6 +62,7 @@ pub struct Control {
     shared: AtomicBool,
     /// Bytes of the ranges that were taken since the last sweep.
     unswept_bytes: AtomicUsize,
+    sweeps_in_vain: AtomicU32,
     /// Bytes of warm regions that this control block is charged for.
     pub warm_bytes: Cell<usize>,
     /// Written by other threads: on cache lines of its own.
@@ -143,6 +142,7 @@ impl Control {
             kept: AtomicBool::new(false),
             shared: AtomicBool::new(false),
             unswept_bytes: AtomicUsize::new(0),
+            sweeps_in_vain: AtomicU32::new(0),
             warm_bytes: Cell::new(0),
             strays: Strays { list: StrayList::new(), pending: AtomicU64::new(0) },
         }
@@ -159,7 +159,7 @@ impl Control {
         self.footprint.store(0, Ordering::Relaxed);
         self.peak.store(0, Ordering::Relaxed);
         self.kept.store(false, Ordering::Relaxed);
-        self.unswept_bytes.store(0, Ordering::Relaxed);
+        self.note_swept(0);
         // The other lanes are opened by who enters them.
         self.first.bins.open(Kind::Lane, Header::tag(id, LIVE));
         if self.shared.load(Ordering::Relaxed) {
@@ -281,12 +281,12 @@ impl Control {
         if class.is_single() {
             return self.alloc_large(class, supply).map_or(NONE, |(block, _)| block);
         }
-        if self.adopt_free_block(lane, class) {
+        if self.adopt_free_block(lane, class, supply) {
             return lane.bins.alloc(class);
         }
         if sweep::is_due(self, lane) {
             sweep::sweep(self, lane, supply);
-            if lane.bins.bin(class).count() > 0 || self.adopt_free_block(lane, class) {
+            if lane.bins.bin(class).count() > 0 || self.adopt_free_block(lane, class, supply) {
                 return lane.bins.alloc(class);
             }
         }
@@ -299,8 +299,8 @@ impl Control {
     }
 
     /// Cuts from the inside of a free block from now on, if there is one that is worth it.
-    fn adopt_free_block(&self, lane: &Lane, class: Class) -> bool {
-        let Some(large) = self.splittable(lane, class) else { return false };
+    fn adopt_free_block<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> bool {
+        let Some(large) = self.splittable(lane, class, supply) else { return false };
         self.unswept_bytes.fetch_add(large.stride_bytes(), Ordering::Relaxed);
         lane.adopt_block(large);
         true
@@ -308,13 +308,15 @@ impl Control {
 
     /// The class of a free block that is worth cutting blocks of `class` from its inside. Only in a
     /// request that has grown: a short one is faster with a fresh region.
-    fn splittable(&self, lane: &Lane, class: Class) -> Option<Class> {
+    fn splittable<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> Option<Class> {
         if self.region_bytes() < MIN_SPLIT_BYTES {
             return None;
         }
-        Class::all().filter(|other| !other.is_single()).find(|other| {
-            other.stride_bytes() >= class.stride_bytes() * SPLIT_FACTOR
-                && lane.bins.bin(*other).count() > 0
+        let is_own = |block| self.is_alone() || lane.has(supply.region_of(block));
+        Class::all().filter(|other| !other.is_single() && *other > class).find(|other| {
+            let bin = lane.bins.bin(*other);
+            // Cut by another lane, its region may be walked while this one cuts inside it (N2).
+            bin.count() > 0 && is_own(bin.head())
         })
     }
 
@@ -350,9 +352,15 @@ impl Control {
         self.unswept_bytes.load(Ordering::Relaxed)
     }
 
+    /// How many sweeps were in vain, one after the other.
+    pub fn sweeps_in_vain(&self) -> u32 {
+        self.sweeps_in_vain.load(Ordering::Relaxed)
+    }
+
     /// A sweep is done.
-    pub fn note_swept(&self) {
+    pub fn note_swept(&self, in_vain: u32) {
         self.unswept_bytes.store(0, Ordering::Relaxed);
+        self.sweeps_in_vain.store(in_vain, Ordering::Relaxed);
     }
 
     fn take_region<'l, S: Supply>(

@@ -28,43 +28,66 @@ const HELD_DIVISOR: usize = 6;
 /// The ranges taken since the last sweep must be at least this part of the regions.
 const UNSWEPT_DIVISOR: usize = 32;
 
-/// Whether a request of this footprint, which would grow, should be swept first.
+/// A sweep that gets back less than this part of what the bins hold was in vain.
+const GAIN_DIVISOR: usize = 4;
+/// How often the interval between sweeps is doubled at most, when they are in vain.
+const MAX_DOUBLINGS: u32 = 5;
+/// Lanes that are swept at once.
+const MAX_LANES: usize = 32;
+
+/// Whether a request that would grow should be swept first.
 pub fn is_due(control: &Control, lane: &Lane) -> bool {
     let bytes = control.region_bytes();
     bytes >= MIN_REGION_BYTES
-        && control.unswept_bytes() >= bytes / UNSWEPT_DIVISOR
+        && control.unswept_bytes() >= (bytes / UNSWEPT_DIVISOR) << control.sweeps_in_vain()
         && lane.bins.held().1 >= bytes / HELD_DIVISOR
+}
+
+/// Lanes that the caller occupies.
+struct Occupied<'c> {
+    lanes: [Option<&'c Lane>; MAX_LANES],
+}
+
+impl<'c> Occupied<'c> {
+    /// The lane the caller is in and those nobody is in. They are written down: the list of lanes may
+    /// grow meanwhile.
+    fn take(control: &'c Control, lane: &'c Lane) -> Self {
+        let idle = |other: &&Lane| !core::ptr::eq(*other, lane) && other.occupancy.try_enter();
+        let mut lanes = [None; MAX_LANES];
+        let all = core::iter::once(lane).chain(control.lanes().filter(idle));
+        lanes.iter_mut().zip(all).for_each(|(slot, lane)| *slot = Some(lane));
+        Self { lanes }
+    }
+
+    fn each(&self) -> impl Iterator<Item = &'c Lane> + '_ {
+        self.lanes.iter().flatten().copied()
+    }
+
+    /// Makes all but the caller's lane, which is the first, idle again.
+    fn leave(self) {
+        self.each().skip(1).for_each(|lane| lane.occupancy.leave());
+    }
 }
 
 /// Sweeps the lane the caller is in and those nobody is in.
 #[cold]
 pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
-    let held = |other: &&Lane| core::ptr::eq(*other, lane) || other.occupancy.try_enter();
-    let mut taken = 0u64;
-    for (index, _) in control.lanes().enumerate().take(64).filter(|(_, other)| held(other)) {
-        taken |= 1 << index;
-    }
-    let lanes = || {
-        control
-            .lanes()
-            .enumerate()
-            .take(64)
-            .filter(|(index, _)| taken >> index & 1 == 1)
-            .map(|(_, other)| other)
-    };
+    let held_bytes = lane.bins.held().1;
+    let occupied = Occupied::take(control, lane);
     let is_alone = control.is_alone();
     if !is_alone {
-        lanes()
-            .flat_map(Lane::regions)
-            .for_each(|region| region.held_pages.store(1, Ordering::Relaxed));
+        let regions = occupied.each().flat_map(Lane::regions);
+        regions.for_each(|region| region.held_pages.store(1, Ordering::Relaxed));
     }
     // A block that another thread's lane cut cannot be swept: its region is not walked (W1).
     let is_swept =
         |block| is_alone || supply.region_of(block).held_pages.load(Ordering::Relaxed) == 1;
-    lanes().for_each(|other| mark_bins(other, is_swept));
-    lanes().for_each(|other| sweep_regions(control, lane, other, supply));
-    lanes().filter(|other| !core::ptr::eq(*other, lane)).for_each(|other| other.occupancy.leave());
-    control.note_swept();
+    occupied.each().for_each(|other| mark_bins(other, is_swept));
+    let gained: usize =
+        occupied.each().map(|other| sweep_regions(control, lane, other, supply)).sum();
+    occupied.leave();
+    let in_vain = gained < held_bytes / GAIN_DIVISOR;
+    control.note_swept(if in_vain { (control.sweeps_in_vain() + 1).min(MAX_DOUBLINGS) } else { 0 });
 }
 
 /// Empties the bins of what is swept; those blocks are marked and stay counted as cut.
@@ -94,16 +117,18 @@ struct Piece {
     blocks: usize,
 }
 
-fn sweep_regions<S: Supply>(control: &Control, lane: &Lane, swept: &Lane, supply: &S) {
+/// Sweeps the regions of one lane; the bytes that went back or were joined to larger blocks.
+fn sweep_regions<S: Supply>(control: &Control, lane: &Lane, swept: &Lane, supply: &S) -> usize {
     let id = control.id();
-    let whole = swept.take_regions_where(|region| is_one_piece(region, id));
-    for region in whole {
+    let mut gained = 0;
+    for region in swept.take_regions_where(|region| is_one_piece(region, id)) {
         region.held_pages.store(0, Ordering::Relaxed);
         let blocks = walk(region, id).count();
         let bytes = region.carved_end.get() - region.base() - HEADER_BYTES;
         lane.uncount(blocks, bytes);
         control.shrink(region.bytes());
         control.release_region(region, supply);
+        gained += bytes;
     }
     for region in swept.regions() {
         region.held_pages.store(0, Ordering::Relaxed);
@@ -116,21 +141,24 @@ fn sweep_regions<S: Supply>(control: &Control, lane: &Lane, swept: &Lane, supply
                 piece.blocks += 1;
                 piece.bytes += class.stride_bytes();
             } else {
-                recut(lane, core::mem::take(&mut piece));
+                gained += recut(lane, core::mem::take(&mut piece));
             }
         }
-        recut(lane, piece);
+        gained += recut(lane, piece);
     }
+    gained
 }
 
 fn is_one_piece(region: &Span, id: u64) -> bool {
     walk(region, id).all(|(_, header, _)| header.has(SWEPT))
 }
 
-/// Cuts a piece into free blocks of the sweeping lane, as large as they can be.
-fn recut(lane: &Lane, piece: Piece) {
+/// Cuts a piece into free blocks of the sweeping lane, as large as they can be; its bytes, if it was
+/// more than one block.
+fn recut(lane: &Lane, piece: Piece) -> usize {
     if piece.blocks > 0 {
         lane.uncount(piece.blocks, piece.bytes);
         lane.recut(piece.start, piece.bytes);
     }
+    if piece.blocks > 1 { piece.bytes } else { 0 }
 }
