@@ -111,6 +111,15 @@ impl Bin {
         rest
     }
 
+    /// Takes the `count` blocks that came last; the first and the last of them. The bin has more.
+    pub fn take_top(&self, count: u32) -> (Block, Block) {
+        let first = self.head.get();
+        let last = (1..count).fold(first, |block, _| Raw.link(block));
+        self.head.set(Raw.link(last));
+        self.set_count(self.count().wrapping_sub(count));
+        (first, last)
+    }
+
     /// Takes the block that came last, which stays free. The bin has one.
     pub fn take_one(&self) -> Block {
         let block = self.head.get();

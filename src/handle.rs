@@ -224,15 +224,17 @@ impl fmt::Display for Request {
         }
         let inside = self.control.lanes().filter(|lane| lane.occupancy.is_taken()).count();
         let others = self.control.handles.count().saturating_sub(1);
-        match (others, inside) {
-            (0, 0) => f.write_str(": open, no other handle is alive"),
-            (_, 0) => write!(f, ": still open, {others} other handles are alive"),
-            _ => write!(
-                f,
-                ": still open, {inside} threads are inside, {others} other handles are alive \
-                 (every entry of a thread is one)"
-            ),
+        let plural = |count, one, more| if count == 1 { one } else { more };
+        if others == 0 {
+            return f.write_str(": open, no other handle is alive");
         }
+        let are = plural(others as usize, "handle is", "handles are");
+        if inside == 0 {
+            return write!(f, ": still open, {others} other {are} alive");
+        }
+        let threads = plural(inside, "thread is", "threads are");
+        write!(f, ": still open, {inside} {threads} inside, {others} other {are} alive ")?;
+        f.write_str("(every entry of a thread is one)")
     }
 }
 

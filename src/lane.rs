@@ -60,7 +60,8 @@ unsafe impl Sync for Lane {}
 const SHARED_CAP_BYTES: usize = 8 * 1024;
 const SHARED_CAP_COUNT: usize = 64;
 
-fn shared_cap(class: Class) -> u32 {
+/// How many blocks a bin of one of several lanes holds, and hands on at once.
+pub fn shared_cap(class: Class) -> u32 {
     (SHARED_CAP_BYTES / class.stride_bytes()).clamp(1, SHARED_CAP_COUNT) as u32
 }
 

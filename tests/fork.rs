@@ -1,1 +1,635 @@
-fn main() {}
+//! `fork` while other threads are in the middle of things, and what a process does once: its standard
+//! output, its panic hook, its backtraces. Every case is a process of its own, without the test harness.
+//!
+//! Run without arguments it runs every case in a child process, this program once more, and tells how
+//! many passed. Arguments without a dash are parts of names, as the harness has them.
+
+use rqmalloc::{Report, Request, RqMalloc, persistent};
+use std::backtrace::Backtrace;
+use std::hint::black_box;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+#[global_allocator]
+static GLOBAL: RqMalloc = RqMalloc;
+
+const CASE: &str = "RQMALLOC_TEST_FORK";
+/// A case that hangs dies of SIGALRM, a process it forked sooner.
+const PATIENCE_SECONDS: u32 = 100;
+const PATIENCE_OF_A_FORK_SECONDS: u32 = 20;
+/// How often a case forks.
+const FORK_COUNT: u64 = 200;
+
+/// A name, what a child does, and what it must print.
+struct Case {
+    name: &'static str,
+    run: fn(),
+    output: &'static str,
+}
+
+macro_rules! cases {
+    ($($name:ident $(prints $output:literal)?;)*) => {
+        const CASES: &[Case] = &[$(Case {
+            name: stringify!($name),
+            run: $name,
+            output: concat!("", $($output)?),
+        }),*];
+    };
+}
+
+cases! {
+    fork_while_threads_do_everything;
+    fork_while_requests_end;
+    fork_while_lanes_change;
+    fork_while_threads_come_and_go;
+    fork_inside_a_request;
+    fork_in_a_fork;
+    fork_while_other_threads_fork;
+    handlers_registered_before_the_first_allocation_allocate;
+    standard_output_s_buffer prints "inside\nafter\n";
+    standard_output_kept_out prints "persistent\nafter\n";
+    a_panic_hook_allocates_inside_a_request;
+    a_backtrace_inside_a_request;
+}
+
+fn main() -> ExitCode {
+    if let Some(name) = std::env::var_os(CASE) {
+        let Some(case) = CASES.iter().find(|case| name == case.name) else {
+            return ExitCode::from(2);
+        };
+        // SAFETY: a plain system call.
+        unsafe { libc::alarm(PATIENCE_SECONDS) };
+        (case.run)();
+        return ExitCode::SUCCESS;
+    }
+    let parts: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let (mut passed, mut failed) = (0, 0);
+    for case in CASES {
+        if !parts.is_empty() && !parts.iter().any(|part| case.name.contains(part.as_str())) {
+            continue;
+        }
+        let start = Instant::now();
+        let output =
+            Command::new(std::env::current_exe().unwrap()).env(CASE, case.name).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() && printed == case.output {
+            passed += 1;
+            println!("{} ... ok ({:.1} s)", case.name, start.elapsed().as_secs_f64());
+        } else {
+            failed += 1;
+            println!("{} ... FAILED: {}", case.name, output.status);
+            println!("printed {printed:?} and not {:?}", case.output);
+            println!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed > 0 || passed == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+// ---- before the first allocation -------------------------------------------------------------
+
+static PREPARED: AtomicU64 = AtomicU64::new(0);
+static IN_PARENT: AtomicU64 = AtomicU64::new(0);
+static IN_CHILD: AtomicU64 = AtomicU64::new(0);
+
+#[used]
+#[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
+#[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
+static EARLY: extern "C" fn() = register_handlers;
+
+/// Before `main`, and before the allocator registers its own: so these run between those. Only where
+/// the case wants it.
+extern "C" fn register_handlers() {
+    extern "C" fn prepare() {
+        in_handler(&PREPARED);
+    }
+    extern "C" fn parent() {
+        in_handler(&IN_PARENT);
+    }
+    extern "C" fn child() {
+        in_handler(&IN_CHILD);
+    }
+    // SAFETY: the name is terminated, and nobody changes the environment yet.
+    let case = unsafe { libc::getenv(c"RQMALLOC_TEST_FORK".as_ptr()) };
+    if case.is_null() {
+        return;
+    }
+    // SAFETY: a string of the environment.
+    let case = unsafe { std::ffi::CStr::from_ptr(case) };
+    if case == c"handlers_registered_before_the_first_allocation_allocate" {
+        // SAFETY: the handlers are functions for ever.
+        let result = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+        assert_eq!(result, 0);
+    }
+}
+
+/// Takes every slow path there is.
+fn in_handler(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+    exercise(7);
+    rqmalloc::trim();
+    exercise(8);
+}
+
+// ---- helpers ---------------------------------------------------------------------------------
+
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    fn size(&mut self) -> usize {
+        match self.below(40) {
+            0 => 1 + self.below(200_000),
+            1..8 => 1 + self.below(8_000),
+            _ => 1 + self.below(500),
+        }
+    }
+
+    fn block(&mut self) -> Vec<u8> {
+        let size = self.size();
+        vec![size as u8; size]
+    }
+}
+
+fn expect_block(block: &[u8]) {
+    let byte = block.len() as u8;
+    assert!(block[0] == byte && block[block.len() - 1] == byte && block[block.len() / 2] == byte);
+}
+
+/// Blocks of every kind, and requests that end, close and are dropped, each counted.
+fn exercise(seed: u64) {
+    let mut random = Random::new(seed);
+    let mut blocks: Vec<_> = persistent(|| (0..60).map(|_| random.block()).collect());
+    blocks.push(persistent(|| vec![(3 << 20) as u8; 3 << 20]));
+    blocks.iter().for_each(|block| expect_block(block));
+
+    rqmalloc::begin_request();
+    let inside: Vec<_> = (0..40).map(|_| random.block()).collect();
+    inside.iter().for_each(|block| expect_block(block));
+    std::mem::forget(black_box(inside));
+    drop(blocks.split_off(20));
+    // SAFETY: the blocks are forgotten.
+    let report = unsafe { rqmalloc::end_request() };
+    assert_eq!((report.freed_blocks, report.surviving_blocks), (41, 0));
+
+    rqmalloc::begin_request();
+    let inside: Vec<_> = (0..40).map(|_| random.block()).collect();
+    let report = rqmalloc::close_request();
+    assert_eq!((report.freed_blocks, report.surviving_blocks), (0, 41));
+    inside.iter().for_each(|block| expect_block(block));
+    drop(inside);
+
+    let request = Request::new();
+    let mut grown = request.run(|| random.block());
+    grown.reserve(10_000);
+    drop(grown);
+    assert_eq!(request.usage().live_blocks, 0);
+    drop(request);
+    blocks.iter().for_each(|block| expect_block(block));
+}
+
+/// What a forked process does: everything, on this thread and another, then it ends well.
+fn exercise_a_process(seed: u64) {
+    exercise(seed);
+    let thread = std::thread::spawn(move || {
+        exercise(seed + 1);
+        Random::new(seed).block()
+    });
+    expect_block(&thread.join().unwrap());
+    rqmalloc::trim();
+    let stats = rqmalloc::stats();
+    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    rqmalloc::check_structures();
+    exercise(seed + 2);
+}
+
+/// Forks; the child runs `f` and exits, 0 if nothing panicked. Returns its process id.
+fn fork(f: impl FnOnce()) -> libc::pid_t {
+    // SAFETY: the child calls nothing that another thread of this process could hold but for the
+    // allocator, which is what is tested.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork failed");
+    if pid > 0 {
+        return pid;
+    }
+    // SAFETY: a plain system call. Alarms are not inherited.
+    unsafe { libc::alarm(PATIENCE_OF_A_FORK_SECONDS) };
+    let result = catch_unwind(AssertUnwindSafe(f));
+    // SAFETY: ends the process at once, whatever its other threads did.
+    unsafe { libc::_exit(i32::from(result.is_err())) }
+}
+
+#[track_caller]
+fn expect_success(pid: libc::pid_t) {
+    let mut status = 0;
+    // SAFETY: `status` is writable.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(waited, pid);
+    let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+    assert_eq!(signal, None, "the forked process died of a signal (14: it hung)");
+    assert_eq!(libc::WEXITSTATUS(status), 0, "the forked process failed");
+}
+
+/// Threads that do something again and again until this is dropped.
+struct Busy {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<Vec<AtomicUsize>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Busy {
+    fn start(count: usize, work: impl Fn(&mut Random) + Send + Sync + 'static) -> Self {
+        let (stop, work) = (Arc::new(AtomicBool::new(false)), Arc::new(work));
+        let rounds: Arc<Vec<_>> = Arc::new((0..count).map(|_| AtomicUsize::new(0)).collect());
+        let threads = (0..count)
+            .map(|index| {
+                let (stop, work, rounds) = (stop.clone(), work.clone(), rounds.clone());
+                std::thread::spawn(move || {
+                    let mut random = Random::new(index as u64 + 1);
+                    while !stop.load(Ordering::Relaxed) {
+                        work(&mut random);
+                        rounds[index].fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        Self { stop, rounds, threads }
+    }
+
+    /// Every thread was at it while the forks went on.
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for rounds in self.rounds.iter() {
+            let rounds = rounds.load(Ordering::Relaxed);
+            assert!(rounds > 5, "a thread did only {rounds} rounds while the others forked");
+        }
+    }
+}
+
+/// Forks again and again, each child before the next, and at different moments.
+fn fork_repeatedly(count: u64, in_child: impl Fn(u64)) {
+    let start = Instant::now();
+    for round in 0..count {
+        expect_success(fork(|| in_child(round)));
+        std::thread::sleep(Duration::from_micros(round * 37 % 500));
+    }
+    let elapsed = start.elapsed();
+    eprintln!("{count} forks in {elapsed:?}");
+    assert!(elapsed < Duration::from_secs(60), "{count} forks took {elapsed:?}");
+}
+
+fn everything(random: &mut Random, shared: &Mutex<Vec<Vec<u8>>>, request: &Request) {
+    match random.below(20) {
+        0..6 => {
+            let blocks: Vec<_> = (0..random.below(300)).map(|_| random.block()).collect();
+            blocks.iter().for_each(|block| expect_block(block));
+        }
+        6..10 => exercise(random.next()),
+        10..14 => {
+            // Goes to whichever thread comes next.
+            let block = random.block();
+            let mut shared = shared.lock().unwrap();
+            shared.push(block);
+            if shared.len() > 100 {
+                let index = random.below(100);
+                let freed = shared.swap_remove(index);
+                drop(shared);
+                expect_block(&freed);
+            }
+        }
+        14..18 => request.run(|| {
+            let blocks: Vec<_> = (0..random.below(200)).map(|_| random.block()).collect();
+            blocks.iter().for_each(|block| expect_block(block));
+        }),
+        18 => drop(vec![1u8; 1_000_000 + random.below(3_000_000)]),
+        _ => drop(rqmalloc::trim()),
+    }
+}
+
+// ---- fork ------------------------------------------------------------------------------------
+
+fn fork_while_threads_do_everything() {
+    let shared = Arc::new(Mutex::new(Vec::with_capacity(200)));
+    let request = Request::new();
+    let busy = {
+        let (shared, request) = (shared.clone(), request.clone());
+        Busy::start(4, move |random| everything(random, &shared, &request))
+    };
+    let mut random = Random::new(77);
+    // Blocks and requests of before the fork: the child frees and ends them, and so does this process.
+    let blocks: Vec<_> = (0..50).map(|_| random.block()).collect();
+    let closed = Request::new();
+    let survivors: Vec<_> = closed.run(|| (0..50).map(|_| random.block()).collect());
+    assert_eq!(closed.close().unwrap().surviving_blocks, 51);
+    fork_repeatedly(FORK_COUNT, |round| {
+        let open = Request::new();
+        let inside = open.run(|| Random::new(round).block());
+        exercise_a_process(round);
+        blocks.iter().chain(&survivors).for_each(|block| expect_block(block));
+        // SAFETY: this process has copies of its own, and never returns to what owns them.
+        unsafe {
+            drop(std::ptr::read(&raw const blocks));
+            drop(std::ptr::read(&raw const survivors));
+        }
+        drop(inside);
+        assert_eq!(open.close().unwrap().surviving_blocks, 0);
+        // The others' request never closes here; it can still be entered.
+        let inside = request.run(|| Random::new(round).block());
+        expect_block(&inside);
+        drop(inside);
+        let request = request.clone().close().unwrap_err();
+        assert!(request.to_string().contains("still open"), "{request}");
+        exercise(round);
+    });
+    busy.stop();
+    blocks.iter().chain(&survivors).for_each(|block| expect_block(block));
+    drop((blocks, survivors));
+    assert_eq!(request.usage().live_blocks, 0);
+    assert_eq!(request.close().unwrap().surviving_blocks, 0);
+    rqmalloc::check_structures();
+}
+
+/// The others end and close requests all the time, with survivors and with large blocks.
+fn fork_while_requests_end() {
+    let busy = Busy::start(2, |random| {
+        let mut survivors = Vec::with_capacity(4);
+        for number in 0..20 {
+            let request = Request::new();
+            let blocks: Vec<_> =
+                request.run(|| (0..random.below(60)).map(|_| random.block()).collect());
+            if number % 2 == 0 {
+                std::mem::forget(black_box(blocks));
+                // SAFETY: the blocks are forgotten.
+                assert!(unsafe { request.end() }.is_ok());
+            } else {
+                assert!(request.close().is_ok());
+                survivors.extend(blocks.into_iter().next());
+            }
+        }
+        survivors.iter().for_each(|block| expect_block(block));
+    });
+    fork_repeatedly(FORK_COUNT, exercise_a_process);
+    busy.stop();
+    exercise(1);
+}
+
+/// The others enter and leave one request, in lanes that come about, and free each other's blocks.
+fn fork_while_lanes_change() {
+    let slots: Arc<Vec<Mutex<Vec<u8>>>> = Arc::new((0..16).map(|_| Mutex::default()).collect());
+    let request = Arc::new(Mutex::new(Request::new()));
+    let busy = {
+        let (slots, request) = (slots.clone(), request.clone());
+        Busy::start(4, move |random| {
+            let inside = request.lock().unwrap().clone();
+            let entered = inside.enter();
+            drop(inside);
+            for _ in 0..20 {
+                let block = random.block();
+                let before =
+                    std::mem::replace(&mut *slots[random.below(16)].lock().unwrap(), block);
+                if !before.is_empty() {
+                    expect_block(&before);
+                }
+            }
+            drop(entered);
+            if random.below(10) == 0 {
+                let fresh = Request::new();
+                let before = std::mem::replace(&mut *request.lock().unwrap(), fresh);
+                drop(before);
+            }
+        })
+    };
+    fork_repeatedly(FORK_COUNT, |round| {
+        exercise_a_process(round);
+        // Blocks whose threads are not here: those whose slot no other thread was at.
+        for slot in slots.iter() {
+            if let Ok(mut slot) = slot.try_lock() {
+                let block = std::mem::take(&mut *slot);
+                if !block.is_empty() {
+                    expect_block(&block);
+                }
+            }
+        }
+    });
+    busy.stop();
+    slots.iter().for_each(|slot| *slot.lock().unwrap() = Vec::new());
+    let request = request.lock().unwrap();
+    assert_eq!(request.usage().live_blocks, 0, "{request}");
+}
+
+fn fork_while_threads_come_and_go() {
+    let busy = Busy::start(2, |random| {
+        let seed = random.next();
+        let thread = std::thread::spawn(move || {
+            std::mem::forget(Request::new().enter());
+            Random::new(seed).block()
+        });
+        expect_block(&thread.join().unwrap());
+    });
+    fork_repeatedly(FORK_COUNT, exercise_a_process);
+    busy.stop();
+    exercise(1);
+}
+
+/// The thread that forks is inside requests: the child is, too.
+fn fork_inside_a_request() {
+    let busy = Busy::start(2, |random| exercise(random.next()));
+    fork_repeatedly(FORK_COUNT / 2, |round| {
+        assert!(Request::current().is_none());
+        exercise(round);
+    });
+    for round in 0..FORK_COUNT / 2 {
+        let outer = Request::new();
+        let entered = outer.enter();
+        let block = Random::new(round).block();
+        rqmalloc::begin_request();
+        let hooked = Random::new(round).block();
+        let id = Request::current().unwrap().id();
+        let over = |report: Report| assert_eq!((report.id, report.surviving_blocks), (id, 1));
+        let pid = fork(|| {
+            assert_eq!(Request::current().unwrap().id(), id);
+            persistent(|| exercise_a_process(round));
+            assert_eq!(rqmalloc::owner_of(hooked.as_ptr()), Some(id));
+            over(rqmalloc::close_request());
+            assert_eq!(Request::current().unwrap().id(), outer.id());
+            expect_block(&hooked);
+            // SAFETY: this process has a copy of its own, and never returns to what owns it.
+            unsafe { drop(std::ptr::read(&raw const block)) };
+            assert_eq!(outer.usage().live_blocks, 0);
+            exercise(round);
+        });
+        over(rqmalloc::close_request());
+        expect_success(pid);
+        expect_block(&block);
+        expect_block(&hooked);
+        drop((entered, block, hooked));
+        assert_eq!(outer.close().unwrap().surviving_blocks, 0);
+    }
+    busy.stop();
+}
+
+/// A forked process starts threads and forks itself.
+fn fork_in_a_fork() {
+    let busy = Busy::start(2, |random| exercise(random.next()));
+    fork_repeatedly(FORK_COUNT / 10, |round| {
+        let busy = Busy::start(2, |random| exercise(random.next()));
+        for inner in 0..3 {
+            expect_success(fork(|| {
+                exercise_a_process(round + inner);
+                expect_success(fork(|| exercise_a_process(round)));
+            }));
+        }
+        while busy.rounds.iter().any(|rounds| rounds.load(Ordering::Relaxed) < 10) {
+            std::thread::yield_now();
+        }
+        busy.stop();
+    });
+    busy.stop();
+}
+
+/// Threads fork at the same time: one takes the locks after the other.
+fn fork_while_other_threads_fork() {
+    let threads: Vec<_> = (0..3)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                for round in 0..FORK_COUNT / 4 {
+                    expect_success(fork(|| exercise_a_process(thread * 1000 + round)));
+                    exercise(round);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+fn handlers_registered_before_the_first_allocation_allocate() {
+    let busy = Busy::start(3, |random| exercise(random.next()));
+    const COUNT: u64 = FORK_COUNT / 2;
+    fork_repeatedly(COUNT, |round| {
+        assert_eq!(IN_CHILD.load(Ordering::Relaxed), 1);
+        assert_eq!(IN_PARENT.load(Ordering::Relaxed), round);
+        exercise_a_process(round);
+    });
+    busy.stop();
+    for (counter, expected) in [(&PREPARED, COUNT), (&IN_PARENT, COUNT), (&IN_CHILD, 0)] {
+        assert_eq!(counter.load(Ordering::Relaxed), expected);
+    }
+}
+
+// ---- what a process does once ----------------------------------------------------------------
+
+/// The buffer is made inside, and is there for later.
+fn standard_output_s_buffer() {
+    let request = Request::new();
+    request.run(|| println!("inside"));
+    let report = request.close().unwrap();
+    assert_eq!(report.surviving_blocks, 1, "{report}");
+    assert!(report.surviving_bytes >= 1024, "{report}");
+    exercise(1);
+    println!("after");
+    exercise(2);
+}
+
+fn standard_output_kept_out() {
+    let request = Request::new();
+    request.run(|| persistent(|| println!("persistent")));
+    request.run(|| print!("aft"));
+    request.run(|| println!("er"));
+    let report = request.close().unwrap();
+    assert_eq!(report.surviving_blocks, 0, "{report}");
+}
+
+static HOOKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The hook formats, keeps what it has formatted, and uses requests itself; a panic while unwinding is
+/// seen by it, too.
+fn a_panic_hook_allocates_inside_a_request() {
+    struct Sees(String);
+    impl Drop for Sees {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking());
+            let inner = catch_unwind(|| panic!("in drop"));
+            assert!(inner.is_err());
+            self.0.push_str("; seen");
+            HOOKED.lock().unwrap().push(self.0.clone());
+        }
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.payload_as_str().unwrap_or("?").to_string();
+        let request = Request::new();
+        let copies: Vec<String> = request.run(|| (0..100).map(|_| text.clone()).collect());
+        assert_eq!(request.usage().live_blocks, 101);
+        drop(copies);
+        assert_eq!(request.close().unwrap().surviving_blocks, 0);
+        HOOKED.lock().unwrap().push(text);
+    }));
+    let request = Request::new();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        request.run(|| {
+            let _sees = Sees("unwinding".to_string());
+            let number = black_box(5);
+            let _vector = vec![number; 100];
+            assert!(number == 6, "number {number}");
+        });
+    }));
+    let payload = result.unwrap_err();
+    assert!(Request::current().is_none());
+    let live = request.usage().live_blocks as u64;
+    let report = request.close().unwrap();
+    // At least the texts, and the table they are in; the payload.
+    assert!(live >= 5 && report.surviving_blocks == live, "{live}, {report}");
+    exercise(1);
+    let expected = ["number 5", "in drop", "unwinding; seen"];
+    assert!(HOOKED.lock().unwrap().iter().map(String::as_str).eq(expected));
+    assert_eq!(payload.downcast_ref::<String>().map(String::as_str), Some("number 5"));
+    drop(payload);
+    drop(std::panic::take_hook());
+    HOOKED.lock().unwrap().clear();
+}
+
+/// The first backtrace of the process reads what all others use.
+fn a_backtrace_inside_a_request() {
+    let here = "a_backtrace_inside_a_request";
+    let request = Request::new();
+    let (trace, text) = request.run(|| {
+        let trace = Backtrace::force_capture();
+        let text = trace.to_string();
+        (trace, text)
+    });
+    assert!(text.contains(here), "{text}");
+    let report = request.close().unwrap();
+    assert!(report.surviving_blocks > 2, "{report}");
+    exercise(1);
+    assert_eq!(trace.to_string(), text);
+    drop((trace, text));
+    let again = Backtrace::force_capture().to_string();
+    assert!(again.contains(here), "{again}");
+    // What the first one made is there: the second one, inside, leaves nothing.
+    let request = Request::new();
+    request.run(|| {
+        let again = Backtrace::force_capture().to_string();
+        assert!(again.contains(here), "{again}");
+    });
+    assert_eq!(request.usage().live_blocks, 0, "{request}");
+    assert_eq!(request.close().unwrap().surviving_blocks, 0);
+    exercise(2);
+}

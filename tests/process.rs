@@ -496,15 +496,28 @@ fn threads_are_used_again() {
 }
 
 fn threads_leave_nothing_behind() {
-    // Thread after thread fills its cache with what it frees: 8 MiB each, if it stayed there.
-    for _ in 0..100 {
-        std::thread::spawn(|| drop((0..8_000).map(|_| vec![1_u8; 1000]).collect::<Vec<_>>()))
-            .join()
-            .unwrap();
-    }
-    assert!(stats().mapped < 64 * MIB, "{}", stats());
+    // All at once, so that none has what another left; each fills its cache with every small class.
+    const COUNT: usize = 16;
     trim();
-    assert!(stats().mapped < 32 * MIB, "{}", stats());
+    let before = stats();
+    let barrier = Arc::new(Barrier::new(COUNT));
+    let threads: Vec<_> = (0..COUNT)
+        .map(|_| {
+            let barrier = barrier.clone();
+            std::thread::spawn(move || {
+                barrier.wait();
+                for size in (0..2000).map(|step| 8 + step * 16) {
+                    drop((0..20).map(|_| vec![1_u8; size]).collect::<Vec<_>>());
+                }
+                barrier.wait();
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    trim();
+    let after = expect_sum();
+    assert!(after.mapped <= before.mapped + 4 * MIB, "{before} before, {after} after");
+    assert!(after.cached <= before.cached + MIB, "{before} before, {after} after");
 }
 
 // ---- memory goes back ------------------------------------------------------------------------

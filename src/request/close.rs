@@ -59,6 +59,7 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
     let (stray_blocks, stray_bytes) = if keeps_blocks {
         // Drained blocks must not look live to the walk. Whoever frees from now on is counted live.
         control.absorb(&control.first, strays);
+        control.take_all_handed_on(&control.first);
         (0, 0)
     } else {
         control.stray_figures()
@@ -71,6 +72,7 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
         return keep_survivors(control, supply, survivors, live_in_regions);
     }
     release_large(control, supply);
+    control.forget_handed_on();
     control.lanes().for_each(|lane| reset_lane(control, lane, supply));
     Outcome {
         freed_blocks: live_in_regions + large_count,

@@ -17,11 +17,11 @@
 use super::{Supply, close, sweep};
 use crate::bin::{Bins, Kind, Raw};
 use crate::block::{Block, Header, LARGE, LIVE, Memory, NONE, settle_stray};
-use crate::lane::{Lane, Out};
+use crate::lane::{Lane, Out, shared_cap};
 use crate::lifecycle::{Handles, Holds, LargeCount};
 use crate::page_heap::Taken;
 use crate::pool::Successors;
-use crate::size_class::{Class, HEADER_BYTES};
+use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
 use crate::span::{Span, SpanKind};
 use crate::stray::{Chain, Closed, StrayList};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -41,6 +41,8 @@ pub struct Control {
     pub first: Lane,
     /// The others, linked by `Lane::next`; they stay with the control block.
     pub others: AtomicPtr<Lane>,
+    /// What lanes hand on to one another; made with the second lane, stays with the control block.
+    exchange: AtomicPtr<Exchange>,
     successor: AtomicU64,
     serial: AtomicU64,
     id: AtomicU64,
@@ -76,6 +78,13 @@ pub struct Strays {
     pub list: StrayList,
     /// Blocks and bytes, for figures: added before a push, taken off by the drain.
     pending: AtomicU64,
+}
+
+/// Free blocks that lanes hand on, by class. Only who is inside the request touches them, so they are
+/// never closed.
+#[repr(align(64))]
+struct Exchange {
+    lists: [StrayList; CLASS_COUNT],
 }
 
 /// Blocks and bytes of strays in one word: a count, and below it sixteenths of bytes.
@@ -128,6 +137,7 @@ impl Control {
         Self {
             first: new_lane(),
             others: AtomicPtr::new(null_mut()),
+            exchange: AtomicPtr::new(null_mut()),
             successor: AtomicU64::new(0),
             serial: AtomicU64::new(0),
             id: AtomicU64::new(0),
@@ -220,16 +230,13 @@ impl Control {
 
     /// Takes an idle lane, else a new one from `memory`, which gives zeroed memory for ever.
     #[inline]
-    pub fn enter(&self, memory: impl FnOnce(usize) -> Option<usize>) -> Option<&Lane> {
+    pub fn enter(&self, memory: impl Fn(usize) -> Option<usize>) -> Option<&Lane> {
         if self.first.occupancy.try_enter() { Some(&self.first) } else { self.enter_slow(memory) }
     }
 
     #[cold]
-    fn enter_slow(&self, memory: impl FnOnce(usize) -> Option<usize>) -> Option<&Lane> {
-        // From here on bins are bounded, also those of the lanes that are occupied.
-        if !self.shared.swap(true, Ordering::Relaxed) {
-            self.all_lanes().for_each(|lane| lane.set_shared(true));
-        }
+    fn enter_slow(&self, memory: impl Fn(usize) -> Option<usize>) -> Option<&Lane> {
+        self.share(&memory);
         if let Some(lane) = self.all_lanes().find(|lane| lane.occupancy.try_enter()) {
             lane.bins.open(Kind::Lane, Header::tag(self.id(), LIVE));
             return Some(lane);
@@ -258,6 +265,25 @@ impl Control {
         }
     }
 
+    /// More than one lane is entered: from here on bins are bounded, also those of occupied lanes.
+    /// Without memory for the lists they are not, and only memory is lost.
+    fn share(&self, memory: &impl Fn(usize) -> Option<usize>) {
+        if self.exchange.load(Ordering::Acquire).is_null() {
+            if let Some(address) = memory(size_of::<Exchange>()) {
+                // Zeros are empty, open lists. Who loses the race leaves its own unused.
+                let _ = self.exchange.compare_exchange(
+                    null_mut(),
+                    with_exposed_provenance_mut(address),
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                );
+            }
+        }
+        if !self.shared.swap(true, Ordering::Relaxed) {
+            self.all_lanes().for_each(|lane| lane.set_shared(true));
+        }
+    }
+
     /// The lane these bins are of.
     ///
     /// # Safety
@@ -271,6 +297,12 @@ impl Control {
     /// A block that the lane's bins and region have no room for.
     #[cold]
     pub fn alloc_slow<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> Block {
+        if !self.is_alone() {
+            lane.bins.bin(class).set_cap(shared_cap(class));
+            if self.take_handed_on(lane, class) {
+                return lane.bins.alloc(class);
+            }
+        }
         if !self.strays.list.is_empty() {
             self.drain_into(lane);
             let block = lane.bins.alloc(class);
@@ -320,19 +352,65 @@ impl Control {
         })
     }
 
-    /// A lane's bin is over its cap: all but one block go round to the other lanes.
+    /// A lane's bin is over its cap: what came last goes round to the other lanes. What the bin still
+    /// has it keeps: it took it when it had nothing.
     #[cold]
     pub fn lane_bin_full(&self, lane: &Lane, class: Class) {
-        let bin = lane.bins.bin(class);
-        if bin.count() <= bin.cap() {
+        let (bin, count) = (lane.bins.bin(class), shared_cap(class));
+        // SAFETY: null, or the lists of this control block, which are for ever.
+        let Some(exchange) = (unsafe { self.exchange.load(Ordering::Acquire).as_ref() }) else {
+            return bin.set_cap(u32::MAX);
+        };
+        if bin.count() <= count {
             return;
         }
-        let rest = bin.take_rest();
-        let last = (1..rest.count).fold(rest.head, |block, _| Raw.link(block));
-        let (count, bytes) = (rest.count as usize, rest.count as usize * class.stride_bytes());
-        self.strays.pending.fetch_add(pending(count, bytes), Ordering::Relaxed);
-        let pushed = self.strays.list.push(&Raw, rest.head, last);
-        debug_assert!(pushed.is_ok(), "a request that somebody is in is not closed");
+        let (first, last) = bin.take_top(count);
+        let bytes = count as usize * class.stride_bytes();
+        self.strays.pending.fetch_add(pending(count as usize, bytes), Ordering::Relaxed);
+        // These lists are never closed.
+        let _ = exchange.lists[class.index()].push(&Raw, first, last);
+        bin.set_cap(bin.count().saturating_add(count));
+    }
+
+    /// Takes what other lanes handed on of a class into the lane's empty bin.
+    fn take_handed_on(&self, lane: &Lane, class: Class) -> bool {
+        // SAFETY: as above.
+        let Some(exchange) = (unsafe { self.exchange.load(Ordering::Acquire).as_ref() }) else {
+            return false;
+        };
+        let list = &exchange.lists[class.index()];
+        if list.is_empty() {
+            return false;
+        }
+        let mut count = 0;
+        for block in list.drain().blocks(&Raw) {
+            lane.bins.put(block, class);
+            count += 1;
+        }
+        let bytes = count * class.stride_bytes();
+        self.strays.pending.fetch_sub(pending(count, bytes), Ordering::Relaxed);
+        lane.bins.bin(class).set_cap(count as u32 + shared_cap(class));
+        count > 0
+    }
+
+    /// Forgets all that lanes handed on: its regions go.
+    pub fn forget_handed_on(&self) {
+        // SAFETY: as above.
+        let exchange = unsafe { self.exchange.load(Ordering::Acquire).as_ref() };
+        if let Some(exchange) = exchange.filter(|_| !self.is_alone()) {
+            exchange.lists.iter().for_each(|list| {
+                list.drain();
+            });
+        }
+    }
+
+    /// Takes all that lanes handed on into one lane's bins.
+    pub fn take_all_handed_on(&self, lane: &Lane) {
+        if !self.is_alone() {
+            Class::all().for_each(|class| {
+                self.take_handed_on(lane, class);
+            });
+        }
     }
 
     /// Gives a region back that no block of is in use.

@@ -72,6 +72,7 @@ impl<'c> Occupied<'c> {
 /// Sweeps the lane the caller is in and those nobody is in.
 #[cold]
 pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
+    control.take_all_handed_on(lane);
     let held_bytes = lane.bins.held().1;
     let occupied = Occupied::take(control, lane);
     let is_alone = control.is_alone();

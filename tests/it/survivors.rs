@@ -248,6 +248,34 @@ fn close_after_several_threads_were_inside() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
+/// A lane may cut small blocks from the inside of a large free one, which lies in another's region.
+#[test]
+fn close_walks_a_region_that_another_lane_cuts_in() {
+    let _together = together();
+    for size in [2_000, 5_000, 10_000, 30_000] {
+        let request = Request::new();
+        let mut held = persistent_vec();
+        let inside = request.enter();
+        let first = Held::new(size, 8, 1);
+        (0..200).for_each(|seed| held.push(Held::new(size, 8, seed)));
+        let theirs = request.clone();
+        let small = rqmalloc::persistent(|| {
+            elsewhere(move || {
+                let mut small = persistent_vec();
+                let _inside = theirs.enter();
+                held.into_iter().for_each(Held::free);
+                (0..30).for_each(|seed| small.push(Held::new(100, 8, seed)));
+                small
+            })
+        });
+        drop(inside);
+        let report = survivors_of(request, 31);
+        assert_eq!(report.freed_blocks, 0);
+        first.free();
+        small.into_iter().for_each(Held::free);
+    }
+}
+
 #[test]
 fn rust_s_own_values_survive() {
     let _together = together();

@@ -1,1 +1,14 @@
 //! Requests that many threads and tasks are in.
+#![allow(missing_docs)]
+
+mod futures;
+mod growth;
+mod handles;
+mod many;
+mod soundness;
+mod stress;
+mod support;
+mod turns;
+
+#[global_allocator]
+static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;

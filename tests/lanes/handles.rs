@@ -1,0 +1,447 @@
+//! Handles and guards: who keeps a request open, who closes it, and what is said about it.
+
+use crate::support::{
+    Held, active_owner, alone, close_empty, current_id, elsewhere, persistent_vec, together, unwind,
+};
+use rqmalloc::{Request, persistent, stats};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::channel;
+
+#[test]
+fn a_request_with_other_handles_comes_back_and_says_so() {
+    let _together = together();
+    let request = Request::builder().name("GET /").build();
+    let id = request.id();
+    let others = [request.clone(), request.clone()];
+    let held = request.run(|| Held::new(100, 1));
+    let text = format!("request {id} (GET /): still open, 2 other handles are alive");
+    let request = request.close().unwrap_err();
+    assert_eq!(request.to_string(), text);
+    assert_eq!(format!("{request:?}"), format!("Request({text})"));
+    // SAFETY: it will not end.
+    let request = unsafe { request.end() }.unwrap_err();
+    assert_eq!(request.to_string(), text);
+    // Nothing has happened to it.
+    held.verify();
+    assert_eq!(request.usage().live_blocks, 1);
+    drop(others);
+    assert_eq!(
+        request.to_string(),
+        format!("request {id} (GET /): open, no other handle is alive")
+    );
+    held.free();
+    close_empty(request);
+}
+
+#[test]
+fn a_request_somebody_is_inside_comes_back_and_says_so() {
+    let _together = together();
+    let request = Request::new();
+    let id = request.id();
+    let (enter, entered) = channel::<()>();
+    let (leave, left) = channel::<()>();
+    let inside = request.clone();
+    let thread = std::thread::spawn(move || {
+        inside.run(|| {
+            persistent(|| {
+                enter.send(()).unwrap();
+                left.recv().unwrap();
+            });
+        });
+    });
+    entered.recv().unwrap();
+    let here = request.enter();
+    // Two entries and the thread's handle.
+    let text = format!(
+        "request {id}: still open, 2 threads are inside, 3 other handles are alive (every entry \
+         of a thread is one)"
+    );
+    let request = request.close().unwrap_err();
+    assert_eq!(request.to_string(), text);
+    // SAFETY: it will not end.
+    let request = unsafe { request.end() }.unwrap_err();
+    assert_eq!(request.to_string(), text);
+    persistent(|| leave.send(()).unwrap());
+    thread.join().unwrap();
+    let request = request.close().unwrap_err();
+    let text = request.to_string();
+    assert!(text.starts_with(&format!("request {id}: still open, 1 thread")), "{text}");
+    drop(here);
+    assert_eq!(request.to_string(), format!("request {id}: open, no other handle is alive"));
+}
+
+#[test]
+fn the_last_handle_closes() {
+    let _alone = alone();
+    let before = stats().open_requests;
+    let request = Request::new();
+    let clone = request.clone();
+    assert_eq!(stats().open_requests, before + 1);
+    let held = request.run(|| Held::new(100, 1));
+    let id = request.id();
+    drop(request);
+    assert_eq!(stats().open_requests, before + 1);
+    elsewhere(move || drop(clone));
+    assert_eq!(stats().open_requests, before);
+    assert_eq!(held.owner(), Some(id), "it survives");
+    held.free();
+
+    // An entry is a handle, too.
+    let request = Request::new();
+    let id = request.id();
+    let entered = request.enter();
+    drop(request);
+    assert_eq!((stats().open_requests, current_id()), (before + 1, Some(id)));
+    assert_eq!(active_owner(), Some(id));
+    drop(entered);
+    assert_eq!((stats().open_requests, current_id()), (before, None));
+
+    // One of many threads is the last.
+    for round in 0..50 {
+        let request = Request::new();
+        let threads: Vec<_> = (0..4)
+            .map(|number| {
+                let request = request.clone();
+                std::thread::spawn(move || {
+                    let held = request.run(|| Held::new(100, round * 10 + number));
+                    drop(request);
+                    held
+                })
+            })
+            .collect();
+        drop(request);
+        threads.into_iter().for_each(|thread| thread.join().unwrap().free());
+        assert_eq!(stats().open_requests, before);
+    }
+}
+
+#[test]
+fn hooks_only_leave_while_other_handles_are_alive() {
+    let _alone = alone();
+    let before = stats().open_requests;
+    for ends in [false, true] {
+        let id = rqmalloc::begin_request();
+        let held = Held::new(100, 1);
+        let handle = Request::current().unwrap();
+        let peak = handle.usage().peak;
+        let report = if ends {
+            // SAFETY: it will not end.
+            unsafe { rqmalloc::end_request() }
+        } else {
+            rqmalloc::close_request()
+        };
+        assert_eq!((report.id, report.still_open, report.peak_bytes), (id, true, peak));
+        assert_eq!((report.freed_blocks, report.surviving_blocks), (0, 0));
+        assert_eq!(
+            report.to_string(),
+            format!(
+                "request {id}: peak {}.0 KiB, still open: other handles are alive",
+                report.peak_bytes / 1024
+            )
+        );
+        assert_eq!((current_id(), active_owner()), (None, None));
+        assert_eq!(stats().open_requests, before + 1);
+        held.verify();
+        assert_eq!(handle.usage().live_blocks, 1);
+        let report = handle.close().unwrap();
+        assert_eq!((report.id, report.surviving_blocks, report.still_open), (id, 1, false));
+        assert_eq!(stats().open_requests, before);
+        held.free();
+    }
+}
+
+#[test]
+fn hooks_only_leave_while_another_thread_is_inside() {
+    let _alone = alone();
+    let before = stats().open_requests;
+    let id = rqmalloc::begin_request();
+    let handle = Request::current().unwrap();
+    let (thread, leave) = persistent(|| {
+        let (enter, entered) = channel::<()>();
+        let (leave, left) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let guard = handle.enter();
+            drop(handle);
+            let held = Held::new(100, 1);
+            persistent(|| {
+                enter.send(()).unwrap();
+                left.recv().unwrap();
+            });
+            let other = Held::new(100, 2);
+            drop(guard);
+            (held, other)
+        });
+        entered.recv().unwrap();
+        (thread, leave)
+    });
+    assert!(rqmalloc::close_request().still_open);
+    assert_eq!(stats().open_requests, before + 1);
+    leave.send(()).unwrap();
+    let (held, other) = thread.join().unwrap();
+    // The thread's entry was the last.
+    assert_eq!(stats().open_requests, before);
+    assert_eq!((held.owner(), other.owner()), (Some(id), Some(id)));
+    held.free();
+    other.free();
+}
+
+#[test]
+fn hooks_leave_their_own_entry_under_others() {
+    let _together = together();
+    let outer = rqmalloc::begin_request();
+    let other = Request::new();
+    let entered = other.enter();
+    // The hook's entry lies under the guard's, which stays the active one.
+    assert_eq!(rqmalloc::close_request().id, outer);
+    assert_eq!((current_id(), active_owner()), (Some(other.id()), Some(other.id())));
+    drop(entered);
+    assert_eq!((current_id(), active_owner()), (None, None));
+    close_empty(other);
+
+    // A guard of the hook's own request keeps it open, in the same lane.
+    let id = rqmalloc::begin_request();
+    let request = Request::current().unwrap();
+    let entered = request.enter();
+    drop(request);
+    let held = Held::new(64, 1);
+    let before = request_footprint();
+    let report = rqmalloc::close_request();
+    assert!(report.still_open);
+    assert_eq!(active_owner(), Some(id));
+    assert_eq!(request_footprint(), before);
+    let request = Request::current().unwrap();
+    held.free();
+    drop(entered);
+    close_empty(request);
+}
+
+fn request_footprint() -> usize {
+    Request::current().unwrap().usage().footprint
+}
+
+#[test]
+fn hooks_without_a_request_panic() {
+    let _together = together();
+    let message = |payload: Box<dyn std::any::Any + Send>| {
+        payload.downcast_ref::<&str>().map(ToString::to_string).unwrap()
+    };
+    let request = Request::new();
+    // A guard is not the hooks'.
+    let _entered = request.enter();
+    let closed = catch_unwind(rqmalloc::close_request).unwrap_err();
+    assert_eq!(message(closed), "close_request: no request is open on this thread");
+    // SAFETY: there is nothing to end.
+    let ended = catch_unwind(|| unsafe { rqmalloc::end_request() }).unwrap_err();
+    assert_eq!(message(ended), "end_request: no request is open on this thread");
+    assert_eq!(current_id(), Some(request.id()));
+}
+
+#[test]
+fn a_forgotten_guard_keeps_the_request_open_until_its_thread_exits() {
+    let _alone = alone();
+    let before = stats().open_requests;
+    let request = Request::new();
+    let id = request.id();
+    let inside = request.clone();
+    let (ready, is_ready) = channel::<Held>();
+    let (leave, left) = channel::<()>();
+    let thread = std::thread::spawn(move || {
+        std::mem::forget(inside.enter());
+        drop(inside);
+        assert_eq!((current_id(), active_owner()), (Some(id), Some(id)));
+        let held = Held::new(100, 1);
+        // A guard over the forgotten one comes and goes.
+        let other = Request::new();
+        other.run(|| assert_eq!(active_owner(), Some(other.id())));
+        drop(other);
+        assert_eq!(active_owner(), Some(id));
+        persistent(|| {
+            ready.send(held).unwrap();
+            left.recv().unwrap();
+        });
+    });
+    let held = is_ready.recv().unwrap();
+    let request = request.close().unwrap_err();
+    assert!(request.to_string().contains("still open, 1 thread"), "{request}");
+    drop(request);
+    assert_eq!(stats().open_requests, before + 1);
+    leave.send(()).unwrap();
+    thread.join().unwrap();
+    assert_eq!(stats().open_requests, before, "the thread's exit left it");
+    assert_eq!(held.owner(), Some(id));
+    held.free();
+}
+
+#[test]
+fn guards_go_in_any_order() {
+    let _together = together();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let requests = [Request::new(), Request::new(), Request::new()];
+        let mut guards = requests.each_ref().map(|request| Some(request.enter()));
+        let mut held = persistent_vec();
+        for index in order {
+            guards[index] = None;
+            let top = guards.iter().rposition(Option::is_some);
+            let expected = top.map(|top| requests[top].id());
+            assert_eq!((current_id(), active_owner()), (expected, expected), "order {order:?}");
+            held.push(Held::new(100, index as u64));
+            assert_eq!(held.last().unwrap().owner(), expected);
+        }
+        held.into_iter().for_each(Held::free);
+        requests.into_iter().for_each(close_empty);
+    }
+}
+
+/// `persistent` between guards that go while it runs.
+#[test]
+fn guards_go_inside_persistent() {
+    let _together = together();
+    let (one, two) = (Request::new(), Request::new());
+    let first = one.enter();
+    let second = two.enter();
+    persistent(|| {
+        assert_eq!((current_id(), active_owner()), (Some(two.id()), None));
+        drop(second);
+        assert_eq!((current_id(), active_owner()), (Some(one.id()), None));
+        drop(first);
+        assert_eq!((current_id(), active_owner()), (None, None));
+        // The dead entries lie under this one: the new one lies over it.
+        let again = one.enter();
+        assert_eq!(active_owner(), Some(one.id()));
+        std::mem::drop(again);
+        assert_eq!(active_owner(), None);
+    });
+    assert_eq!((current_id(), active_owner()), (None, None));
+    close_empty(one);
+    close_empty(two);
+}
+
+#[test]
+fn a_panic_inside_leaves() {
+    let _together = together();
+    let request = Request::new();
+    let mut held = persistent_vec();
+    let payload = catch_unwind(AssertUnwindSafe(|| {
+        request.run(|| {
+            held.push(Held::new(100, 1));
+            persistent(|| {
+                request.run(|| {
+                    held.push(Held::new(100, 2));
+                    unwind(7)
+                })
+            })
+        })
+    }))
+    .unwrap_err();
+    assert_eq!((current_id(), active_owner()), (None, None));
+    assert!(held.iter().all(|held| held.owner() == Some(request.id())));
+    // The payload was made inside.
+    assert_eq!(request.usage().live_blocks, 3);
+    assert_eq!(payload.downcast_ref::<u64>(), Some(&7));
+    held.into_iter().for_each(Held::free);
+    let report = request.close().unwrap();
+    assert_eq!(report.surviving_blocks, 1, "{report}");
+    assert_eq!(payload.downcast::<u64>().unwrap(), Box::new(7));
+}
+
+/// A panic between the hooks leaves the request open; the thread's exit closes it.
+#[test]
+fn a_panic_past_a_hook_s_end_is_left_by_the_thread() {
+    let _alone = alone();
+    let before = stats().open_requests;
+    let held = std::thread::spawn(move || {
+        let mut held = persistent_vec();
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            rqmalloc::begin_request();
+            held.push(Held::new(100, 1));
+            unwind(1)
+        }));
+        assert!(unwound.is_err());
+        assert_eq!(stats().open_requests, before + 1);
+        assert_eq!(active_owner(), held[0].owner());
+        held
+    })
+    .join()
+    .unwrap();
+    assert_eq!(stats().open_requests, before);
+    assert!(held[0].owner().is_some());
+    held.into_iter().for_each(Held::free);
+}
+
+#[test]
+fn a_thread_that_exits_inside_leaves() {
+    let _alone = alone();
+    let before = stats().open_requests;
+    let request = Request::new();
+    let inside = request.clone();
+    let (held, own) = elsewhere(move || {
+        std::mem::forget(inside.enter());
+        let held = Held::new(100, 1);
+        rqmalloc::begin_request();
+        let own = Held::new(100, 2);
+        std::mem::forget(Request::new().enter());
+        std::mem::forget(inside.enter());
+        (held, own)
+    });
+    assert_eq!(stats().open_requests, before + 1);
+    let usage = request.usage();
+    // What joining needs was made by this thread, the thread's own results by that one.
+    assert!(usage.live_blocks >= 1, "{usage:?}");
+    assert_eq!((held.owner(), own.owner().is_some()), (Some(request.id()), true));
+    own.free();
+    held.free();
+    let report = request.close().unwrap();
+    assert_eq!(report.surviving_blocks, usage.live_blocks as u64 - 1, "{report}");
+    assert_eq!(stats().open_requests, before);
+}
+
+#[test]
+fn a_guard_in_a_thread_local_is_dropped_at_exit() {
+    let _alone = alone();
+    std::thread_local! {
+        static GUARD: std::cell::RefCell<Option<rqmalloc::Entered>> =
+            const { std::cell::RefCell::new(None) };
+    }
+    let before = stats().open_requests;
+    let request = Request::new();
+    let inside = request.clone();
+    elsewhere(move || {
+        GUARD.with_borrow_mut(|guard| *guard = Some(inside.enter()));
+        Held::new(100, 1).free();
+    });
+    assert!(!request.to_string().contains("inside"), "{request}");
+    drop(request);
+    assert_eq!(stats().open_requests, before);
+}
+
+/// Handles made and dropped by many threads while one tries to close: exactly one close, and never
+/// while somebody is inside.
+#[test]
+fn closing_races_with_entering() {
+    let _alone = alone();
+    let before = stats().open_requests;
+    for round in 0..if cfg!(debug_assertions) { 200 } else { 1_000 } {
+        let mut request = Request::new();
+        let id = request.id();
+        let inside = request.clone();
+        let thread = std::thread::spawn(move || {
+            let mut held = persistent_vec();
+            for number in 0..round % 7 {
+                inside.run(|| held.push(Held::new(64, number)));
+            }
+            drop(inside);
+            held
+        });
+        let report = loop {
+            match request.close() {
+                Ok(report) => break report,
+                Err(still_open) => request = still_open,
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!((report.id, report.surviving_blocks), (id, round % 7));
+        let held = thread.join().unwrap();
+        held.into_iter().for_each(Held::free);
+    }
+    assert_eq!(stats().open_requests, before);
+}
