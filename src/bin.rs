@@ -120,14 +120,6 @@ impl Bin {
         (first, last)
     }
 
-    /// Takes the block that came last, which stays free. The bin has one.
-    pub fn take_one(&self) -> Block {
-        let block = self.head.get();
-        self.head.set(Raw.link(block));
-        self.set_count(self.count().wrapping_sub(1));
-        block
-    }
-
     /// Fills an empty bin.
     pub fn fill(&self, magazine: Magazine) {
         self.head.set(magazine.head);
@@ -328,9 +320,9 @@ impl Bins {
         self.tag().without(LIVE).with_class(class.index())
     }
 
-    /// Takes so many blocks off the count of those that were cut: they are no blocks any more.
-    pub fn uncount(&self, count: usize) {
-        self.carved.add(count.wrapping_neg());
+    /// So many more, or fewer, blocks are cut: free memory is divided anew.
+    pub fn recount(&self, change: isize) {
+        self.carved.add(change as usize);
     }
 
     /// How many blocks were ever cut here since `reset`.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `bins` | see `bin` | |
 //! | `occupancy` | who enters and leaves | anybody |
-//! | `regions`, `warm`, `cut_bytes`, `range_..` | the occupant; when there is none, who closes the request | the same |
+//! | `regions`, `warm`, `cut_bytes`, `range_..`, `pieces` | the occupant; when there is none, who closes the request | the same |
 //! | `next` | who adds a lane, before it is published | anybody |
 //!
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of a
@@ -14,10 +14,10 @@
 //!   range can walk its regions, whatever other lanes do meanwhile.
 
 use crate::bin::{Bins, Raw};
-use crate::block::{Block, Header, Memory};
+use crate::block::{Block, Header, Memory, NONE};
 use crate::fatal;
 use crate::lifecycle::Occupancy;
-use crate::size_class::{Class, HEADER_BYTES, PAGE_BYTES, pages_for};
+use crate::size_class::{Class, FIRST_SINGLE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::span::Span;
 use crate::sync::{AtomicPtr, Gauge, Ordering};
 use core::cell::Cell;
@@ -49,6 +49,10 @@ pub struct Lane {
     range_start: Gauge,
     range_region: Cell<*const Span>,
     region_count: Cell<usize>,
+    /// What a sweep has joined, by class: free blocks to cut others from.
+    pieces: [Cell<Block>; FIRST_SINGLE_CLASS],
+    piece_count: Gauge,
+    piece_bytes: Gauge,
     /// The request's next lane.
     pub next: AtomicPtr<Lane>,
 }
@@ -103,32 +107,49 @@ impl Lane {
         Some(span)
     }
 
-    fn address(&self) -> usize {
-        core::ptr::from_ref(self).addr()
-    }
-
-    /// Whether a region is this lane's.
-    pub fn has(&self, region: &Span) -> bool {
-        region.lane.load(Ordering::Relaxed) == self.address()
-    }
-
     /// Cuts from this region from now on.
     pub fn adopt(&self, span: &Span) {
         self.retire_range();
-        span.lane.store(self.address(), Ordering::Relaxed);
         span.next.set(self.regions.get());
         self.regions.set(span);
         self.region_count.set(self.region_count.get() + 1);
         self.set_range(span.base() + HEADER_BYTES, span.end(), span);
     }
 
-    /// Cuts from the inside of a free block of one of its own regions from now on: the block is none
-    /// any more.
-    pub fn adopt_block(&self, class: Class) {
+    /// Cuts from the inside of a piece that holds a block of `class` from now on, if there is one: its
+    /// own region's (N2). The piece is no block any more.
+    pub fn adopt_piece(&self, class: Class) -> Option<Class> {
+        if self.piece_count.get() == 0 {
+            return None;
+        }
+        let found = Class::all()
+            .take(FIRST_SINGLE_CLASS)
+            .skip(class.index())
+            .find(|other| self.pieces[other.index()].get() != NONE)?;
+        let block = self.pieces[found.index()].replace(NONE);
+        self.pieces[found.index()].set(Raw.link(block));
+        self.piece_count.set(self.piece_count.get() - 1);
+        self.piece_bytes.add(found.stride_bytes().wrapping_neg());
         self.retire_range();
-        let start = self.bins.bin(class).take_one() - HEADER_BYTES;
-        self.uncount(1, class.stride_bytes());
-        self.set_range(start, start + class.stride_bytes(), null());
+        self.recount(-1, -(found.stride_bytes() as isize));
+        let start = block - HEADER_BYTES;
+        self.set_range(start, start + found.stride_bytes(), null());
+        Some(found)
+    }
+
+    /// Takes every piece; each is a free block that is linked to the next of its class.
+    pub fn take_pieces(&self) -> impl Iterator<Item = (Class, Block)> + '_ {
+        self.piece_count.set(0);
+        self.piece_bytes.set(0);
+        Class::all()
+            .take(FIRST_SINGLE_CLASS)
+            .map(|class| (class, self.pieces[class.index()].replace(NONE)))
+    }
+
+    /// Free memory of the lane: blocks, and bytes of stride.
+    pub fn held(&self) -> (usize, usize) {
+        let (blocks, bytes) = self.bins.held();
+        (blocks + self.piece_count.get(), bytes + self.piece_bytes.get())
     }
 
     fn set_range(&self, start: usize, end: usize, region: *const Span) {
@@ -168,7 +189,7 @@ impl Lane {
         if alone && self.bins.carved_count() == 0 {
             return Out { blocks: 0, bytes: 0 };
         }
-        let (held_count, held_bytes) = self.bins.held();
+        let (held_count, held_bytes) = self.held();
         Out {
             blocks: self.bins.carved_count() as isize - held_count as isize,
             bytes: self.carved_bytes() as isize - held_bytes as isize,
@@ -218,6 +239,9 @@ impl Lane {
 
     fn forget_blocks(&self) {
         self.bins.reset();
+        if self.piece_count.get() != 0 {
+            self.take_pieces().for_each(drop);
+        }
         self.cut_bytes.set(0);
         self.range_start.set(0);
         self.range_region.set(null());
@@ -241,16 +265,25 @@ impl Lane {
         list(taken.get())
     }
 
-    /// Counts blocks, and bytes of them, out: they are no blocks any more.
-    pub fn uncount(&self, blocks: usize, bytes: usize) {
-        self.bins.uncount(blocks);
-        self.cut_bytes.add(bytes.wrapping_neg());
+    /// So many more, or fewer, blocks and bytes of them are cut.
+    pub fn recount(&self, blocks: isize, bytes: isize) {
+        self.bins.recount(blocks);
+        self.cut_bytes.add(bytes as usize);
     }
 
-    /// Cuts `bytes` of free memory at `start` into free blocks.
+    /// Cuts `bytes` of free memory at `start` into pieces, as large as they can be.
     pub fn recut(&self, start: usize, bytes: usize) {
-        self.set_range(start, start + bytes, null());
-        self.retire_range();
+        let (mut at, end) = (start, start + bytes);
+        while let Some(class) = Class::fitting(end - at).map(|class| class.min(Class::LAST_SHARED))
+        {
+            let block = at + HEADER_BYTES;
+            Raw.header(block).store(self.bins.free_header(class).0, Ordering::Relaxed);
+            Raw.set_link(block, self.pieces[class.index()].replace(block));
+            self.piece_count.add(1);
+            self.piece_bytes.add(class.stride_bytes());
+            self.recount(1, class.stride_bytes() as isize);
+            at += class.stride_bytes();
+        }
     }
 
     /// Takes all warm regions off the lane.

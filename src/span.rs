@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | `kind`, `class`, `base`, `bytes`, `owner` | set before the span is published, read by anybody | same | same |
 //! | `slab`, `next`, `previous` | under the class's lock | - | - |
-//! | `next`, `carved_end`, `lane` | - | the lane it is cut in; then the closer | - |
+//! | `next`, `carved_end` | - | the lane it is cut in; then the closer | - |
 //! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
 //! | `loose_need` | - | - | the owner; back to 0 under the lock of the mappings |
 //! | `charged_bytes`, `kept` | - | - | the owner |
@@ -67,8 +67,6 @@ pub struct Span {
     pub slab: SlabBlocks,
     /// Region: how far it is cut, from when its lane has left it.
     pub carved_end: Gauge,
-    /// Region: address of the lane that has it.
-    pub lane: AtomicUsize,
     /// Region: survivors, from when its request is closed.
     pub count: SpanCount,
     /// Region: which of its pages survivors hold.
@@ -105,7 +103,6 @@ impl Span {
         self.slab.carved_count.set(0);
         self.slab.listed.set(false);
         self.carved_end.set(base);
-        self.lane.store(0, Ordering::Relaxed);
         self.count.arm();
         self.held_pages.store(0, Ordering::Relaxed);
         self.kept.store(false, Ordering::Relaxed);

@@ -28,9 +28,6 @@ use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Orde
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
-/// Requests smaller than this do not cut blocks from the inside of free ones.
-const MIN_SPLIT_BYTES: usize = 128 * 1024;
-
 /// What no request's serial is: ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
 
@@ -313,12 +310,12 @@ impl Control {
         if class.is_single() {
             return self.alloc_large(class, supply).map_or(NONE, |(block, _)| block);
         }
-        if self.adopt_free_block(lane, class, supply) {
+        if self.adopt_piece(lane, class) {
             return lane.bins.alloc(class);
         }
         if sweep::is_due(self, lane) {
             sweep::sweep(self, lane, supply);
-            if lane.bins.bin(class).count() > 0 || self.adopt_free_block(lane, class, supply) {
+            if lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class) {
                 return lane.bins.alloc(class);
             }
         }
@@ -330,46 +327,37 @@ impl Control {
         lane.bins.alloc(class)
     }
 
-    /// Cuts from the inside of a free block from now on, if there is one that is worth it.
-    fn adopt_free_block<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> bool {
-        let Some(large) = self.splittable(lane, class, supply) else { return false };
-        self.unswept_bytes.fetch_add(large.stride_bytes(), Ordering::Relaxed);
-        lane.adopt_block(large);
+    /// Cuts from the inside of a piece from now on, if there is one.
+    fn adopt_piece(&self, lane: &Lane, class: Class) -> bool {
+        let Some(piece) = lane.adopt_piece(class) else { return false };
+        self.unswept_bytes.fetch_add(piece.stride_bytes(), Ordering::Relaxed);
         true
-    }
-
-    /// The class of a free block that is worth cutting blocks of `class` from its inside. Only in a
-    /// request that has grown: a short one is faster with a fresh region.
-    fn splittable<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> Option<Class> {
-        if self.region_bytes() < MIN_SPLIT_BYTES {
-            return None;
-        }
-        let is_own = |block| self.is_alone() || lane.has(supply.region_of(block));
-        Class::all().filter(|other| !other.is_single() && *other > class).find(|other| {
-            let bin = lane.bins.bin(*other);
-            // Cut by another lane, its region may be walked while this one cuts inside it (N2).
-            bin.count() > 0 && is_own(bin.head())
-        })
     }
 
     /// A lane's bin is over its cap: what came last goes round to the other lanes. What the bin still
     /// has it keeps: it took it when it had nothing.
     #[cold]
     pub fn lane_bin_full(&self, lane: &Lane, class: Class) {
-        let (bin, count) = (lane.bins.bin(class), shared_cap(class));
+        let bin = lane.bins.bin(class);
+        // What the bin took when it had nothing, and the one block that saves the next way here.
+        let kept = bin.cap().saturating_sub(shared_cap(class)) + 1;
+        if bin.count() > kept {
+            self.hand_on(lane, class, bin.count() - kept);
+        }
+    }
+
+    /// Hands on the `count` blocks that came last into a bin that has more.
+    fn hand_on(&self, lane: &Lane, class: Class, count: u32) {
+        let bin = lane.bins.bin(class);
         // SAFETY: null, or the lists of this control block, which are for ever.
         let Some(exchange) = (unsafe { self.exchange.load(Ordering::Acquire).as_ref() }) else {
             return bin.set_cap(u32::MAX);
         };
-        if bin.count() <= count {
-            return;
-        }
         let (first, last) = bin.take_top(count);
         let bytes = count as usize * class.stride_bytes();
         self.strays.pending.fetch_add(pending(count as usize, bytes), Ordering::Relaxed);
         // These lists are never closed.
         let _ = exchange.lists[class.index()].push(&Raw, first, last);
-        bin.set_cap(bin.count().saturating_add(count));
     }
 
     /// Takes what other lanes handed on of a class into the lane's empty bin.
@@ -391,6 +379,20 @@ impl Control {
         self.strays.pending.fetch_sub(pending(count, bytes), Ordering::Relaxed);
         lane.bins.bin(class).set_cap(count as u32 + shared_cap(class));
         count > 0
+    }
+
+    /// Hands on what a lane's bins hold over their usual caps.
+    pub fn hand_excess_on(&self, lane: &Lane) {
+        if self.is_alone() {
+            return;
+        }
+        for class in Class::all() {
+            let (bin, cap) = (lane.bins.bin(class), shared_cap(class));
+            bin.set_cap(cap);
+            if bin.count() > cap {
+                self.hand_on(lane, class, bin.count() - cap);
+            }
+        }
     }
 
     /// Forgets all that lanes handed on: its regions go.

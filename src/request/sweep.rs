@@ -3,8 +3,8 @@
 //!
 //! The bins of all lanes that can be had are emptied and their blocks marked; each region is walked,
 //! neighbours that are marked become one piece, a region that is one piece goes back, and the other
-//! pieces are cut anew into blocks as large as they can be. `Control::alloc_slow` cuts small blocks
-//! from the inside of large free ones.
+//! are *pieces*, from the inside of which blocks of any class are cut (`Lane::adopt_piece`). What was
+//! not swept is never cut: a class that is wanted again finds its blocks.
 //!
 //! - **W1** While it sweeps, the caller occupies every lane whose bins or regions it touches. A block
 //!   that is marked lies in one of those bins; a region that holds a block of another lane's bins, or
@@ -40,7 +40,13 @@ pub fn is_due(control: &Control, lane: &Lane) -> bool {
     let bytes = control.region_bytes();
     bytes >= MIN_REGION_BYTES
         && control.unswept_bytes() >= (bytes / UNSWEPT_DIVISOR) << control.sweeps_in_vain()
-        && lane.bins.held().1 >= bytes / HELD_DIVISOR
+        && held_bytes(control, lane) >= bytes / HELD_DIVISOR
+}
+
+/// What a sweep could get back, as far as is known: what is in the lane's bins and on its way between
+/// lanes.
+fn held_bytes(control: &Control, lane: &Lane) -> usize {
+    lane.held().1 + control.stray_figures().1.max(0) as usize
 }
 
 /// Lanes that the caller occupies.
@@ -72,8 +78,8 @@ impl<'c> Occupied<'c> {
 /// Sweeps the lane the caller is in and those nobody is in.
 #[cold]
 pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
+    let held_bytes = held_bytes(control, lane);
     control.take_all_handed_on(lane);
-    let held_bytes = lane.bins.held().1;
     let occupied = Occupied::take(control, lane);
     let is_alone = control.is_alone();
     if !is_alone {
@@ -84,9 +90,9 @@ pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
     let is_swept =
         |block| is_alone || supply.region_of(block).held_pages.load(Ordering::Relaxed) == 1;
     occupied.each().for_each(|other| mark_bins(other, is_swept));
-    let gained: usize =
-        occupied.each().map(|other| sweep_regions(control, lane, other, supply)).sum();
+    let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
     occupied.leave();
+    control.hand_excess_on(lane);
     let in_vain = gained < held_bytes / GAIN_DIVISOR;
     control.note_swept(if in_vain { (control.sweeps_in_vain() + 1).min(MAX_DOUBLINGS) } else { 0 });
 }
@@ -95,19 +101,34 @@ pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
 fn mark_bins(lane: &Lane, is_swept: impl Fn(Block) -> bool) {
     lane.retire_range();
     for class in Class::all() {
-        let mut next = lane.bins.bin(class).take_all().head;
-        while next != NONE {
-            let block = next;
-            next = Raw.link(block);
+        for block in listed(lane.bins.bin(class).take_all().head) {
             if is_swept(block) {
-                let header = Raw.header(block);
-                let marked = Header(header.load(Ordering::Relaxed)).with(SWEPT);
-                header.store(marked.0, Ordering::Relaxed);
+                mark(block);
             } else {
                 lane.bins.put(block, class);
             }
         }
     }
+    lane.take_pieces().flat_map(|(_, first)| listed(first)).for_each(mark);
+}
+
+/// The blocks of a list, each read before it is handed out.
+fn listed(first: Block) -> impl Iterator<Item = Block> {
+    let mut next = first;
+    core::iter::from_fn(move || {
+        let block = next;
+        if block == NONE {
+            return None;
+        }
+        next = Raw.link(block);
+        Some(block)
+    })
+}
+
+fn mark(block: Block) {
+    let header = Raw.header(block);
+    let marked = Header(header.load(Ordering::Relaxed)).with(SWEPT);
+    header.store(marked.0, Ordering::Relaxed);
 }
 
 /// A run of marked blocks.
@@ -119,14 +140,14 @@ struct Piece {
 }
 
 /// Sweeps the regions of one lane; the bytes that went back or were joined to larger blocks.
-fn sweep_regions<S: Supply>(control: &Control, lane: &Lane, swept: &Lane, supply: &S) -> usize {
+fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usize {
     let id = control.id();
     let mut gained = 0;
     for region in swept.take_regions_where(|region| is_one_piece(region, id)) {
         region.held_pages.store(0, Ordering::Relaxed);
         let blocks = walk(region, id).count();
         let bytes = region.carved_end.get() - region.base() - HEADER_BYTES;
-        lane.uncount(blocks, bytes);
+        swept.recount(-(blocks as isize), -(bytes as isize));
         control.shrink(region.bytes());
         control.release_region(region, supply);
         gained += bytes;
@@ -142,10 +163,10 @@ fn sweep_regions<S: Supply>(control: &Control, lane: &Lane, swept: &Lane, supply
                 piece.blocks += 1;
                 piece.bytes += class.stride_bytes();
             } else {
-                gained += recut(lane, core::mem::take(&mut piece));
+                gained += recut(swept, core::mem::take(&mut piece));
             }
         }
-        gained += recut(lane, piece);
+        gained += recut(swept, piece);
     }
     gained
 }
@@ -154,11 +175,10 @@ fn is_one_piece(region: &Span, id: u64) -> bool {
     walk(region, id).all(|(_, header, _)| header.has(SWEPT))
 }
 
-/// Cuts a piece into free blocks of the sweeping lane, as large as they can be; its bytes, if it was
-/// more than one block.
+/// Gives a piece to the lane whose region it lies in; its bytes, if it was more than one block.
 fn recut(lane: &Lane, piece: Piece) -> usize {
     if piece.blocks > 0 {
-        lane.uncount(piece.blocks, piece.bytes);
+        lane.recount(-(piece.blocks as isize), -(piece.bytes as isize));
         lane.recut(piece.start, piece.bytes);
     }
     if piece.blocks > 1 { piece.bytes } else { 0 }
