@@ -106,18 +106,19 @@ impl<S: Slots> Depot<S> {
 
     /// Takes the magazine on top: the warmest.
     pub fn take(&self) -> Option<Magazine> {
-        if self.magazine_count() == 0 {
-            return None;
-        }
-        let mut ring = self.ring.lock();
-        ring.count = ring.count.checked_sub(1)?;
-        ring.low = ring.low.min(ring.count);
-        self.hint.store(ring.count, Ordering::Relaxed);
-        Some(ring.slots.get(ring.slot(ring.count)))
+        self.take_where(|ring| ring.slot(ring.count))
     }
 
     /// Takes the magazine at the bottom: the coldest.
     pub fn take_coldest(&self) -> Option<Magazine> {
+        self.take_where(|ring| {
+            let next = ring.slot(1);
+            core::mem::replace(&mut ring.bottom, next)
+        })
+    }
+
+    /// Takes the magazine of the slot that `choose` picks in the ring, which counts it no more.
+    fn take_where(&self, choose: impl FnOnce(&mut Ring<S>) -> u32) -> Option<Magazine> {
         if self.magazine_count() == 0 {
             return None;
         }
@@ -125,8 +126,7 @@ impl<S: Slots> Depot<S> {
         ring.count = ring.count.checked_sub(1)?;
         ring.low = ring.low.min(ring.count);
         self.hint.store(ring.count, Ordering::Relaxed);
-        let slot = ring.bottom;
-        ring.bottom = ring.slot(1);
+        let slot = choose(&mut ring);
         Some(ring.slots.get(slot))
     }
 
