@@ -146,6 +146,26 @@ impl Lane {
             .map(|class| (class, self.pieces[class.index()].replace(NONE)))
     }
 
+    /// Walks the pieces; fatal when a header or the counts contradict them.
+    pub fn check_pieces(&self) {
+        let (mut count, mut bytes) = (0, 0);
+        for class in Class::all().take(FIRST_SINGLE_CLASS) {
+            let mut block = self.pieces[class.index()].get();
+            while block != NONE {
+                let header = Header(Raw.header(block).load(Ordering::Relaxed));
+                if header != self.bins.free_header(class) {
+                    fatal::header_overwritten(block, header.0);
+                }
+                count += 1;
+                bytes += class.stride_bytes();
+                block = Raw.link(block);
+            }
+        }
+        if (count, bytes) != (self.piece_count.get(), self.piece_bytes.get()) {
+            fatal::broken("pieces of a lane", count, self.piece_count.get());
+        }
+    }
+
     /// Free memory of the lane: blocks, and bytes of stride.
     pub fn held(&self) -> (usize, usize) {
         let (blocks, bytes) = self.bins.held();

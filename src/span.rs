@@ -11,6 +11,7 @@
 //! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
 //! | `loose_need` | - | - | the owner; back to 0 under the lock of the mappings |
 //! | `charged_bytes`, `kept` | - | - | the owner |
+//! | `sweeper` | - | who occupies the region's lane; read by who sweeps others | - |
 //! | `count`, `held_pages` | - | the closer, then who frees a survivor | - |
 
 use crate::block::Block;
@@ -67,6 +68,8 @@ pub struct Span {
     pub slab: SlabBlocks,
     /// Region: how far it is cut, from when its lane has left it.
     pub carved_end: Gauge,
+    /// Region: address of the lane whose occupant sweeps it; 0: nobody does.
+    pub sweeper: AtomicUsize,
     /// Region: survivors, from when its request is closed.
     pub count: SpanCount,
     /// Region: which of its pages survivors hold.
@@ -103,6 +106,7 @@ impl Span {
         self.slab.carved_count.set(0);
         self.slab.listed.set(false);
         self.carved_end.set(base);
+        self.sweeper.store(0, Ordering::Relaxed);
         self.count.arm();
         self.held_pages.store(0, Ordering::Relaxed);
         self.kept.store(false, Ordering::Relaxed);

@@ -91,12 +91,13 @@ fn reset_lane<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
         let bytes = region.bytes();
         let is_charged = region.note.get() != 0;
         let stays = is_charged
-            || (control.warm_bytes.get() + bytes <= MAX_WARM_BYTES && supply.charge_warm(bytes));
+            || (control.warm_bytes.load(Ordering::Relaxed) + bytes <= MAX_WARM_BYTES
+                && supply.charge_warm(bytes));
         if !stays {
             supply.give_span(region);
         } else if !is_charged {
             region.note.set(bytes);
-            control.warm_bytes.set(control.warm_bytes.get() + bytes);
+            control.warm_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         stays
     });
@@ -118,7 +119,7 @@ pub fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
     let charged = region.note.get();
     if charged != 0 {
         region.note.set(0);
-        control.warm_bytes.set(control.warm_bytes.get() - charged);
+        control.warm_bytes.fetch_sub(charged, Ordering::Relaxed);
         supply.refund_warm(charged);
     }
 }

@@ -6,9 +6,8 @@
 //! | `serial`, `id`, `name` | who opens the request, before anybody else knows it | anybody |
 //! | `handles`, `holds`, `strays` | see `lifecycle`, `stray` | |
 //! | `large` | under the heap's large lock | the same |
-//! | `large_count`, `large_bytes`, `footprint`, `peak` | who takes or gives a span, by read-modify-write | anybody |
+//! | `large_count`, `large_bytes`, `footprint`, `peak`, `warm_bytes` | who takes or gives a span, by read-modify-write | anybody |
 //! | `kept` | who decrees a survivor | who closes |
-//! | `warm_bytes` | who opens or closes the request | the same |
 //!
 //! - **Q1** A live block of the request keeps its control block from being recycled.
 //! - **Q2** `footprint` is the sum of the request's regions and large blocks' spans; `peak` its
@@ -21,7 +20,7 @@ use crate::lane::{Lane, Out, shared_cap};
 use crate::lifecycle::{Handles, Holds, LargeCount};
 use crate::page_heap::Taken;
 use crate::pool::Successors;
-use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
+use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES, pages_for};
 use crate::span::{Span, SpanKind};
 use crate::stray::{Chain, Closed, StrayList};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -63,7 +62,7 @@ pub struct Control {
     unswept_bytes: AtomicUsize,
     sweeps_in_vain: AtomicU32,
     /// Bytes of warm regions that this control block is charged for.
-    pub warm_bytes: Cell<usize>,
+    pub warm_bytes: AtomicUsize,
     /// Written by other threads: on cache lines of its own.
     pub strays: Strays,
 }
@@ -150,7 +149,7 @@ impl Control {
             shared: AtomicBool::new(false),
             unswept_bytes: AtomicUsize::new(0),
             sweeps_in_vain: AtomicU32::new(0),
-            warm_bytes: Cell::new(0),
+            warm_bytes: AtomicUsize::new(0),
             strays: Strays { list: StrayList::new(), pending: AtomicU64::new(0) },
         }
     }
@@ -457,8 +456,10 @@ impl Control {
         let span = match warm {
             Some(span) => span,
             None => {
+                let take = |pages| supply.take_span(SpanKind::Region, 0, pages, self.address());
                 let pages = lane.next_region_pages(stride);
-                supply.take_span(SpanKind::Region, 0, pages, self.address())?.span
+                // Where there is no memory for a long one, a short one will do.
+                take(pages).or_else(|| take(pages_for(stride + HEADER_BYTES)))?.span
             }
         };
         self.grow(span.bytes());
@@ -621,6 +622,7 @@ impl Control {
     fn check_lane(&self, lane: &Lane) {
         lane.retire_range();
         lane.bins.check();
+        lane.check_pieces();
         for region in lane.regions() {
             if region.owner() != self.address() {
                 crate::fatal::broken("owner of a region", region.owner(), self.address());

@@ -82,13 +82,14 @@ pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
     control.take_all_handed_on(lane);
     let occupied = Occupied::take(control, lane);
     let is_alone = control.is_alone();
+    let sweeper = core::ptr::from_ref(lane).addr();
     if !is_alone {
         let regions = occupied.each().flat_map(Lane::regions);
-        regions.for_each(|region| region.held_pages.store(1, Ordering::Relaxed));
+        regions.for_each(|region| region.sweeper.store(sweeper, Ordering::Relaxed));
     }
-    // A block that another thread's lane cut cannot be swept: its region is not walked (W1).
+    // A block whose region is not walked by this sweep stays where it is (W1).
     let is_swept =
-        |block| is_alone || supply.region_of(block).held_pages.load(Ordering::Relaxed) == 1;
+        |block| is_alone || supply.region_of(block).sweeper.load(Ordering::Relaxed) == sweeper;
     occupied.each().for_each(|other| mark_bins(other, is_swept));
     let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
     occupied.leave();
@@ -144,7 +145,7 @@ fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usiz
     let id = control.id();
     let mut gained = 0;
     for region in swept.take_regions_where(|region| is_one_piece(region, id)) {
-        region.held_pages.store(0, Ordering::Relaxed);
+        region.sweeper.store(0, Ordering::Relaxed);
         let blocks = walk(region, id).count();
         let bytes = region.carved_end.get() - region.base() - HEADER_BYTES;
         swept.recount(-(blocks as isize), -(bytes as isize));
@@ -153,7 +154,7 @@ fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usiz
         gained += bytes;
     }
     for region in swept.regions() {
-        region.held_pages.store(0, Ordering::Relaxed);
+        region.sweeper.store(0, Ordering::Relaxed);
         let mut piece = Piece::default();
         for (block, header, class) in walk(region, id) {
             if header.has(SWEPT) {
