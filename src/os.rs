@@ -7,27 +7,6 @@
 use crate::fatal;
 use core::ptr::{null_mut, without_provenance_mut};
 
-#[cfg(test)]
-pub mod injected {
-    //! Refusals injected by tests: every mapping call of a thread counts down to one that fails.
-    use core::cell::Cell;
-    std::thread_local! {
-        static CALLS_UNTIL_REFUSED: Cell<u64> = const { Cell::new(u64::MAX) };
-    }
-    /// After `calls` more successes the next mapping calls of this thread are refused, until set anew.
-    pub fn refuse_after(calls: u64) {
-        CALLS_UNTIL_REFUSED.set(calls);
-    }
-    pub(super) fn refuses() -> bool {
-        let left = CALLS_UNTIL_REFUSED.get();
-        if left == u64::MAX {
-            return false;
-        }
-        CALLS_UNTIL_REFUSED.set(left.saturating_sub(1));
-        left == 0
-    }
-}
-
 #[cfg(not(test))]
 mod injected {
     #[inline(always)]
@@ -243,4 +222,25 @@ pub fn random() -> u64 {
 
 fn pointer(address: usize) -> *mut libc::c_void {
     if address == 0 { null_mut() } else { core::ptr::with_exposed_provenance_mut(address) }
+}
+
+#[cfg(test)]
+pub mod injected {
+    //! Refusals injected by tests: every mapping call of a thread counts down to one that fails.
+    use core::cell::Cell;
+    std::thread_local! {
+        static CALLS_UNTIL_REFUSED: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+    /// After `calls` more successes the next mapping calls of this thread are refused, until set anew.
+    pub fn refuse_after(calls: u64) {
+        CALLS_UNTIL_REFUSED.set(calls);
+    }
+    pub(super) fn refuses() -> bool {
+        let left = CALLS_UNTIL_REFUSED.get();
+        if left == u64::MAX {
+            return false;
+        }
+        CALLS_UNTIL_REFUSED.set(left.saturating_sub(1));
+        left == 0
+    }
 }

@@ -394,6 +394,30 @@ fn a_pending_scope_is_dropped_inside_by_whoever() {
     assert_eq!(inside.load(Ordering::Relaxed), id.get());
 }
 
+/// Ready at once, it has its block until it is dropped itself.
+struct Keeps(#[expect(dead_code, reason = "it is there to be dropped")] Dropped);
+
+impl Future for Keeps {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+#[test]
+fn a_future_that_is_ready_is_dropped_inside() {
+    under_both(|| async {
+        let request = Request::new();
+        let inside = Arc::new(AtomicU64::new(u64::MAX));
+        let keeps = request.run(|| Keeps(Dropped::new(&inside)));
+        let mut scope = pin!(request.scope(keeps));
+        scope.as_mut().await;
+        // The scope is still there, the future is not.
+        assert_eq!(inside.load(Ordering::Relaxed), request.id().get());
+        close_empty(request);
+    });
+}
+
 #[test]
 fn a_scope_s_handle_goes_when_it_is_ready() {
     let _alone = alone();

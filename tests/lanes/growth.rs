@@ -106,14 +106,58 @@ fn a_producer_and_a_consumer_of_many_sizes() {
     produce_and_consume(BATCHES, |number| 16 + (number * 7919 % 1000) as usize);
 }
 
-/// The sizes shift while they run: what is free of the last phase serves the next.
+/// The sizes shift, what is live in each phase does not: what is free of the last one serves the next.
 #[test]
 fn a_producer_and_a_consumer_whose_sizes_shift() {
     let _together = together();
-    produce_and_consume(BATCHES, |number| {
-        let base = 128usize << (number / 20_000 % 4);
-        base + (number * 7919 % base as u64) as usize
+    const BASES: [u64; 8] = [128, 2048, 64, 1024, 256, 4096, 512, 128];
+    const BATCH_BYTES: u64 = 50_000;
+    let request = Request::new();
+    let live = Arc::new(Live::default());
+    let barrier = Arc::new(Barrier::new(2));
+    let (sender, receiver) = sync_channel::<Batch>(DEPTH);
+    let consumer = {
+        let (request, live, barrier) = (request.clone(), live.clone(), barrier.clone());
+        std::thread::spawn(move || {
+            request.run(|| {
+                for _ in BASES {
+                    barrier.wait();
+                    for _ in 0..5 * DEPTH {
+                        let batch = persistent(|| receiver.recv()).unwrap();
+                        live.sub(bytes_of(&batch));
+                    }
+                    barrier.wait();
+                }
+                persistent(|| drop(receiver));
+            });
+        })
+    };
+    request.run(|| {
+        let mut random = Random::new(12);
+        for base in BASES {
+            for number in 0..5 * DEPTH {
+                if number == DEPTH {
+                    barrier.wait();
+                }
+                let count = BATCH_BYTES / (base * 3 / 2);
+                let size = |random: &mut Random| base as usize + random.below(base as usize);
+                let batch: Batch =
+                    (0..count).map(|_| Vec::with_capacity(size(&mut random))).collect();
+                live.add(bytes_of(&batch));
+                persistent(|| sender.send(batch)).unwrap();
+            }
+            barrier.wait();
+            assert_eq!(live.now.load(Ordering::Relaxed), 0);
+        }
+        persistent(|| drop(sender));
     });
+    persistent(|| consumer.join()).unwrap();
+    let peak = live.peak.load(Ordering::Relaxed);
+    let usage = request.usage();
+    eprintln!("live peak {peak}, {usage:?}");
+    assert!(peak > 4 << 20, "a live peak of {peak} says little");
+    assert!(usage.peak <= 2 * peak + REGION, "{peak}, {usage:?}");
+    close_empty(request);
 }
 
 /// Producer, worker, consumer: what the last one frees comes round to the first.

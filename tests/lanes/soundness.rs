@@ -81,14 +81,14 @@ fn a_once_lock_first_used_inside() {
 #[test]
 fn a_global_that_grows_inside() {
     let _together = together();
-    static GLOBAL: Mutex<Vec<Box<u64>>> = Mutex::new(Vec::new());
-    GLOBAL.lock().unwrap().push(Box::new(0));
+    static GLOBAL: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    GLOBAL.lock().unwrap().push("0".to_string());
     let request = Request::new();
-    request.run(|| GLOBAL.lock().unwrap().extend((1..1000).map(Box::new)));
+    request.run(|| GLOBAL.lock().unwrap().extend((1..1000).map(|number| number.to_string())));
     let report = request.close().unwrap();
     assert_eq!(report.surviving_blocks, 999, "{report}");
-    let boxes = std::mem::take(&mut *GLOBAL.lock().unwrap());
-    assert!(boxes.into_iter().enumerate().all(|(index, boxed)| *boxed == index as u64));
+    let texts = std::mem::take(&mut *GLOBAL.lock().unwrap());
+    assert!(texts.into_iter().enumerate().all(|(index, text)| text == index.to_string()));
 }
 
 /// Its destructor sees it as it was made, in a request that is long over.

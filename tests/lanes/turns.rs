@@ -203,7 +203,8 @@ fn what_one_lane_frees_comes_round_to_the_other() {
     }
     let usage = request.usage();
     assert!(after_first > 8 * REGION, "{usage:?}");
-    assert!(usage.peak <= after_first + REGION, "{after_first} after one round, {usage:?}");
+    // Some of each of two dozen classes stays in the bins of the lane that frees.
+    assert!(usage.peak <= after_first + 3 * REGION, "{after_first} after one round, {usage:?}");
     drop(entered);
     rqmalloc::check_structures();
     drop(blocks);
