@@ -199,8 +199,11 @@ impl Lane {
 
     /// Bytes of all blocks ever cut here, free ones too.
     fn carved_bytes(&self) -> usize {
-        let range = self.bins.bump().saturating_sub(self.range_start.get());
-        self.cut_bytes.get().wrapping_add(range)
+        let range = self.bins.bump().wrapping_sub(self.range_start.get());
+        // Read by another thread while one range makes way for the next, the two may not belong
+        // together: then the range counts for nothing.
+        let is_one_range = range <= MAX_REGION_PAGES * PAGE_BYTES;
+        self.cut_bytes.get().wrapping_add(if is_one_range { range } else { 0 })
     }
 
     /// Blocks, and bytes of stride, that are not in the lane's own bins.
