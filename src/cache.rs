@@ -3,8 +3,8 @@
 //! Beside its bin each class has a *previous* magazine, so that a thread whose frees and
 //! allocations swing around a full bin goes to the depot once a magazine and not once a swing.
 //!
-//! - **K1** Caps start low, double when a class runs dry, and never promise more than the thread's
-//!   share of the process's budget.
+//! - **K1** Caps start low, double when a class runs dry or its magazines leave the thread, and never
+//!   promise more than the thread's share of the process's budget.
 //! - **K2** A class whose bin looks the same at two ticks is idle: its blocks go, its cap starts anew.
 
 use crate::bin::{Bins, Kind};
@@ -97,7 +97,7 @@ impl Cache {
         !magazine.is_empty()
     }
 
-    /// The class has run dry: let it keep more, if the thread's share allows (K1).
+    /// The class has run dry or over: let it keep more, if the thread's share allows (K1).
     pub fn raise_cap(&self, class: Class) {
         let cap = self.bins.bin(class).cap();
         let raised = (cap * 2).clamp(1, class.magazine_count());
@@ -122,7 +122,11 @@ impl Cache {
             return bin.take_all();
         }
         // The last block stays: a thread that frees and allocates in turn does not come back here.
-        self.previous[class.index()].replace(bin.take_rest())
+        let leaving = self.previous[class.index()].replace(bin.take_rest());
+        if !leaving.is_empty() {
+            self.raise_cap(class);
+        }
+        leaving
     }
 
     /// Empties every bin into `sink`.
