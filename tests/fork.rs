@@ -1,44 +1,28 @@
 //! `fork` while other threads are in the middle of things, and what a process does once: its standard
 //! output, its panic hook, its backtraces. Every case is a process of its own, without the test harness.
-//!
-//! Run without arguments it runs every case in a child process, this program once more, and tells how
-//! many passed. Arguments without a dash are parts of names, as the harness has them.
 
 use rqmalloc::{Report, Request, RqMalloc, persistent};
 use std::backtrace::Backtrace;
 use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+#[path = "support/children.rs"]
+mod children;
+
+use children::cases;
+
 #[global_allocator]
 static GLOBAL: RqMalloc = RqMalloc;
 
-const CASE: &str = "RQMALLOC_TEST_FORK";
 /// A case that hangs dies of SIGALRM, a process it forked sooner.
 const PATIENCE_SECONDS: u32 = 60;
 const PATIENCE_OF_A_FORK_SECONDS: u32 = 20;
 /// How often a case forks.
 const FORK_COUNT: u64 = 200;
-
-/// A name, what a child does, and what it must print.
-struct Case {
-    name: &'static str,
-    run: fn(),
-    output: &'static str,
-}
-
-macro_rules! cases {
-    ($($name:ident $(prints $output:literal)?;)*) => {
-        const CASES: &[Case] = &[$(Case {
-            name: stringify!($name),
-            run: $name,
-            output: concat!("", $($output)?),
-        }),*];
-    };
-}
 
 cases! {
     fork_while_threads_do_everything;
@@ -56,38 +40,7 @@ cases! {
 }
 
 fn main() -> ExitCode {
-    if let Some(name) = std::env::var_os(CASE) {
-        let Some(case) = CASES.iter().find(|case| name == case.name) else {
-            return ExitCode::from(2);
-        };
-        // SAFETY: a plain system call.
-        unsafe { libc::alarm(PATIENCE_SECONDS) };
-        (case.run)();
-        return ExitCode::SUCCESS;
-    }
-    let parts: Vec<String> =
-        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let (mut passed, mut failed) = (0, 0);
-    for case in CASES {
-        if !parts.is_empty() && !parts.iter().any(|part| case.name.contains(part.as_str())) {
-            continue;
-        }
-        let start = Instant::now();
-        let output =
-            Command::new(std::env::current_exe().unwrap()).env(CASE, case.name).output().unwrap();
-        let printed = String::from_utf8_lossy(&output.stdout);
-        if output.status.success() && printed == case.output {
-            passed += 1;
-            println!("{} ... ok ({:.1} s)", case.name, start.elapsed().as_secs_f64());
-        } else {
-            failed += 1;
-            println!("{} ... FAILED: {}", case.name, output.status);
-            println!("printed {printed:?} and not {:?}", case.output);
-            println!("{}", String::from_utf8_lossy(&output.stderr));
-        }
-    }
-    println!("{passed} passed, {failed} failed");
-    if failed > 0 || passed == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    children::run(CASES, PATIENCE_SECONDS)
 }
 
 // ---- before the first allocation -------------------------------------------------------------
@@ -114,7 +67,7 @@ extern "C" fn register_handlers() {
         in_handler(&IN_CHILD);
     }
     // SAFETY: the name is terminated, and nobody changes the environment yet.
-    let case = unsafe { libc::getenv(c"RQMALLOC_TEST_FORK".as_ptr()) };
+    let case = unsafe { libc::getenv(c"RQMALLOC_TEST_CASE".as_ptr()) };
     if case.is_null() {
         return;
     }

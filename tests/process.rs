@@ -1,42 +1,26 @@
 //! What needs a process of its own: allocations before `main` and after it, in destructors of
 //! threads, and figures that nobody else may move. Without the test harness, whose threads would.
-//!
-//! Run without arguments it runs every case in a child process, this program once more, and tells how
-//! many passed. Arguments without a dash are parts of names, as the harness has them.
 
 use rqmalloc::{Request, RqMalloc, stats, trim};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
+
+#[path = "support/children.rs"]
+mod children;
+
+use children::cases;
 
 #[global_allocator]
 static GLOBAL: RqMalloc = RqMalloc;
 
-const CASE: &str = "RQMALLOC_TEST_PROCESS";
 /// A child that hangs dies of SIGALRM.
 const PATIENCE_SECONDS: u32 = 120;
 const MIB: usize = 1 << 20;
-
-/// A name, what a child does, and what it must print.
-struct Case {
-    name: &'static str,
-    run: fn(),
-    output: &'static str,
-}
-
-macro_rules! cases {
-    ($($name:ident $(prints $output:literal)?;)*) => {
-        const CASES: &[Case] = &[$(Case {
-            name: stringify!($name),
-            run: $name,
-            output: concat!("", $($output)?),
-        }),*];
-    };
-}
 
 cases! {
     the_first_allocation_is_a_constructor_s;
@@ -66,37 +50,7 @@ cases! {
 }
 
 fn main() -> ExitCode {
-    if let Some(name) = std::env::var_os(CASE) {
-        let Some(case) = CASES.iter().find(|case| name == case.name) else {
-            return ExitCode::from(2);
-        };
-        // SAFETY: a plain system call.
-        unsafe { libc::alarm(PATIENCE_SECONDS) };
-        (case.run)();
-        return ExitCode::SUCCESS;
-    }
-    let parts: Vec<String> =
-        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let (mut passed, mut failed) = (0, 0);
-    for case in CASES {
-        if !parts.is_empty() && !parts.iter().any(|part| case.name.contains(part.as_str())) {
-            continue;
-        }
-        let output =
-            Command::new(std::env::current_exe().unwrap()).env(CASE, case.name).output().unwrap();
-        let printed = String::from_utf8_lossy(&output.stdout);
-        if output.status.success() && printed == case.output {
-            passed += 1;
-            println!("{} ... ok", case.name);
-        } else {
-            failed += 1;
-            println!("{} ... FAILED: {}", case.name, output.status);
-            println!("printed {printed:?} and not {:?}", case.output);
-            println!("{}", String::from_utf8_lossy(&output.stderr));
-        }
-    }
-    println!("{passed} passed, {failed} failed");
-    if failed > 0 || passed == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    children::run(CASES, PATIENCE_SECONDS)
 }
 
 // ---- helpers ---------------------------------------------------------------------------------
@@ -171,7 +125,7 @@ static CONSTRUCTOR: extern "C" fn() = {
         EARLY_MAPPED.store(stats().mapped, Ordering::Relaxed);
         let early = build(2000);
         *EARLY.lock().unwrap() = Some(early);
-        if std::env::var_os(CASE)
+        if std::env::var_os(children::CASE)
             .is_some_and(|case| case == "a_constructor_s_request_is_closed_in_main")
         {
             rqmalloc::begin_request();

@@ -2,7 +2,7 @@
 
 use crate::support::{
     Held, REGION, Random, active_owner, alone, close_empty, current_id, elsewhere, persistent_vec,
-    together,
+    shuffle, together,
 };
 use rqmalloc::{Entered, Request, persistent, stats};
 use std::sync::{Arc, Barrier, Mutex};
@@ -93,7 +93,7 @@ fn ten_thousand_requests() {
             (request, held)
         })
         .collect();
-    random.shuffle(&mut open);
+    shuffle(&mut random, &mut open);
     let mut survivors = Vec::with_capacity(4 * COUNT);
     for (number, (request, mut held)) in open.into_iter().enumerate() {
         held.iter().for_each(Held::verify);
@@ -123,7 +123,7 @@ fn ten_thousand_requests() {
         }
     }
     assert_eq!(stats().open_requests, before.open_requests);
-    random.shuffle(&mut survivors);
+    shuffle(&mut random, &mut survivors);
     survivors.into_iter().for_each(Held::free);
     rqmalloc::check_structures();
 }
