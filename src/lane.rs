@@ -41,7 +41,7 @@ pub struct Lane {
     pub occupancy: Occupancy,
     /// The regions, the one that is being cut first.
     regions: Cell<*const Span>,
-    /// Regions of earlier requests, empty.
+    /// Regions of earlier requests, empty, the shortest first.
     warm: Cell<*const Span>,
     /// Bytes of blocks in all ranges but the one that is being cut.
     cut_bytes: Gauge,
@@ -96,11 +96,13 @@ impl Lane {
         doubled.max(pages_for(stride + HEADER_BYTES))
     }
 
-    /// Takes an empty region of an earlier request that holds a block of this stride.
+    /// Takes an empty region of an earlier request that holds a block of this stride and is no longer
+    /// than a new one would be.
     pub fn take_warm(&self, stride: usize) -> Option<&Span> {
         // SAFETY: `warm` holds type-stable descriptors.
         let span = unsafe { self.warm.get().as_ref()? };
-        if span.bytes() < stride + HEADER_BYTES {
+        let wanted = self.next_region_pages(stride) * PAGE_BYTES;
+        if span.bytes() < stride + HEADER_BYTES || span.bytes() > wanted {
             return None;
         }
         self.warm.set(span.next.get());
@@ -246,10 +248,22 @@ impl Lane {
         self.forget_blocks();
         for span in list(regions) {
             if keep(span) {
-                span.next.set(self.warm.get());
-                self.warm.set(span);
+                self.put_warm(span);
             }
         }
+    }
+
+    /// Keeps an empty region for later requests, the shortest first: a small request has a small
+    /// footprint, whatever the ones before it had. They come longest first, so this rarely walks.
+    fn put_warm(&self, span: &Span) {
+        let mut place = &self.warm;
+        // SAFETY: `warm` holds type-stable descriptors.
+        while let Some(other) = unsafe { place.get().as_ref() }.filter(|o| o.bytes() < span.bytes())
+        {
+            place = &other.next;
+        }
+        span.next.set(place.get());
+        place.set(span);
     }
 
     /// Takes all regions off the lane, for a closer.

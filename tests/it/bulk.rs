@@ -395,3 +395,30 @@ fn the_peak_is_the_largest_footprint() {
     let peak = request.usage().peak;
     assert_eq!(request.close().unwrap().peak_bytes, peak);
 }
+
+/// The regions that stay with a control block do not make the next request look large, also after a
+/// sweep has gone through them.
+#[test]
+fn a_small_request_after_a_large_one_is_small() {
+    let _together = together();
+    // In a thread of its own, whose requests use one control block after the other.
+    elsewhere(|| {
+        for _ in 0..3 {
+            let large = Request::new();
+            large.run(|| {
+                let mut held = Vec::new();
+                for size in [40, 400, 90, 1_500] {
+                    held.clear();
+                    held.extend((0..400_000 / size).map(|_| vec![1_u8; size]));
+                }
+            });
+            assert!(large.usage().footprint > 400_000);
+            // SAFETY: what was allocated inside was dropped there.
+            let _ = unsafe { large.end() }.unwrap();
+            let small = Request::new();
+            drop(small.run(|| Box::new(1_u64)));
+            assert_eq!(small.usage().footprint, 16 * 1024);
+            let _ = small.close().unwrap();
+        }
+    });
+}
