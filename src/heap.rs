@@ -542,7 +542,6 @@ impl Heap {
         }
         let span = found.span;
         if span.count.drop_one() && close::release_survivor_span(control, self, span) {
-            control.retire();
             self.recycle(control);
         }
     }
@@ -562,7 +561,6 @@ impl Heap {
                 if !control.unlink_large(found.span, self) {
                     close::release_large_span(found.span, self);
                     if control.holds.drop_one() {
-                        control.retire();
                         self.recycle(control);
                     }
                     return;
@@ -635,6 +633,7 @@ impl Heap {
 
     /// Puts a control block back whose request is over.
     pub fn recycle(&self, control: &Control) {
+        control.retire();
         self.controls.put(&ControlMemory, control.address());
     }
 
@@ -651,11 +650,7 @@ impl Heap {
 
     /// Finishes a request whose last handle the caller dropped.
     pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
-        let outcome = close::finish(control, self, survivors);
-        if outcome.is_over {
-            control.retire();
-        }
-        outcome
+        close::finish(control, self, survivors)
     }
 
     /// Decrees that a live block of a request outlives it. Fatal when it is no live block.

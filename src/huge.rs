@@ -288,7 +288,7 @@ impl Mappings {
         true
     }
 
-    /// Moves a mapping's pages to a longer one, without copying.
+    /// Moves a mapping's pages to a longer one, without copying. Where it stands then is not registered.
     fn relocate(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
         let (base, old) = (span.base(), span.bytes());
         let Some(target) = os::map_aligned(new, CHUNK_BYTES, 0) else { return false };
@@ -307,7 +307,6 @@ impl Mappings {
             // SAFETY: as above.
             unsafe { os::unmap(target, new) };
         }
-        pages.registry.add_mapping(span);
         moved
     }
 

@@ -478,6 +478,7 @@ impl Thread {
         if count == MAX_STASHED {
             return false;
         }
+        control.retire();
         self.stash[count].set(control);
         self.stash_count.set(count + 1);
         true

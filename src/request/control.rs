@@ -264,7 +264,7 @@ impl Control {
     /// More than one lane is entered: from here on bins are bounded, also those of occupied lanes.
     /// Without memory for the lists they are not, and only memory is lost.
     fn share(&self, memory: &impl Fn(usize) -> Option<usize>) {
-        if self.exchange.load(Ordering::Acquire).is_null() {
+        if self.exchange().is_none() {
             if let Some(address) = memory(size_of::<Exchange>()) {
                 // Zeros are empty, open lists. Who loses the race leaves its own unused.
                 let _ = self.exchange.compare_exchange(
@@ -345,11 +345,16 @@ impl Control {
         }
     }
 
+    /// What lanes hand on to one another. `None`: there was never a second lane, or no memory for it.
+    fn exchange(&self) -> Option<&Exchange> {
+        // SAFETY: null, or the lists of this control block, which are for ever.
+        unsafe { self.exchange.load(Ordering::Acquire).as_ref() }
+    }
+
     /// Hands on the `count` blocks that came last into a bin that has more.
     fn hand_on(&self, lane: &Lane, class: Class, count: u32) {
         let bin = lane.bins.bin(class);
-        // SAFETY: null, or the lists of this control block, which are for ever.
-        let Some(exchange) = (unsafe { self.exchange.load(Ordering::Acquire).as_ref() }) else {
+        let Some(exchange) = self.exchange() else {
             return bin.set_cap(u32::MAX);
         };
         let (first, last) = bin.take_top(count);
@@ -361,8 +366,7 @@ impl Control {
 
     /// Takes what other lanes handed on of a class into the lane's empty bin.
     fn take_handed_on(&self, lane: &Lane, class: Class) -> bool {
-        // SAFETY: as above.
-        let Some(exchange) = (unsafe { self.exchange.load(Ordering::Acquire).as_ref() }) else {
+        let Some(exchange) = self.exchange() else {
             return false;
         };
         let list = &exchange.lists[class.index()];
@@ -396,9 +400,7 @@ impl Control {
 
     /// Forgets all that lanes handed on: its regions go.
     pub fn forget_handed_on(&self) {
-        // SAFETY: as above.
-        let exchange = unsafe { self.exchange.load(Ordering::Acquire).as_ref() };
-        if let Some(exchange) = exchange.filter(|_| !self.is_alone()) {
+        if let Some(exchange) = self.exchange().filter(|_| !self.is_alone()) {
             exchange.lists.iter().for_each(|list| {
                 list.drain();
             });

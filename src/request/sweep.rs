@@ -10,7 +10,7 @@
 //!   that is marked lies in one of those bins; a region that holds a block of another lane's bins, or
 //!   a stray, is not one piece.
 //! - **W2** A sweep costs a look at every block of those regions; it is not tried again until the
-//!   request has cut new blocks from a part as large as a quarter of what was looked at.
+//!   request has cut new blocks from a thirty-second part of them, or from more, if sweeps are in vain.
 
 use super::Supply;
 use super::control::Control;
