@@ -422,3 +422,27 @@ fn a_small_request_after_a_large_one_is_small() {
         }
     });
 }
+
+/// The end gives spans back and looks at no block: it does not notice that every header is gone. (A
+/// walk over the blocks ends the process with `header overwritten`.)
+#[test]
+fn end_looks_at_no_block() {
+    let _together = together();
+    for _ in 0..2 {
+        const COUNT: usize = 20_000;
+        let request = Request::new();
+        request.run(|| {
+            for index in 0..COUNT {
+                let bytes = std::hint::black_box(vec![1_u8; 1 + index % 500].into_boxed_slice());
+                let block = Box::into_raw(bytes);
+                // SAFETY: the word before a payload is mapped, and nobody reads this one again: the
+                // block is neither freed nor resized.
+                unsafe { block.cast::<u64>().sub(1).write(u64::MAX) };
+            }
+        });
+        // SAFETY: nothing points to the blocks any more.
+        let report = unsafe { request.end() }.unwrap();
+        assert_eq!(report.freed_blocks, COUNT as u64);
+        assert_eq!(report.surviving_blocks, 0);
+    }
+}
