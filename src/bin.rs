@@ -146,6 +146,8 @@ pub enum Kind {
     Cache,
     /// A lane's.
     Lane,
+    /// Nobody's: the thread is in a lane whose request traces every block.
+    Traced,
 }
 
 /// A bin for each class, and the region that new blocks are cut from.

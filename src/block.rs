@@ -26,6 +26,13 @@ pub const ALIGNED: u64 = 1 << 60;
 
 /// The block is in a bin of a lane that is being swept.
 pub const SWEPT: u64 = 1 << 61;
+/// The block is longer than its layout by a `Trace`.
+pub const TRACED: u64 = 1 << 62;
+/// The block is persistent because no request was open when one of a request was asked for.
+pub const EARLY: u64 = 1 << 63;
+
+/// The flags that only live blocks have.
+pub const OF_LIVE: u64 = LIVE | FREED | TRACED | EARLY;
 
 /// How many bits of a header the id has.
 pub const ID_BITS: u32 = 48;
@@ -111,6 +118,8 @@ impl core::fmt::Debug for Header {
             (LARGE, " large"),
             (ALIGNED, " aligned"),
             (SWEPT, " swept"),
+            (TRACED, " traced"),
+            (EARLY, " early"),
         ];
         names.iter().filter(|(flag, _)| self.has(*flag)).try_for_each(|(_, name)| f.write_str(name))
     }
@@ -151,6 +160,6 @@ pub fn claim_stray<M: Memory>(memory: &M, block: Block) -> Claim {
 /// Last step of a stray's free, by whoever drained it: the block is an ordinary free one (H3).
 pub fn settle_stray<M: Memory>(memory: &M, block: Block) {
     let header = memory.header(block);
-    let settled = Header(header.load(Ordering::Relaxed)).without(LIVE | FREED | PERSISTENT);
+    let settled = Header(header.load(Ordering::Relaxed)).without(OF_LIVE | PERSISTENT);
     header.store(settled.0, Ordering::Relaxed);
 }

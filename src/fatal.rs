@@ -2,33 +2,70 @@
 //!
 //! `rqmalloc: <noun phrase> (<key value, ...>)` goes to standard error by `write(2)` from a stack
 //! buffer, then `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and
-//! any lock may be held. Each text stands once, in this file.
+//! any lock may be held. Each text stands once, in this file, also those of failures that a request
+//! can be left for instead.
 
 /// A value in the brackets of a fatal line.
 #[derive(Clone, Copy)]
-enum Value {
+enum Value<'t> {
     Address(usize),
     Count(u64),
     Word(u64),
-    Text(&'static str),
+    Text(&'t str),
 }
 
 /// Longest line that is written; a longer one is cut, never lost.
 const LINE_BYTES: usize = 256;
 
-struct Line {
+/// What is wrong, in a buffer of its own.
+#[derive(Clone, Copy)]
+pub struct Line {
     text: [u8; LINE_BYTES],
     length: usize,
 }
 
 impl Line {
-    const fn new() -> Self {
-        Self { text: [0; LINE_BYTES], length: 0 }
+    /// No text.
+    pub const EMPTY: Self = Self { text: [0; LINE_BYTES], length: 0 };
+
+    fn of(noun: &str, values: &[(&str, Value<'_>)]) -> Self {
+        let mut line = Self::EMPTY;
+        line.text(noun);
+        let mut before = " (";
+        for &(key, value) in values {
+            line.text(before);
+            line.text(key);
+            line.push(b' ');
+            line.value(value);
+            before = ", ";
+        }
+        if !values.is_empty() {
+            line.push(b')');
+        }
+        line
+    }
+
+    /// The text, and a 0 behind it.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.text.as_ptr()
+    }
+
+    /// The text. A character that the buffer's end has cut is left out.
+    pub fn as_str(&self) -> &str {
+        let text = self.text.get(..self.length).unwrap_or_default();
+        match core::str::from_utf8(text) {
+            Ok(text) => text,
+            Err(error) => {
+                core::str::from_utf8(text.get(..error.valid_up_to()).unwrap_or_default())
+                    .unwrap_or_default()
+            }
+        }
     }
 
     fn push(&mut self, byte: u8) {
-        if let Some(slot) = self.text.get_mut(self.length) {
-            *slot = byte;
+        // The last byte stays 0: the text is one of C too.
+        if self.length + 1 < LINE_BYTES {
+            self.text[self.length] = byte;
             self.length += 1;
         }
     }
@@ -56,7 +93,7 @@ impl Line {
         digits.iter().take(used).rev().for_each(|&digit| self.push(digit));
     }
 
-    fn value(&mut self, value: Value) {
+    fn value(&mut self, value: Value<'_>) {
         match value {
             Value::Address(address) => {
                 self.text("0x");
@@ -72,29 +109,25 @@ impl Line {
     }
 }
 
+/// Ends the process with this line.
 #[cold]
 #[inline(never)]
-fn die(noun: &'static str, values: &[(&'static str, Value)]) -> ! {
-    let mut line = Line::new();
-    line.text("rqmalloc: ");
-    line.text(noun);
-    let mut before = " (";
-    for &(key, value) in values {
-        line.text(before);
-        line.text(key);
-        line.push(b' ');
-        line.value(value);
-        before = ", ";
-    }
-    if !values.is_empty() {
-        line.push(b')');
-    }
-    line.push(b'\n');
-    // SAFETY: the buffer is initialised and `length` never exceeds it.
+pub fn die_of(line: &Line) -> ! {
+    let mut whole = Line::EMPTY;
+    whole.text("rqmalloc: ");
+    whole.text(line.as_str());
+    whole.text[whole.length] = b'\n';
+    // SAFETY: the buffer is initialised, and longer than the text.
     unsafe {
-        libc::write(2, line.text.as_ptr().cast(), line.length);
+        libc::write(2, whole.text.as_ptr().cast(), whole.length + 1);
         libc::abort()
     }
+}
+
+#[cold]
+#[inline(never)]
+fn die(noun: &str, values: &[(&str, Value<'_>)]) -> ! {
+    die_of(&Line::of(noun, values))
 }
 
 use Value::{Address, Count, Text, Word};
@@ -152,4 +185,79 @@ pub fn broken(invariant: &'static str, left: usize, right: usize) -> ! {
         "broken invariant",
         &[("name", Text(invariant)), ("left", Count(left as u64)), ("right", Count(right as u64))],
     )
+}
+
+/// A block was freed or resized as one of the family it is not of.
+#[cold]
+pub fn wrong_family(address: usize, is_persistent: bool) -> ! {
+    let (is, freed_as) =
+        if is_persistent { ("persistent", "request") } else { ("of a request", "persistent") };
+    let values =
+        [("address", Address(address)), ("block", Text(is)), ("freed as", Text(freed_as))];
+    die("wrong family", &values)
+}
+
+/// A function was called that needs an open request.
+#[cold]
+pub fn no_request(call: &str) -> ! {
+    die("no request is open", &[("call", Text(call))])
+}
+
+/// `rq_persistent_off` without `rq_persistent_on`.
+#[cold]
+pub fn not_persistent() -> ! {
+    die("persistent off without on", &[])
+}
+
+/// A bailout that nobody waits for.
+#[cold]
+pub fn no_try(reason: &str) -> ! {
+    die("bailout without a try", &[("reason", Text(reason))])
+}
+
+/// A request is at its memory limit, or at its mark below it.
+#[cold]
+pub fn memory_limit(limit_bytes: usize, in_use_bytes: usize, asked_bytes: usize) -> Line {
+    Line::of(
+        "memory limit reached",
+        &[
+            ("limit", Count(limit_bytes as u64)),
+            ("in use", Count(in_use_bytes as u64)),
+            ("asked", Count(asked_bytes as u64)),
+        ],
+    )
+}
+
+/// A limit below what is in use was refused.
+#[cold]
+pub fn limit_below_use(limit_bytes: usize, in_use_bytes: usize) -> Line {
+    Line::of(
+        "memory limit below what is in use",
+        &[("limit", Count(limit_bytes as u64)), ("in use", Count(in_use_bytes as u64))],
+    )
+}
+
+/// The system has no more memory.
+#[cold]
+pub fn out_of_memory(asked_bytes: usize) -> Line {
+    Line::of("out of memory", &[("asked", Count(asked_bytes as u64))])
+}
+
+/// `count * size + offset` is no size.
+#[cold]
+pub fn overflow(count: usize, size: usize, offset: usize) -> Line {
+    Line::of(
+        "integer overflow in an allocation",
+        &[
+            ("count", Count(count as u64)),
+            ("size", Count(size as u64)),
+            ("offset", Count(offset as u64)),
+        ],
+    )
+}
+
+/// A text of the program's own, as far as it fits.
+#[cold]
+pub fn reason(text: &str) -> Line {
+    Line::of(text, &[])
 }

@@ -1,9 +1,9 @@
 //! `RqMalloc`, the global allocator: the fast paths, and what they fall back to.
 
-use crate::bin::{Bins, Freed, Raw};
-use crate::block::{Block, Memory, NONE};
+use crate::bin::{Bins, Freed};
+use crate::block::{Block, NONE};
 use crate::size_class::{Class, MAX_TABLE_BYTES};
-use crate::thread::{self, HEAP};
+use crate::thread::{self, HEAP, slow};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
@@ -66,7 +66,7 @@ unsafe impl GlobalAlloc for RqMalloc {
                 }
             }
         }
-        pointer(thread::alloc_slow(layout.size(), layout.align()).block)
+        pointer(slow::alloc_slow(layout.size(), layout.align()).block)
     }
 
     #[inline]
@@ -75,13 +75,13 @@ unsafe impl GlobalAlloc for RqMalloc {
         // A misaligned header is an ordinary mismatch to the machine; checked builds want it named
         // before the word is looked at.
         if cfg!(debug_assertions) && block % PAYLOAD_ALIGN != 0 {
-            thread::free_slow(block, layout.size(), layout.align());
+            slow::free_slow(block, layout.size(), layout.align());
         }
         if let Some(class) = Class::of(layout.size()) {
             let bins = thread::active();
             match bins.free(block, class) {
                 Freed::Done => return,
-                Freed::BinFull => return thread::bin_full_slow(bins, class),
+                Freed::BinFull => return slow::bin_full_slow(bins, class),
                 Freed::Refused => {
                     if free_persistent_inside(bins, block, class) {
                         return;
@@ -89,7 +89,7 @@ unsafe impl GlobalAlloc for RqMalloc {
                 }
             }
         }
-        thread::free_slow(block, layout.size(), layout.align());
+        slow::free_slow(block, layout.size(), layout.align());
     }
 
     #[inline]
@@ -128,7 +128,7 @@ fn free_persistent_inside(bins: &Bins, block: Block, class: Class) -> bool {
     let Some(cache) = (unsafe { bins.cache().as_ref() }) else { return false };
     match cache.free(block, class) {
         Freed::Refused => return false,
-        Freed::BinFull => thread::bin_full_slow(cache, class),
+        Freed::BinFull => slow::bin_full_slow(cache, class),
         Freed::Done => {}
     }
     true
@@ -141,7 +141,7 @@ fn alloc_zeroed_slow(layout: Layout) -> *mut u8 {
         _ => NONE,
     };
     let (block, zeroed) = if popped == NONE {
-        let allocated = thread::alloc_slow(layout.size(), layout.align());
+        let allocated = slow::alloc_slow(layout.size(), layout.align());
         (allocated.block, allocated.zeroed)
     } else {
         (popped, false)
@@ -171,14 +171,14 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
             }
             // What is active is the block's own lifetime.
             let fresh = bins.alloc(new);
-            if fresh == NONE { thread::alloc_slow(new_size, align).block } else { fresh }
+            if fresh == NONE { slow::alloc_slow(new_size, align).block } else { fresh }
         }
         _ => {
-            let resized = thread::resize_in_place(block, size, align, new_size);
+            let resized = slow::resize_in_place(block, size, align, new_size);
             if resized != NONE {
                 return pointer(resized);
             }
-            thread::alloc_beside(block, size, align, new_size).block
+            slow::alloc_beside(block, size, align, new_size).block
         }
     };
     let fresh = pointer(allocated);
@@ -239,10 +239,5 @@ pub fn check_structures() {
 #[doc(hidden)]
 pub fn usable_size(payload: *const u8) -> usize {
     let payload = payload.expose_provenance();
-    let found = HEAP.find(payload);
-    let whole = Class::from_index(found.header.class_index()).map_or(0, Class::payload_bytes);
-    let is_mapping = found.span.kind() == crate::span::SpanKind::Huge;
-    let whole = if is_mapping { found.span.end() - found.block } else { whole };
-    debug_assert!(Raw.header(payload).load(crate::sync::Ordering::Relaxed) != 0);
-    whole - (payload - found.block)
+    HEAP.find(payload).capacity(payload)
 }

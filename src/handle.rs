@@ -1,14 +1,20 @@
 //! `Request`: a handle of a request, and the guard of being inside one.
 
 use crate::block::NONE;
+use crate::leaks::{self, Leaks};
+use crate::limit::{LimitBelowUse, LimitExceeded};
 use crate::report::{Report, RequestId, Usage};
 use crate::request::close::{Outcome, Survivors};
-use crate::request::control::Control;
+use crate::request::control::{Control, Opening};
+use crate::sync::Ordering;
+use crate::thread::finish::{add_callback, drop_handle, drop_only_handle};
 use crate::thread::{self, EntryKind, EntryName, HEAP};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use std::alloc::{Layout, handle_alloc_error};
+use std::boxed::Box;
+use std::vec::Vec;
 
 /// A request: a lifetime that blocks belong to, and a handle of it. Clones are handles of the same
 /// request; when the last one is dropped, and nobody is inside, the request is closed as by
@@ -32,16 +38,73 @@ static_assertions::assert_impl_all!(Request: Send, Sync);
 static_assertions::assert_not_impl_any!(Entered: Send, Sync);
 
 /// A request to be: see [`Request::builder`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Default)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct RequestBuilder {
-    name: Option<&'static str>,
+    opening: Opening,
+    on_end: Vec<Callback>,
 }
+
+type Callback = Box<dyn FnOnce() + Send>;
 
 impl RequestBuilder {
     /// What the request is called in its report.
     pub fn name(mut self, name: &'static str) -> Self {
-        self.name = Some(name);
+        self.opening.name = Some(name);
+        self
+    }
+
+    /// How many bytes of pages the request may hold: its footprint, free blocks in its pages included.
+    /// At the limit, after what is free inside the request was looked through, allocation returns null:
+    /// `try_reserve` is an error, most other Rust code ends the process. Long before that, at the
+    /// [`reserve`](Self::reserve), the request is marked, which [`check`](crate::check),
+    /// [`catch`](Request::catch) and scopes see. Suspended while the thread panics and in `on_end`
+    /// callbacks. ZendMM's `memory_limit`.
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.opening.limit_bytes = Some(bytes);
+        self
+    }
+
+    /// How many bytes below the memory limit the request is marked: what it may still allocate while it
+    /// is being given up. An eighth of the limit, at most 4 MiB, where nothing is said.
+    pub fn reserve(mut self, bytes: usize) -> Self {
+        self.opening.reserve_bytes = Some(bytes);
+        self
+    }
+
+    /// Has `callback` called inside the request before its memory goes: when it is ended, closed, or its
+    /// last handle dropped, after a bailout too; the last added first. For what no destructor reaches: C
+    /// libraries, files, locks.
+    ///
+    /// The memory limit is suspended meanwhile. What the callback allocates belongs to the request. A
+    /// panic in it is printed and ends that callback only.
+    pub fn on_end(mut self, callback: impl FnOnce() + Send + 'static) -> Self {
+        persistent(|| self.on_end.push(Box::new(callback)));
+        self
+    }
+
+    /// Whether a clean end, one without a bailout, lists on standard error what was never freed: blocks
+    /// and bytes by size class. ZendMM's debug build does. Costs a look at every block at the end.
+    pub fn report_leaks(mut self, report: bool) -> Self {
+        self.opening.leaks.reported = report;
+        self
+    }
+
+    /// Whether the list is printed after a bailout as well.
+    pub fn report_leaks_after_bailout(mut self, report: bool) -> Self {
+        self.opening.leaks.reported_after_bailout = report;
+        self.opening.leaks.reported |= report;
+        self
+    }
+
+    /// Whether every block remembers where it was allocated, for the list of
+    /// [`report_leaks`](Self::report_leaks), which this turns on. The call sites of Rust code are found with the feature
+    /// `trace`, those of C where its macros pass them on. Blocks are some 200 bytes longer and every
+    /// allocation and free goes the slow way: for looking for a leak. The environment variable
+    /// `RQMALLOC_TRACE=1` does the same for all requests of a process.
+    pub fn trace_leaks(mut self, trace: bool) -> Self {
+        self.opening.leaks.traced = trace;
+        self.opening.leaks.reported |= trace;
         self
     }
 
@@ -50,15 +113,32 @@ impl RequestBuilder {
     /// # Panics
     /// As a failed allocation does (see [`handle_alloc_error`]) when there is no memory for it.
     pub fn build(self) -> Request {
-        Request { control: open(self.name) }
+        let request = Request { control: open(&self.opening) };
+        persistent(|| {
+            self.on_end.into_iter().for_each(|callback| add_callback(request.control, callback));
+        });
+        request
+    }
+}
+
+impl fmt::Debug for RequestBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Opening { name, limit_bytes, reserve_bytes, leaks } = self.opening;
+        f.debug_struct("RequestBuilder")
+            .field("name", &name)
+            .field("memory_limit", &limit_bytes)
+            .field("reserve", &reserve_bytes)
+            .field("leaks", &leaks)
+            .field("on_end", &self.on_end.len())
+            .finish()
     }
 }
 
 /// Opens a request with one handle, the caller's.
-pub(crate) fn open(name: Option<&'static str>) -> &'static Control {
+pub(crate) fn open(opening: &Opening) -> &'static Control {
     let opened = match thread::current_or_start() {
-        Some(thread) => thread.open_request(name),
-        None => thread::open_without_thread(name),
+        Some(thread) => thread.open_request(opening),
+        None => thread::open_without_thread(opening),
     };
     opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
 }
@@ -73,7 +153,7 @@ pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report 
         surviving_bytes,
         pinned_bytes,
         is_over: _,
-    } = thread::finish(control, survivors);
+    } = thread::finish::finish(control, survivors);
     Report {
         freed_blocks: freed_blocks as u64,
         freed_bytes,
@@ -139,7 +219,7 @@ impl Request {
         let thread = thread::current_or_start();
         let name = thread.and_then(|thread| thread.enter(self.control, EntryKind::Guard));
         if name.is_none() {
-            thread::drop_handle(self.control);
+            drop_handle(self.control);
             // A thread that has exited is in no request any more: its last allocations are
             // persistent. Without memory there is nothing to go on with.
             if thread.is_some() {
@@ -163,8 +243,65 @@ impl Request {
             live_bytes: figures.live_bytes,
             footprint: figures.footprint,
             peak: figures.peak,
-            limit: None,
+            limit: self.control.limit(),
         }
+    }
+
+    /// Whether the request has come to its memory limit or to the mark below it.
+    ///
+    /// # Errors
+    /// What the limit is, what was in use and what was asked for then.
+    pub fn check(&self) -> Result<(), LimitExceeded> {
+        LimitExceeded::of(self.control).map_or(Ok(()), Err)
+    }
+
+    /// Sets the memory limit, in bytes of pages; `None`: no limit. A request that has room again is not
+    /// marked any more. ZendMM's `zend_set_memory_limit`, but a limit that is accepted is always stored.
+    ///
+    /// # Errors
+    /// When the request holds more than that, even after what is free inside it went back. Nothing has
+    /// changed then.
+    pub fn set_memory_limit(&self, bytes: Option<usize>) -> Result<(), LimitBelowUse> {
+        let lane = self.lane_here();
+        let limit = bytes.unwrap_or(usize::MAX);
+        if self.control.set_limit(lane, limit, &HEAP) {
+            return Ok(());
+        }
+        Err(LimitBelowUse { limit, in_use: self.control.footprint_bytes() })
+    }
+
+    /// Gives pages back that only free blocks of this request are in; the bytes that went. Looks through
+    /// what this thread and threads that are not inside just now have freed. ZendMM's `zend_mm_gc`.
+    pub fn reclaim(&self) -> usize {
+        let _entered = self.enter();
+        self.lane_here().and_then(|lane| self.control.reclaim(lane, 1, &HEAP)).unwrap_or(0)
+    }
+
+    /// From now on the peak is measured anew, from what is in use just now.
+    pub fn reset_peak(&self) {
+        self.control.reset_peak();
+    }
+
+    /// What of this request is not freed just now, but for what [`persist`](crate::persist) kept and for
+    /// what other threads that are inside it just now have.
+    pub fn leaks(&self) -> Leaks {
+        persistent(|| leaks::collect(self.control, self.lane_here(), &HEAP))
+    }
+
+    /// Has `callback` called inside the request before its memory goes, before those added earlier: see
+    /// [`RequestBuilder::on_end`].
+    pub fn on_end(&self, callback: impl FnOnce() + Send + 'static) {
+        persistent(|| add_callback(self.control, Box::new(callback)));
+    }
+
+    /// The lane that this thread is in.
+    fn lane_here(&self) -> Option<&'static crate::lane::Lane> {
+        thread::current()?.lane_inside(self.control)
+    }
+
+    /// The request was given up: what it leaves behind is not worth a report.
+    pub(crate) fn note_bailout(&self) {
+        self.control.bailed_out.store(true, Ordering::Relaxed);
     }
 
     /// Closes the request, the safe way to be done with it: blocks that are still live stay valid
@@ -192,7 +329,7 @@ impl Request {
     }
 
     fn finish_if_only(self, survivors: Survivors) -> Result<Report, Self> {
-        if !self.control.handles.drop_if_only() {
+        if !drop_only_handle(self.control) {
             return Err(self);
         }
         // The handle is dropped already.
@@ -210,7 +347,7 @@ impl Clone for Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        thread::drop_handle(self.control);
+        drop_handle(self.control);
     }
 }
 
@@ -284,9 +421,23 @@ pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
     }
     let thread = thread::current_or_start();
     let _inside = Inside(thread.map(|thread| {
-        thread.enter_persistent().unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
+        thread
+            .enter_persistent(EntryKind::Persistent)
+            .unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
     }));
     f()
+}
+
+/// Whether this thread's innermost request has come to its memory limit or to the mark below it; fine
+/// outside requests. To be called now and then by what works long: cheap.
+///
+/// # Errors
+/// What the limit is, what was in use and what was asked for then.
+pub fn check() -> Result<(), LimitExceeded> {
+    match thread::current().and_then(thread::Thread::current_control) {
+        Some(control) => LimitExceeded::of(control).map_or(Ok(()), Err),
+        None => Ok(()),
+    }
 }
 
 /// Whether the block at `payload` belongs to an open or closed request; for tests.

@@ -3,11 +3,12 @@
 
 use crate::bin::Raw;
 use crate::block::{
-    ALIGNED, Block, Claim, FREED, Header, LARGE, LIVE, Memory, NONE, PERSISTENT, claim_stray,
+    ALIGNED, Block, Claim, FREED, Header, LARGE, LIVE, Memory, NONE, OF_LIVE, PERSISTENT, TRACED,
+    claim_stray,
 };
 use crate::cache::Cache;
 use crate::depot::{Depot, Magazine, Slots};
-use crate::huge::Mappings;
+use crate::huge::{Mapped, Mappings, mapping_bytes};
 use crate::identity::{PERSISTENT_SERIAL, id_of, serial_of};
 use crate::lane::Lane;
 use crate::page_heap::{MAX_SPAN_PAGES, PageHeap, Taken};
@@ -15,11 +16,14 @@ use crate::pool::Pool;
 use crate::registry::Place;
 use crate::request::Supply;
 use crate::request::close::{self, Outcome, Survivors};
-use crate::request::control::{Control, ControlMemory};
-use crate::size_class::{CLASS_COUNT, Class, FIRST_SINGLE_CLASS, HEADER_BYTES, pages_for};
+use crate::request::control::{Control, ControlMemory, Opening};
+use crate::size_class::{
+    CLASS_COUNT, Class, FIRST_SINGLE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for,
+};
 use crate::slab::Slabs;
 use crate::span::{Span, SpanKind};
 use crate::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
+use crate::trace::{TRACE_BYTES, Trace};
 use crate::{fatal, os};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
@@ -91,6 +95,31 @@ pub struct Found<'h> {
     pub header: Header,
 }
 
+impl Found<'_> {
+    /// Bytes from the payload to the end of its block: what may be used of it.
+    pub fn capacity(&self, payload: usize) -> usize {
+        let is_traced = self.header.has(TRACED);
+        let whole = match self.span.kind() {
+            SpanKind::Huge if is_traced => self.span.note.get(),
+            SpanKind::Huge => self.span.needed_bytes() - 2 * HEADER_BYTES,
+            _ => Class::from_index(self.header.class_index()).map_or(0, Class::payload_bytes),
+        };
+        let whole = if is_traced { Trace::place(whole) } else { whole };
+        whole.saturating_sub(payload - self.block)
+    }
+
+    /// Whether a block of this class is as long as this one.
+    pub fn is_of_class(&self, class: Class) -> bool {
+        self.span.kind() != SpanKind::Huge && self.header.class_index() == class.index()
+    }
+
+    /// The control block of the request the block belongs to; `None`: it is persistent.
+    pub fn control<'c>(&self) -> Option<&'c Control> {
+        // SAFETY: an owner is a control block, kept by this live block (Q1).
+        (self.span.owner() != 0).then(|| unsafe { Control::at(self.span.owner()) })
+    }
+}
+
 /// A block's bytes for the figures of the process.
 #[derive(Clone, Copy, Default)]
 pub struct HeapFigures {
@@ -112,7 +141,8 @@ pub struct Allocated {
 }
 
 impl Allocated {
-    const NOTHING: Self = Self { block: NONE, zeroed: false };
+    /// Out of memory.
+    pub const NOTHING: Self = Self { block: NONE, zeroed: false };
 
     fn used(block: Block) -> Self {
         Self { block, zeroed: false }
@@ -123,6 +153,12 @@ impl Allocated {
 /// 16-byte aligned, so at most `align - 16` bytes lie before the place.
 pub fn padded_size(size: usize, align: usize) -> Option<usize> {
     if align <= 16 { Some(size) } else { size.checked_add(align - 16) }
+}
+
+/// The same for a block that is longer by a trace, which stands before any alignment is looked at.
+pub fn needed_size(size: usize, align: usize, is_traced: bool) -> Option<usize> {
+    let padded = padded_size(size, align)?;
+    if is_traced { padded.checked_add(TRACE_BYTES) } else { Some(padded) }
 }
 
 impl Heap {
@@ -321,25 +357,49 @@ impl Heap {
 
     // ---- huge blocks -------------------------------------------------------------------------
 
-    /// A block above the largest class, persistent or of a request.
-    pub fn alloc_huge(&self, size: usize, align: usize, control: Option<&Control>) -> Allocated {
-        let owner = control.map_or(0, Control::address);
-        let mapped = self.mappings.take(&self.pages, size, align, owner).or_else(|| {
-            self.release_all_idle();
-            self.mappings.take(&self.pages, size, align, owner)
-        });
-        let Some(mapped) = mapped else { return Allocated::NOTHING };
-        mapped.span.note.set(size);
-        let block = mapped.span.base() + 2 * HEADER_BYTES;
-        let tag = match control {
-            Some(control) => Header::tag(control.id(), LIVE | LARGE),
-            None => self.persistent_tag().with(LARGE),
-        };
-        Raw.header(block).store(tag.0, Ordering::Relaxed);
-        if let Some(control) = control {
-            control.link_large(mapped.span, self);
+    /// A persistent block above the largest class.
+    pub fn alloc_huge(&self, size: usize, align: usize) -> Allocated {
+        self.map_huge(size, align, 0, self.persistent_tag().with(LARGE))
+            .map_or(Allocated::NOTHING, |(_, allocated)| allocated)
+    }
+
+    /// A block above the largest class, of a request in a lane of which the caller is.
+    pub fn alloc_huge_in(
+        &self,
+        control: &Control,
+        lane: &Lane,
+        size: usize,
+        align: usize,
+    ) -> Allocated {
+        let Some(bytes) = mapping_bytes(size, align) else { return Allocated::NOTHING };
+        if !control.charge_or_reclaim(lane, bytes, size, self) {
+            return Allocated::NOTHING;
         }
-        Allocated { block, zeroed: mapped.zeroed }
+        let tag = Header::tag(control.id(), LIVE | LARGE);
+        let Some((span, allocated)) = self.map_huge(size, align, control.address(), tag) else {
+            control.refund(bytes);
+            return Allocated::NOTHING;
+        };
+        control.link_large(span, bytes, self);
+        allocated
+    }
+
+    fn map_huge(
+        &self,
+        size: usize,
+        align: usize,
+        owner: usize,
+        tag: Header,
+    ) -> Option<(&Span, Allocated)> {
+        let Mapped { span, zeroed } =
+            self.mappings.take(&self.pages, size, align, owner).or_else(|| {
+                self.release_all_idle();
+                self.mappings.take(&self.pages, size, align, owner)
+            })?;
+        span.note.set(size);
+        let block = span.base() + 2 * HEADER_BYTES;
+        Raw.header(block).store(tag.0, Ordering::Relaxed);
+        Some((span, Allocated { block, zeroed }))
     }
 
     // ---- judging what comes back -------------------------------------------------------------
@@ -348,9 +408,11 @@ impl Heap {
     /// of the fault, when it is not a live block of this heap with that layout.
     pub fn judge(&self, payload: usize, size: usize, align: usize) -> Found<'_> {
         let found = self.find(payload);
-        let Found { block, span, header } = found;
-        let class = padded_size(size, align).and_then(Class::of);
+        let Found { span, header, .. } = found;
+        let needed = needed_size(size, align, header.has(TRACED));
+        let class = needed.and_then(Class::of);
         let fits = match (span.kind(), class) {
+            (SpanKind::Huge, None) if header.has(TRACED) => Some(span.note.get()) == needed,
             (SpanKind::Huge, None) => span.note.get() == size,
             (SpanKind::Huge, Some(_)) | (_, None) => false,
             (_, Some(class)) => class.index() == header.class_index(),
@@ -358,9 +420,9 @@ impl Heap {
         if !fits {
             let capacity = match span.kind() {
                 SpanKind::Huge => span.note.get(),
-                _ => Class::from_index(header.class_index()).map_or(0, Class::payload_bytes),
+                _ => found.capacity(payload),
             };
-            fatal::another_layout(payload, capacity - (payload - block).min(capacity), size);
+            fatal::another_layout(payload, capacity, size);
         }
         found
     }
@@ -513,7 +575,7 @@ impl Heap {
 
     fn free_persistent(&self, found: &Found<'_>, cache: Option<&Cache>) {
         let Some(class) = Class::from_index(found.header.class_index()) else { return };
-        Raw.header(found.block).store(found.header.without(LIVE).0, Ordering::Relaxed);
+        Raw.header(found.block).store(found.header.without(OF_LIVE).0, Ordering::Relaxed);
         match cache {
             Some(cache) => {
                 if cache.bins.bin(class).push(found.block) {
@@ -527,8 +589,7 @@ impl Heap {
     fn free_in_region(&self, found: &Found<'_>, lane: Option<&Lane>) {
         let Some(class) = Class::from_index(found.header.class_index()) else { return };
         if let Some(lane) = lane.filter(|lane| lane.bins.tag().id() == found.header.id()) {
-            let free = found.header.without(LIVE | PERSISTENT);
-            Raw.header(found.block).store(free.0, Ordering::Relaxed);
+            Raw.header(found.block).store(lane.bins.free_header(class).0, Ordering::Relaxed);
             lane.bins.put(found.block, class);
             return;
         }
@@ -548,7 +609,7 @@ impl Heap {
 
     fn free_large(&self, found: &Found<'_>) {
         let live = found.header;
-        let free = live.without(LIVE).0;
+        let free = live.without(OF_LIVE).0;
         let word = Raw.header(found.block);
         if word.compare_exchange(live.0, free, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             fatal::double_free(found.block);
@@ -571,25 +632,45 @@ impl Heap {
     }
 
     /// Makes a large or huge block longer or shorter where it is, or moves its pages; the block, or
-    /// `NONE` when that cannot be done. The block's alignment is at most 16.
-    pub fn resize_alone(&self, found: &Found<'_>, new_size: usize) -> Block {
+    /// `NONE` when that cannot be done. The block's alignment is at most 16. `lane` is the lane of the
+    /// block's request that the caller is in, if any.
+    pub fn resize_alone(&self, found: &Found<'_>, lane: Option<&Lane>, new_size: usize) -> Block {
         let span = found.span;
-        let is_resized = match span.kind() {
-            SpanKind::Huge => Class::of(new_size).is_none() && self.resize_mapping(span, new_size),
-            SpanKind::Large => self.resize_span(found, new_size),
-            SpanKind::Slab if span.class_index() >= FIRST_SINGLE_CLASS => {
-                self.resize_span(found, new_size)
+        let class = Class::of(new_size);
+        let wanted = match (span.kind(), class) {
+            (SpanKind::Huge, None) => mapping_bytes(new_size, 1),
+            (SpanKind::Large, Some(class)) if class.is_single() => {
+                Some(class.slab_pages() * PAGE_BYTES)
             }
-            _ => false,
+            (SpanKind::Slab, Some(class))
+                if class.is_single() && span.class_index() >= FIRST_SINGLE_CLASS =>
+            {
+                Some(class.slab_pages() * PAGE_BYTES)
+            }
+            _ => None,
         };
-        if !is_resized {
-            return NONE;
+        let Some(wanted) = wanted.filter(|_| !found.header.has(TRACED)) else { return NONE };
+        let control = found.control();
+        let growth = wanted.saturating_sub(span.charged_bytes.get());
+        if let Some(control) = control {
+            if growth > 0 && !control.charge_growth(lane, growth, new_size, self) {
+                return NONE;
+            }
         }
-        if span.owner() != 0 {
-            // SAFETY: the owner is a control block, kept by this block (Q1).
-            unsafe { Control::at(span.owner()) }.recharge_large(span);
+        let is_resized = match class {
+            None => self.resize_mapping(span, new_size),
+            Some(class) => self.resize_span(found, class),
+        };
+        if let Some(control) = control {
+            if !is_resized {
+                control.refund(growth);
+            } else {
+                // A span that is shortened keeps its pages.
+                let is_huge = span.kind() == SpanKind::Huge;
+                control.recharge_large(span, growth, if is_huge { wanted } else { span.bytes() });
+            }
         }
-        span.base() + 2 * HEADER_BYTES
+        if is_resized { span.base() + 2 * HEADER_BYTES } else { NONE }
     }
 
     fn resize_mapping(&self, span: &Span, new_size: usize) -> bool {
@@ -599,10 +680,7 @@ impl Heap {
         }
     }
 
-    fn resize_span(&self, found: &Found<'_>, new_size: usize) -> bool {
-        let Some(class) = Class::of(new_size).filter(|class| class.is_single()) else {
-            return false;
-        };
+    fn resize_span(&self, found: &Found<'_>, class: Class) -> bool {
         let pages = class.slab_pages();
         // A shrunk block keeps its pages unless they are worth something.
         let have = pages_for(found.span.bytes());
@@ -644,8 +722,8 @@ impl Heap {
 
     /// Opens a request in a control block that is the caller's alone.
     #[inline]
-    pub fn open_request(&self, control: &Control, serial: u64, name: Option<&'static str>) {
-        control.open(serial, id_of(serial, self.cookie()), name);
+    pub fn open_request(&self, control: &Control, serial: u64, opening: &Opening) {
+        control.open(serial, id_of(serial, self.cookie()), opening);
     }
 
     /// Finishes a request whose last handle the caller dropped.
@@ -948,21 +1026,21 @@ mod tests {
             .map(|class| heap.alloc_persistent(Some(cache), class).block)
             .collect();
         blocks.push(heap.alloc_persistent(None, Class::from_index(3).unwrap()).block);
-        blocks.push(heap.alloc_huge(3 << 20, 16, None).block);
-        blocks.push(heap.alloc_huge(1 << 20, 8 << 20, None).block);
+        blocks.push(heap.alloc_huge(3 << 20, 16).block);
+        blocks.push(heap.alloc_huge(1 << 20, 8 << 20).block);
         blocks
     }
 
     /// A request that allocates from regions and large spans and survives by one block of each.
     fn one_request(heap: &'static Heap) -> Vec<Block> {
         let Some(control) = heap.take_control() else { return Vec::new() };
-        heap.open_request(control, heap.draw_serials(), None);
+        heap.open_request(control, heap.draw_serials(), &Opening::default());
         let mut blocks = Vec::new();
         if let Some(lane) = control.enter(|bytes| heap.pages.meta.take(bytes)) {
             for class in [0, 20, 40, 50].map(|index| Class::from_index(index).unwrap()) {
-                blocks.push(control.alloc_slow(lane, class, heap));
+                blocks.push(control.alloc_slow(lane, class, class.payload_bytes(), heap).0);
             }
-            blocks.push(heap.alloc_huge(2 << 20, 16, Some(control)).block);
+            blocks.push(heap.alloc_huge_in(control, lane, 2 << 20, 16).block);
             lane.occupancy.leave();
         }
         blocks.retain(|&block| block != NONE);
@@ -1032,9 +1110,9 @@ mod tests {
         let heap = new_heap();
         heap.set_up();
         let cache = new_cache(heap);
-        let first = heap.alloc_huge(16 << 20, 16, None).block;
+        let first = heap.alloc_huge(16 << 20, 16).block;
         free(heap, &cache, first);
-        let second = heap.alloc_huge(2 << 20, 16, None);
+        let second = heap.alloc_huge(2 << 20, 16);
         assert_eq!(second.block, first, "the mapping of the freed block serves the next");
         assert!(!second.zeroed);
         let (mapped, _) = heap.mappings.figures();
@@ -1043,7 +1121,7 @@ mod tests {
         let (mapped, cached) = heap.mappings.figures();
         assert!(mapped < 3 << 20 && cached == 0, "{mapped} mapped, {cached} cached");
         free(heap, &cache, second.block);
-        let third = heap.alloc_huge(3 << 20, 16, None);
+        let third = heap.alloc_huge(3 << 20, 16);
         assert_ne!(third.block, NONE);
         free(heap, &cache, third.block);
         heap.release_all_idle();
@@ -1095,10 +1173,10 @@ mod tests {
         heap.set_up();
         let cache = new_cache(heap);
         let block = heap.alloc_persistent(Some(&cache), Class::of(50_000).unwrap()).block;
-        assert_eq!(heap.resize_alone(&heap.find(block), 500_000), block);
+        assert_eq!(heap.resize_alone(&heap.find(block), None, 500_000), block);
         let found = heap.judge(block, 500_000, 8);
         assert!(found.span.bytes() >= 500_000);
-        assert_eq!(heap.resize_alone(&found, 400_000), block);
+        assert_eq!(heap.resize_alone(&found, None, 400_000), block);
         free(heap, &cache, block);
         cache.flush(|class, magazine| heap.put_magazine(class, magazine));
         heap.release_all_idle();

@@ -4,7 +4,8 @@
 use crate::handle::{finish, open, report_of};
 use crate::report::{Report, RequestId};
 use crate::request::close::Survivors;
-use crate::request::control::Control;
+use crate::request::control::{Control, Opening};
+use crate::thread::finish::{drop_handle, drop_only_handle};
 use crate::thread::{self, EntryKind};
 use std::alloc::{Layout, handle_alloc_error};
 
@@ -18,10 +19,15 @@ use std::alloc::{Layout, handle_alloc_error};
 /// As a failed allocation does when there is no memory for its control block, or on a thread whose
 /// thread-local destructors have run.
 pub fn begin_request() -> RequestId {
-    let control = open(None);
+    begin(&Opening::default())
+}
+
+/// Begins a request that is opened in this way.
+pub(crate) fn begin(opening: &Opening) -> RequestId {
+    let control = open(opening);
     let entered = thread::current().and_then(|thread| thread.enter(control, EntryKind::Hook));
     if entered.is_none() {
-        thread::drop_handle(control);
+        drop_handle(control);
         handle_alloc_error(Layout::new::<Control>());
     }
     RequestId(control.serial())
@@ -42,8 +48,8 @@ pub fn begin_request() -> RequestId {
 /// # Panics
 /// When no request of `begin_request` is open on this thread.
 pub unsafe fn end_request() -> Report {
-    match leave() {
-        Some(control) => over(control, Survivors::Kept),
+    match leave(Survivors::Kept) {
+        Some(report) => report,
         None => panic!("end_request: no request is open on this thread"),
     }
 }
@@ -57,21 +63,20 @@ pub unsafe fn end_request() -> Report {
 /// # Panics
 /// When no request of `begin_request` is open on this thread.
 pub fn close_request() -> Report {
-    match leave() {
-        Some(control) => over(control, Survivors::Live),
+    match leave(Survivors::Live) {
+        Some(report) => report,
         None => panic!("close_request: no request is open on this thread"),
     }
 }
 
-fn leave() -> Option<&'static Control> {
-    thread::current()?.leave_hook()
-}
-
-fn over(control: &'static Control, survivors: Survivors) -> Report {
-    if control.handles.drop_if_only() {
-        return finish(control, survivors);
+/// Leaves this thread's innermost request that `begin` began, and finishes it if nobody else is inside.
+/// `None`: there is none.
+pub(crate) fn leave(survivors: Survivors) -> Option<Report> {
+    let control: &'static Control = thread::current()?.leave_hook()?;
+    if drop_only_handle(control) {
+        return Some(finish(control, survivors));
     }
     let report = Report { still_open: true, ..report_of(control) };
-    thread::drop_handle(control);
-    report
+    drop_handle(control);
+    Some(report)
 }

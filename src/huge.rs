@@ -60,7 +60,7 @@ fn is_snug(bytes: usize, wanted: usize) -> bool {
 }
 
 /// The length of the mapping for `size` bytes of payload, wherever in it an alignment puts them.
-fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
+pub fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
     let padding = if align > 16 { align } else { 0 };
     let bytes = size.checked_add(2 * HEADER_BYTES)?.checked_add(padding)?;
     (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(PAGE_BYTES))

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `bins` | see `bin` | |
 //! | `occupancy` | who enters and leaves | anybody |
-//! | `regions`, `warm`, `cut_bytes`, `range_..`, `pieces` | the occupant; when there is none, who closes the request | the same |
+//! | `regions`, `warm`, `cut_bytes`, `range_..`, `pieces`, `limit_is_suspended` | the occupant; when there is none, who closes the request | the same |
 //! | `next` | who adds a lane, before it is published | anybody |
 //!
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of a
@@ -53,6 +53,8 @@ pub struct Lane {
     pieces: [Cell<Block>; FIRST_SINGLE_CLASS],
     piece_count: Gauge,
     piece_bytes: Gauge,
+    /// Whether the request's memory limit is suspended for the occupant: it reports, or cleans up.
+    pub limit_is_suspended: Cell<bool>,
     /// The request's next lane.
     pub next: AtomicPtr<Lane>,
 }
@@ -255,7 +257,7 @@ impl Lane {
 
     /// Keeps an empty region for later requests, the shortest first: a small request has a small
     /// footprint, whatever the ones before it had. They come longest first, so this rarely walks.
-    fn put_warm(&self, span: &Span) {
+    pub fn put_warm(&self, span: &Span) {
         let mut place = &self.warm;
         // SAFETY: `warm` holds type-stable descriptors.
         while let Some(other) = unsafe { place.get().as_ref() }.filter(|o| o.bytes() < span.bytes())

@@ -11,11 +11,13 @@ extern crate std;
 
 // Layer 0
 mod fatal;
+mod quantity;
 mod size_class;
 mod sync;
 // Layer 1
 mod bitmap;
 mod block;
+mod budget;
 mod depot;
 mod lifecycle;
 mod os;
@@ -26,6 +28,7 @@ mod bin;
 mod identity;
 mod span;
 mod stray;
+mod trace;
 // Layer 3
 mod chunk;
 mod meta;
@@ -43,25 +46,32 @@ mod lane;
 mod request;
 // Layer 9
 mod heap;
+mod leaks;
 // Layer 10
 mod thread;
 // Layer 11
 mod global;
+mod limit;
 mod report;
 // Layer 12
 mod handle;
 // Layer 13
+mod bailout;
 mod hooks;
+// Layer 14
 #[cfg(feature = "async")]
 mod scope;
 
+pub use bailout::{Bailout, bailout};
 pub use global::{RqMalloc, is_installed, persist, trim};
 #[doc(hidden)]
 pub use global::{check_structures, usable_size};
 #[doc(hidden)]
 pub use handle::owner_of;
-pub use handle::{Entered, Request, RequestBuilder, persistent};
+pub use handle::{Entered, Request, RequestBuilder, check, persistent};
 pub use hooks::{begin_request, close_request, end_request};
+pub use leaks::{LeakClass, LeakSite, Leaks};
+pub use limit::{LimitBelowUse, LimitExceeded};
 pub use report::{Report, RequestId, Stats, Usage, stats};
 #[cfg(feature = "async")]
-pub use scope::Scope;
+pub use scope::{CatchScope, Scope};

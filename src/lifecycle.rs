@@ -69,6 +69,12 @@ impl Handles {
         self.0.compare_exchange(1, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
+    /// The last one was dropped, and who is to finish the request has something to do in it first: the
+    /// handle is the caller's again.
+    pub fn reopen(&self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+
     /// How many there are just now.
     pub fn count(&self) -> u32 {
         self.0.load(Ordering::Relaxed)

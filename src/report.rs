@@ -1,5 +1,6 @@
 //! What is said about requests and about the process.
 
+use crate::quantity::{Blocks, Bytes};
 use core::fmt;
 
 /// The number of a request, never reused in a process.
@@ -45,33 +46,6 @@ pub struct Report {
     pub pinned_bytes: usize,
     /// Other handles are alive: the request was only left, and nothing was freed.
     pub still_open: bool,
-}
-
-/// A number of bytes for a person: binary units, one decimal.
-pub(crate) struct Bytes(pub(crate) usize);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-        if self.0 < 1024 {
-            return write!(f, "{} B", self.0);
-        }
-        let mut tenths = self.0 as u128 * 10 / 1024;
-        let mut unit = 0;
-        while tenths >= 10_240 && unit + 1 < UNITS.len() {
-            tenths /= 1024;
-            unit += 1;
-        }
-        write!(f, "{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-    }
-}
-
-struct Blocks(u64);
-
-impl fmt::Display for Blocks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.0, if self.0 == 1 { "block" } else { "blocks" })
-    }
 }
 
 impl fmt::Display for Report {
@@ -201,15 +175,5 @@ mod tests {
             report.to_string(),
             "request 7: peak 16.0 KiB, still open: other handles are alive"
         );
-    }
-
-    #[test]
-    fn bytes_have_units() {
-        let text = |bytes| Bytes(bytes).to_string();
-        assert_eq!(text(0), "0 B");
-        assert_eq!(text(1023), "1023 B");
-        assert_eq!(text(1024), "1.0 KiB");
-        assert_eq!(text(1024 * 1024 - 1), "1023.9 KiB");
-        assert_eq!(text(usize::MAX), "16383.9 PiB");
     }
 }

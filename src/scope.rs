@@ -1,5 +1,6 @@
 //! A future that is inside a request while it is polled.
 
+use crate::bailout::{Bailout, Catching, catching, raise};
 use crate::handle::Request;
 use core::fmt;
 use core::future::Future;
@@ -28,12 +29,40 @@ impl Request {
     /// by `spawn_blocking` or on a thread needs [`run`](Self::run).
     ///
     /// The scope holds a handle, so the request stays open while the future is not done.
+    ///
+    /// A request that is marked, near its memory limit, at the end of a poll is given up: the future, or
+    /// what it returned, is dropped inside the request, and the poll unwinds with a [`Bailout`], as
+    /// [`bailout`](crate::bailout) does. Executors take that for a panic of this one task (without a
+    /// message); [`Scope::catch`] makes it an error.
     pub fn scope<F: Future>(&self, future: F) -> Scope<F> {
         Scope { request: Some(self.clone()), future: Some(future) }
     }
 }
 
 impl<F> Scope<F> {
+    /// A future whose output is an error when the request is given up: by [`bailout`](crate::bailout) in a poll, or with the
+    /// request marked at the end of one. As [`Request::catch`] is to [`Request::run`].
+    pub fn catch(self) -> CatchScope<F> {
+        CatchScope { scope: self }
+    }
+
+    /// Drops the future inside the request, then the handle.
+    fn leave(self: Pin<&mut Self>) {
+        let (mut future, request) = self.project();
+        let entered = request.as_ref().map(Request::enter);
+        future.set(None);
+        drop(entered);
+        *request = None;
+    }
+
+    /// A poll was given up by a bailout.
+    fn give_up(self: Pin<&mut Self>) {
+        if let Some(request) = &self.request {
+            request.note_bailout();
+        }
+        self.leave();
+    }
+
     /// The future, pinned as the scope is.
     fn project(self: Pin<&mut Self>) -> (Pin<&mut Option<F>>, &mut Option<Request>) {
         // SAFETY: `future` is pinned with the scope: it is never moved out, only dropped in place by
@@ -57,22 +86,63 @@ impl<F: Future> Future for Scope<F> {
             panic!("Scope polled after it was ready");
         };
         let entered = inside.enter();
+        let catching = Catching::new();
         let output = running.poll(context);
-        if output.is_ready() {
-            future.set(None);
+        let marked = inside.check().err();
+        if output.is_pending() && marked.is_none() {
+            return output;
+        }
+        future.set(None);
+        if let Some(limit) = marked {
+            inside.note_bailout();
+            drop(output);
             drop(entered);
             *request = None;
+            raise(limit.into());
         }
+        drop(catching);
+        drop(entered);
+        *request = None;
         output
+    }
+}
+
+/// What [`Scope::catch`] returns.
+#[must_use = "futures do nothing unless polled"]
+pub struct CatchScope<F> {
+    /// Pinned with this.
+    scope: Scope<F>,
+}
+
+impl<F: Future> Future for CatchScope<F> {
+    type Output = Result<F::Output, Bailout>;
+
+    /// # Panics
+    /// When it is polled after it was ready, when the future panics, or as [`Request::enter`] does.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // SAFETY: `scope` is pinned with this: it is never moved, and this has no `Drop` of its own.
+        let mut scope = unsafe { self.map_unchecked_mut(|this| &mut this.scope) };
+        let polled = catching(|| scope.as_mut().poll(context));
+        match polled {
+            Ok(output) => output.map(Ok),
+            Err(bailout) => {
+                scope.give_up();
+                Poll::Ready(Err(bailout))
+            }
+        }
+    }
+}
+
+impl<F> fmt::Debug for CatchScope<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CatchScope").field("scope", &self.scope).finish()
     }
 }
 
 impl<F> Drop for Scope<F> {
     fn drop(&mut self) {
         // SAFETY: a scope that is being dropped is not moved any more.
-        let (mut future, request) = unsafe { Pin::new_unchecked(self) }.project();
-        let _entered = request.as_ref().map(Request::enter);
-        future.set(None);
+        unsafe { Pin::new_unchecked(self) }.leave();
     }
 }
 

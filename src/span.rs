@@ -170,7 +170,7 @@ impl Span {
         self.class.store(class as u8, Ordering::Relaxed);
     }
 
-    /// Bytes of the pages that the one block of the span needs.
+    /// Bytes of a mapping that its block needs: what is more may be given back at any time.
     pub fn needed_bytes(&self) -> usize {
         match self.loose_need.load(Ordering::Relaxed) {
             0 => self.bytes(),

@@ -1,6 +1,6 @@
 //! The only door to atomics, locks and shared cells.
 //!
-//! Files that `loom-tests` compiles (`block`, `bitmap`, `depot`, `lifecycle`, `pool`, `stray`) see
+//! Files that `loom-tests` compiles (`block`, `bitmap`, `budget`, `depot`, `lifecycle`, ..) see
 //! a module of the same shape made of loom's types instead of this one, so nothing may reach
 //! `core::sync::atomic` or `spin` but through here.
 

@@ -10,6 +10,8 @@ pub mod sync;
 pub mod bitmap;
 #[path = "../../src/block.rs"]
 pub mod block;
+#[path = "../../src/budget.rs"]
+pub mod budget;
 #[path = "../../src/depot.rs"]
 pub mod depot;
 #[path = "../../src/lifecycle.rs"]

@@ -1,6 +1,6 @@
 //! What `src/sync.rs` of the crate is, made of loom's types.
 
-pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use loom::sync::{Mutex, MutexGuard};
 
 /// Declares an ordinary function: loom's types cannot be made in constants.

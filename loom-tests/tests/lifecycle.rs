@@ -4,7 +4,7 @@ use loom::sync::Arc;
 use loom::thread;
 use rqmalloc_loom_tests::lifecycle::{Handles, Holds, Occupancy, SpanCount};
 use rqmalloc_loom_tests::model::{Plain, explore};
-use rqmalloc_loom_tests::sync::{AtomicBool, AtomicU64};
+use rqmalloc_loom_tests::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// Lane hand-over publishes the bins: who enters sees all that the last occupant did.
 #[test]
@@ -283,5 +283,47 @@ fn end_against_handle_being_cloned() {
         }
         cloner.join().unwrap();
         request.assert_finished_once();
+    });
+}
+
+/// Whoever drops the last handle first runs the request's callbacks inside it, under the handle it makes
+/// anew; who gets a handle from a live block meanwhile works before the finish or comes too late.
+#[test]
+fn callbacks_of_the_finisher_against_handle_from_a_live_block() {
+    struct WithCallbacks {
+        request: Arc<Request>,
+        pending: AtomicBool,
+        ran: Plain<u32>,
+    }
+    impl WithCallbacks {
+        fn drop_handle(&self) {
+            while self.request.handles.drop_one() {
+                if !self.pending.swap(false, Ordering::Acquire) {
+                    return self.request.finish();
+                }
+                self.request.handles.reopen();
+                self.request.work(0);
+                self.ran.write(|times| *times += 1);
+            }
+        }
+    }
+    explore(3, || {
+        let both = Arc::new(WithCallbacks {
+            request: Request::open(),
+            pending: AtomicBool::new(true),
+            ran: Plain::new(0),
+        });
+        let other = both.clone();
+        let thread = thread::spawn(move || {
+            if other.request.handles.try_add() {
+                other.request.work(1);
+                other.drop_handle();
+            }
+        });
+        both.request.work(2);
+        both.drop_handle();
+        thread.join().unwrap();
+        both.request.assert_finished_once();
+        both.ran.read(|times| assert_eq!(*times, 1, "the callbacks ran once, before the finish"));
     });
 }

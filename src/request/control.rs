@@ -3,24 +3,27 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `first`, further lanes | see `lane` | |
-//! | `serial`, `id`, `name` | who opens the request, before anybody else knows it | anybody |
-//! | `handles`, `holds`, `strays` | see `lifecycle`, `stray` | |
+//! | `serial`, `id`, `name`, `leaks` | who opens the request, before anybody else knows it | anybody |
+//! | `handles`, `holds`, `strays`, `on_end`, `budget`, `mark` | see `lifecycle`, `stray`, `budget` | |
+//! | `limit_bytes`, `reserve_bytes` | who sets the limit | anybody, for the mark and for texts |
 //! | `large` | under the heap's large lock | the same |
-//! | `large_count`, `large_bytes`, `footprint`, `peak`, `warm_bytes` | who takes or gives a span, by read-modify-write | anybody |
-//! | `kept` | who decrees a survivor | who closes |
+//! | `large_count`, `large_bytes`, `peak_bytes`, `warm_bytes` | who takes or gives a span, by read-modify-write | anybody |
+//! | `kept`, `bailed_out` | who decrees a survivor, who gives the request up | who closes |
 //!
 //! - **Q1** A live block of the request keeps its control block from being recycled.
-//! - **Q2** `footprint` is the sum of the request's regions and large blocks' spans; `peak` its
-//!   largest value since the request was opened.
+//! - **Q2** The *footprint*, what `budget` has in use, is the sum of the request's regions and of what its
+//!   large blocks need; it is charged before the memory is taken. `peak_bytes` is its largest value since
+//!   the request was opened, or since it was measured anew.
 
 use super::{Supply, close, sweep};
-use crate::bin::{Bins, Kind, Raw};
-use crate::block::{Block, Header, LARGE, LIVE, Memory, NONE, settle_stray};
+use crate::bin::{Kind, Raw};
+use crate::block::{Block, FREED, Header, LARGE, LIVE, Memory, NONE, PERSISTENT, settle_stray};
+use crate::budget::{Budget, Mark, Marked, NO_LIMIT};
 use crate::lane::{Lane, Out, shared_cap};
 use crate::lifecycle::{Handles, Holds, LargeCount};
 use crate::page_heap::Taken;
 use crate::pool::Successors;
-use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES, pages_for};
+use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::span::{Span, SpanKind};
 use crate::stray::{Chain, Closed, StrayList};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -29,6 +32,39 @@ use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance
 
 /// What no request's serial is: ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
+
+/// Bytes below the limit at which a request is marked: a part of the limit, within bounds.
+const RESERVE_DIVISOR: usize = 8;
+const MAX_DEFAULT_RESERVE_BYTES: usize = 4 * 1024 * 1024;
+/// `reserve_bytes` of a request whose opener did not say.
+const DEFAULT_RESERVE: usize = usize::MAX;
+/// Before a request is marked its free blocks are swept if they are at least this part of its regions:
+/// near the mark that may be at every slow path.
+const SOFT_WORTH_DIVISOR: usize = 32;
+
+/// How a request is opened.
+#[derive(Clone, Copy, Default)]
+pub struct Opening {
+    /// What it is called in reports.
+    pub name: Option<&'static str>,
+    /// Bytes of pages it may hold.
+    pub limit_bytes: Option<usize>,
+    /// Bytes below the limit at which it is marked.
+    pub reserve_bytes: Option<usize>,
+    /// What is said of blocks that were never freed.
+    pub leaks: LeakPolicy,
+}
+
+/// What is said, when a request is over, of blocks that were never freed.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct LeakPolicy {
+    /// They are listed after a clean end.
+    pub reported: bool,
+    /// And after a bailout.
+    pub reported_after_bailout: bool,
+    /// Every block remembers where it was allocated.
+    pub traced: bool,
+}
 
 /// The control block.
 #[repr(C, align(128))]
@@ -44,6 +80,8 @@ pub struct Control {
     id: AtomicU64,
     /// What the request is called in reports.
     pub name: Cell<Option<&'static str>>,
+    /// What is said of blocks that were never freed.
+    pub leaks: Cell<LeakPolicy>,
     /// Who may still enter the request.
     pub handles: Handles,
     /// What still needs the control block after the request was closed.
@@ -52,8 +90,16 @@ pub struct Control {
     pub large: Cell<*const Span>,
     large_count: LargeCount,
     large_bytes: AtomicUsize,
-    footprint: AtomicUsize,
-    peak: AtomicUsize,
+    budget: Budget,
+    peak_bytes: AtomicUsize,
+    limit_bytes: AtomicUsize,
+    reserve_bytes: AtomicUsize,
+    mark: Mark,
+    /// What is called before the memory goes, the last one first. Its words are those of `StrayList`, its
+    /// nodes are not blocks.
+    pub on_end: StrayList,
+    /// Whether a bailout gave the request up.
+    pub bailed_out: AtomicBool,
     /// Whether `persist` was called on a block.
     pub kept: AtomicBool,
     /// Whether more than one lane was entered.
@@ -92,6 +138,25 @@ fn pending(blocks: usize, bytes: usize) -> u64 {
 
 // SAFETY: the table at the head of the module says who touches which field when.
 unsafe impl Sync for Control {}
+
+/// How far a charge may go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    /// To the mark, while it is not set.
+    Soft,
+    /// To the limit.
+    Hard,
+}
+
+/// Whole pages of so many bytes.
+fn pages_of(bytes: usize) -> u32 {
+    u32::try_from(bytes / PAGE_BYTES).unwrap_or(NO_LIMIT)
+}
+
+/// The pages of a limit of so many bytes.
+fn limit_pages(bytes: usize) -> u32 {
+    if bytes == usize::MAX { NO_LIMIT } else { pages_of(bytes) }
+}
 
 /// What a request uses just now.
 #[derive(Clone, Copy)]
@@ -138,13 +203,19 @@ impl Control {
             serial: AtomicU64::new(0),
             id: AtomicU64::new(0),
             name: Cell::new(None),
+            leaks: Cell::new(LeakPolicy::default()),
             handles: Handles::new(),
             holds: Holds::new(),
             large: Cell::new(null()),
             large_count: LargeCount::new(),
             large_bytes: AtomicUsize::new(0),
-            footprint: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
+            budget: Budget::new(),
+            peak_bytes: AtomicUsize::new(0),
+            limit_bytes: AtomicUsize::new(0),
+            reserve_bytes: AtomicUsize::new(0),
+            mark: Mark::new(),
+            on_end: StrayList::new(),
+            bailed_out: AtomicBool::new(false),
             kept: AtomicBool::new(false),
             shared: AtomicBool::new(false),
             unswept_bytes: AtomicUsize::new(0),
@@ -156,14 +227,22 @@ impl Control {
 
     /// Opens a new request. The control block comes from the pool: it is the caller's alone.
     #[inline]
-    pub fn open(&self, serial: u64, id: u64, name: Option<&'static str>) {
+    pub fn open(&self, serial: u64, id: u64, opening: &Opening) {
         self.serial.store(serial, Ordering::Relaxed);
         self.id.store(id, Ordering::Relaxed);
-        self.name.set(name);
+        self.name.set(opening.name);
+        self.leaks.set(opening.leaks);
         self.large_count.open();
         self.large_bytes.store(0, Ordering::Relaxed);
-        self.footprint.store(0, Ordering::Relaxed);
-        self.peak.store(0, Ordering::Relaxed);
+        let limit_bytes = opening.limit_bytes.unwrap_or(usize::MAX);
+        self.budget.open(limit_pages(limit_bytes));
+        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
+        let reserve_bytes = opening.reserve_bytes.unwrap_or(DEFAULT_RESERVE);
+        self.reserve_bytes.store(reserve_bytes, Ordering::Relaxed);
+        self.mark.clear();
+        self.peak_bytes.store(0, Ordering::Relaxed);
+        self.on_end.open();
+        self.bailed_out.store(false, Ordering::Relaxed);
         self.kept.store(false, Ordering::Relaxed);
         self.note_swept(0);
         // The other lanes are opened by who enters them.
@@ -280,19 +359,29 @@ impl Control {
         }
     }
 
-    /// The lane these bins are of.
-    ///
-    /// # Safety
-    /// `bins` are a lane's.
-    pub unsafe fn lane_of(bins: &Bins) -> &Lane {
-        static_assertions::const_assert_eq!(core::mem::offset_of!(Lane, bins), 0);
-        // SAFETY: the bins are the first field of a lane, and the lane is type-stable.
-        unsafe { &*core::ptr::from_ref(bins).cast::<Lane>() }
+    /// A block that the lane's bins and region have no room for, and whether its payload reads as zero.
+    /// `asked_bytes` is what the caller wants it for.
+    #[cold]
+    pub fn alloc_slow<S: Supply>(
+        &self,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+        supply: &S,
+    ) -> (Block, bool) {
+        if class.is_single() {
+            return self.alloc_large(lane, class, asked_bytes, supply);
+        }
+        (self.alloc_shared(lane, class, asked_bytes, supply), false)
     }
 
-    /// A block that the lane's bins and region have no room for.
-    #[cold]
-    pub fn alloc_slow<S: Supply>(&self, lane: &Lane, class: Class, supply: &S) -> Block {
+    fn alloc_shared<S: Supply>(
+        &self,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+        supply: &S,
+    ) -> Block {
         if !self.is_alone() {
             lane.bins.bin(class).set_cap(shared_cap(class));
             if self.take_handed_on(lane, class) {
@@ -306,24 +395,81 @@ impl Control {
                 return block;
             }
         }
-        if class.is_single() {
-            return self.alloc_large(class, supply).map_or(NONE, |(block, _)| block);
-        }
         if self.adopt_piece(lane, class) {
             return lane.bins.alloc(class);
         }
         if sweep::is_due(self, lane) {
             sweep::sweep(self, lane, supply);
-            if lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class) {
+            if self.has_free(lane, class) {
                 return lane.bins.alloc(class);
             }
         }
-        let Some(region) = self.take_region(lane, class.stride_bytes(), supply) else {
-            return NONE;
+        if self.adopt_region(lane, class, asked_bytes, Bound::Soft, supply) {
+            return lane.bins.alloc(class);
+        }
+        // At the mark, at the limit or out of memory: what is free inside the request comes first, then
+        // what it may have is looked at once more.
+        let worth_bytes = self.region_bytes() / SOFT_WORTH_DIVISOR;
+        let is_swept = self.reclaim(lane, worth_bytes, supply).is_some();
+        if self.has_free(lane, class)
+            || self.adopt_region(lane, class, asked_bytes, Bound::Hard, supply)
+        {
+            return lane.bins.alloc(class);
+        }
+        // Before null any free block is worth it.
+        if !is_swept
+            && self.reclaim(lane, class.stride_bytes(), supply).is_some()
+            && (self.has_free(lane, class)
+                || self.adopt_region(lane, class, asked_bytes, Bound::Hard, supply))
+        {
+            return lane.bins.alloc(class);
+        }
+        self.set_mark(self.footprint_bytes(), asked_bytes);
+        NONE
+    }
+
+    /// Whether the lane has a free block of this class, or something to cut one from.
+    fn has_free(&self, lane: &Lane, class: Class) -> bool {
+        lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class)
+    }
+
+    /// Cuts from a new region from now on. `false`: over the bound, or no memory.
+    fn adopt_region<S: Supply>(
+        &self,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+        bound: Bound,
+        supply: &S,
+    ) -> bool {
+        let Some(region) = self.take_region(lane, class.stride_bytes(), asked_bytes, bound, supply)
+        else {
+            return false;
         };
         self.unswept_bytes.fetch_add(region.bytes(), Ordering::Relaxed);
         lane.adopt(region);
-        lane.bins.alloc(class)
+        true
+    }
+
+    /// Gives back the regions that only free blocks are in, and makes room in the others, if the free
+    /// blocks are worth so many bytes together. Returns the bytes of pages that went; `None`: it was not
+    /// worth it.
+    pub fn reclaim<S: Supply>(
+        &self,
+        lane: &Lane,
+        worth_bytes: usize,
+        supply: &S,
+    ) -> Option<usize> {
+        let before = self.footprint_bytes();
+        if !self.strays.list.is_empty() {
+            self.drain_into(lane);
+        }
+        let held_bytes: usize = self.lanes().map(|lane| lane.held().1).sum();
+        if held_bytes == 0 || held_bytes < worth_bytes {
+            return None;
+        }
+        sweep::sweep(self, lane, supply);
+        Some(before.saturating_sub(self.footprint_bytes()))
     }
 
     /// Cuts from the inside of a piece from now on, if there is one.
@@ -424,8 +570,7 @@ impl Control {
 
     /// Bytes of the regions it holds.
     pub fn region_bytes(&self) -> usize {
-        let large_bytes = self.large_bytes.load(Ordering::Relaxed);
-        self.footprint.load(Ordering::Relaxed).saturating_sub(large_bytes)
+        self.footprint_bytes().saturating_sub(self.large_bytes.load(Ordering::Relaxed))
     }
 
     /// Bytes of the ranges that were taken since the last sweep.
@@ -444,54 +589,188 @@ impl Control {
         self.sweeps_in_vain.store(in_vain, Ordering::Relaxed);
     }
 
+    /// A region that is charged for: one of an earlier request, else a long one, else one that is just
+    /// long enough.
     fn take_region<'l, S: Supply>(
         &'l self,
         lane: &'l Lane,
         stride: usize,
+        asked_bytes: usize,
+        bound: Bound,
         supply: &'l S,
     ) -> Option<&'l Span> {
-        let warm = lane.take_warm(stride);
-        if let Some(span) = warm {
-            span.carved_end.set(span.base() + HEADER_BYTES);
-            span.count.arm();
-        }
-        let span = match warm {
-            Some(span) => span,
-            None => {
-                let take = |pages| supply.take_span(SpanKind::Region, 0, pages, self.address());
-                let pages = lane.next_region_pages(stride);
-                // Where there is no memory for a long one, a short one will do.
-                take(pages).or_else(|| take(pages_for(stride + HEADER_BYTES)))?.span
+        if let Some(span) = lane.take_warm(stride) {
+            if self.charge(lane, span.bytes(), asked_bytes, bound) {
+                span.carved_end.set(span.base() + HEADER_BYTES);
+                span.count.arm();
+                return Some(span);
             }
+            lane.put_warm(span);
+        }
+        let take = |pages: usize| {
+            if !self.charge(lane, pages * PAGE_BYTES, asked_bytes, bound) {
+                return None;
+            }
+            let taken = supply.take_span(SpanKind::Region, 0, pages, self.address());
+            if taken.is_none() {
+                self.refund(pages * PAGE_BYTES);
+            }
+            taken
         };
-        self.grow(span.bytes());
-        Some(span)
+        let (long, short) = (lane.next_region_pages(stride), pages_for(stride + HEADER_BYTES));
+        Some(take(long).or_else(|| (short < long).then(|| take(short)).flatten())?.span)
     }
 
-    /// Counts a span in (Q2).
-    pub fn grow(&self, bytes: usize) {
-        let footprint = self.footprint.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.peak.fetch_max(footprint, Ordering::Relaxed);
+    // ---- the limit ---------------------------------------------------------------------------
+
+    /// Counts bytes of pages in before they are taken (Q2). `false`: they are over the bound.
+    ///
+    /// At the soft bound a request that has no mark yet is refused, so that the caller reclaims first; at
+    /// the hard bound it is marked and goes on, to its limit. The limit is suspended while the thread panics, and in a lane that
+    /// says so.
+    fn charge(&self, lane: &Lane, bytes: usize, asked_bytes: usize, bound: Bound) -> bool {
+        let pages = pages_of(bytes);
+        let headroom = self.headroom_pages();
+        let soft = (bound == Bound::Soft && self.mark.get().is_none()).then_some(headroom);
+        let granted = self.budget.charge(pages, soft.unwrap_or(0)).or_else(|| {
+            let is_suspended = lane.limit_is_suspended.get() || std::thread::panicking();
+            is_suspended.then(|| self.budget.charge_beyond(pages)).flatten()
+        });
+        let Some(used) = granted else {
+            return false;
+        };
+        self.peak_bytes.fetch_max(used as usize * PAGE_BYTES, Ordering::Relaxed);
+        let limit = self.budget.limit();
+        if limit != NO_LIMIT && used > limit.saturating_sub(headroom) && self.mark.get().is_none() {
+            self.set_mark(used as usize * PAGE_BYTES, asked_bytes);
+        }
+        true
     }
 
-    /// Counts a span out (Q2).
-    pub fn shrink(&self, bytes: usize) {
-        self.footprint.fetch_sub(bytes, Ordering::Relaxed);
+    /// Charges, and reclaims first where the request has come to its mark or limit.
+    pub fn charge_or_reclaim<S: Supply>(
+        &self,
+        lane: &Lane,
+        bytes: usize,
+        asked_bytes: usize,
+        supply: &S,
+    ) -> bool {
+        if self.charge(lane, bytes, asked_bytes, Bound::Soft) {
+            return true;
+        }
+        self.reclaim(lane, PAGE_BYTES, supply);
+        self.charge(lane, bytes, asked_bytes, Bound::Hard) || {
+            self.set_mark(self.footprint_bytes(), asked_bytes);
+            false
+        }
     }
 
-    /// A block with a span of its own; whether its payload reads as zero.
-    pub fn alloc_large<S: Supply>(&self, class: Class, supply: &S) -> Option<(Block, bool)> {
-        let Taken { span, zeroed } =
-            supply.take_span(SpanKind::Large, class.index(), class.slab_pages(), self.address())?;
+    /// Charges for a block that grows, whoever resizes it: there may be no lane to reclaim in.
+    pub fn charge_growth<S: Supply>(
+        &self,
+        lane: Option<&Lane>,
+        bytes: usize,
+        asked_bytes: usize,
+        supply: &S,
+    ) -> bool {
+        match lane {
+            Some(lane) => self.charge_or_reclaim(lane, bytes, asked_bytes, supply),
+            // The first lane is the request's in any case; only its flag is looked at.
+            None => self.charge(&self.first, bytes, asked_bytes, Bound::Soft),
+        }
+    }
+
+    /// Counts bytes of pages out (Q2).
+    pub fn refund(&self, bytes: usize) {
+        self.budget.refund(pages_of(bytes));
+    }
+
+    /// Pages below the limit from which on the request is marked; 0 without a limit.
+    fn headroom_pages(&self) -> u32 {
+        if self.budget.limit() == NO_LIMIT {
+            return 0;
+        }
+        pages_of(match self.reserve_bytes.load(Ordering::Relaxed) {
+            DEFAULT_RESERVE => {
+                let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
+                (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES)
+            }
+            bytes => bytes,
+        })
+    }
+
+    fn set_mark(&self, in_use_bytes: usize, asked_bytes: usize) {
+        self.mark.set(Marked { in_use_bytes, asked_bytes });
+    }
+
+    /// Why the request is marked, if it is.
+    #[inline]
+    pub fn marked(&self) -> Option<Marked> {
+        self.mark.get()
+    }
+
+    /// The limit in bytes, if there is one.
+    pub fn limit(&self) -> Option<usize> {
+        (self.budget.limit() != NO_LIMIT).then(|| self.limit_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Sets the limit, `usize::MAX` for none, after reclaiming if need be. `false`: more is in use, and
+    /// nothing has changed.
+    pub fn set_limit<S: Supply>(&self, lane: Option<&Lane>, bytes: usize, supply: &S) -> bool {
+        let pages = limit_pages(bytes);
+        if !self.budget.set_limit(pages) {
+            let Some(lane) = lane else { return false };
+            self.reclaim(lane, PAGE_BYTES, supply);
+            if !self.budget.set_limit(pages) {
+                return false;
+            }
+        }
+        self.limit_bytes.store(bytes, Ordering::Relaxed);
+        if self.budget.used() <= pages.saturating_sub(self.headroom_pages()) {
+            self.mark.clear();
+        }
+        true
+    }
+
+    /// Bytes of the pages it holds.
+    pub fn footprint_bytes(&self) -> usize {
+        self.budget.used() as usize * PAGE_BYTES
+    }
+
+    /// The peak is measured anew from now on.
+    pub fn reset_peak(&self) {
+        self.peak_bytes.store(self.footprint_bytes(), Ordering::Relaxed);
+    }
+
+    // ---- large blocks ------------------------------------------------------------------------
+
+    /// A block with a span of its own, and whether its payload reads as zero.
+    fn alloc_large<S: Supply>(
+        &self,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+        supply: &S,
+    ) -> (Block, bool) {
+        let bytes = class.slab_pages() * PAGE_BYTES;
+        if !self.charge_or_reclaim(lane, bytes, asked_bytes, supply) {
+            return (NONE, false);
+        }
+        let pages = class.slab_pages();
+        let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.address());
+        let Some(Taken { span, zeroed }) = taken else {
+            self.refund(bytes);
+            return (NONE, false);
+        };
         let block = span.base() + 2 * HEADER_BYTES;
         let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
         Raw.header(block).store(header.0, Ordering::Relaxed);
-        self.link_large(span, supply);
-        Some((block, zeroed))
+        self.link_large(span, bytes, supply);
+        (block, zeroed)
     }
 
-    /// Puts a large block's span on the request's list and counts it in.
-    pub fn link_large<S: Supply>(&self, span: &Span, supply: &S) {
+    /// Puts the span of a large block, which is charged for so many bytes, on the request's list.
+    pub fn link_large<S: Supply>(&self, span: &Span, charged_bytes: usize, supply: &S) {
         supply.with_large_lock(self.address(), || {
             span.previous.set(null());
             span.next.set(self.large.get());
@@ -500,11 +779,9 @@ impl Control {
                 first.previous.set(span);
             }
             self.large.set(span);
-            let bytes = span.needed_bytes();
-            span.charged_bytes.set(bytes);
+            span.charged_bytes.set(charged_bytes);
             self.large_count.add();
-            self.large_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.grow(bytes);
+            self.large_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
         });
     }
 
@@ -527,22 +804,18 @@ impl Control {
             }
             let bytes = span.charged_bytes.get();
             self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.shrink(bytes);
+            self.refund(bytes);
             self.large_count.drop_one();
             true
         })
     }
 
-    /// A large block's span has another length now.
-    pub fn recharge_large(&self, span: &Span) {
-        let (old_bytes, new_bytes) = (span.charged_bytes.get(), span.bytes());
+    /// A large block needs another number of bytes now; `growth_bytes` more are charged for already.
+    pub fn recharge_large(&self, span: &Span, growth_bytes: usize, new_bytes: usize) {
+        let old_bytes = span.charged_bytes.get();
         span.charged_bytes.set(new_bytes);
         self.large_bytes.fetch_add(new_bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
-        if new_bytes >= old_bytes {
-            self.grow(new_bytes - old_bytes);
-        } else {
-            self.shrink(old_bytes - new_bytes);
-        }
+        self.refund(old_bytes + growth_bytes - new_bytes);
     }
 
     /// Takes all strays into a lane's bins.
@@ -597,28 +870,77 @@ impl Control {
         Figures {
             live_blocks: in_regions + large_count,
             live_bytes: bytes_in_regions + large_bytes,
-            footprint: self.footprint.load(Ordering::Relaxed),
-            peak: self.peak.load(Ordering::Relaxed),
+            footprint: self.footprint_bytes(),
+            peak: self.peak_bytes(),
         }
     }
 
     /// Largest footprint so far.
     pub fn peak_bytes(&self) -> usize {
-        self.peak.load(Ordering::Relaxed)
+        self.peak_bytes.load(Ordering::Relaxed)
     }
 
     /// Walks the lane the caller is in, every lane nobody is in, and their regions; fatal when a
     /// structure contradicts itself.
     pub fn check(&self, inside: Option<&Lane>) {
+        self.each_lane(inside, |lane| self.check_lane(lane));
+    }
+
+    /// Visits the lane the caller is in and every lane nobody is in.
+    fn each_lane(&self, inside: Option<&Lane>, mut visit: impl FnMut(&Lane)) {
         for lane in self.lanes() {
             let is_inside = inside.is_some_and(|inside| core::ptr::eq(inside, lane));
             if is_inside || lane.occupancy.try_enter() {
-                self.check_lane(lane);
+                visit(lane);
                 if !is_inside {
                     lane.occupancy.leave();
                 }
             }
         }
+    }
+
+    /// Visits the blocks that were not freed and that nobody persisted: the header, the block, its bytes
+    /// and its class, which a block with a mapping of its own has not. Leaves out the lanes that other
+    /// threads are in.
+    pub fn each_leak<S: Supply>(
+        &self,
+        inside: Option<&Lane>,
+        supply: &S,
+        mut visit: impl FnMut(Header, Block, usize, Option<Class>),
+    ) {
+        let strays = inside.unwrap_or(&self.first);
+        if inside.is_some() || strays.occupancy.try_enter() {
+            self.drain_into(strays);
+            if inside.is_none() {
+                strays.occupancy.leave();
+            }
+        }
+        self.each_lane(inside, |lane| {
+            lane.retire_range();
+            for region in lane.regions() {
+                for (block, header, class) in crate::lane::walk(region, self.id()) {
+                    if header.has(LIVE) && !header.has(FREED | PERSISTENT) {
+                        visit(header, block, class.payload_bytes(), Some(class));
+                    }
+                }
+            }
+        });
+        supply.with_large_lock(self.address(), || {
+            let mut next = self.large.get();
+            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
+            while let Some(span) = unsafe { next.as_ref() } {
+                next = span.next.get();
+                let block = span.base() + 2 * HEADER_BYTES;
+                let header = Header(Raw.header(block).load(Ordering::Relaxed));
+                if span.kept.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let class = (span.kind() == SpanKind::Large)
+                    .then(|| Class::from_index(span.class_index()))
+                    .flatten();
+                visit(header, block, class.map_or(span.note.get(), Class::payload_bytes), class);
+            }
+        });
     }
 
     fn check_lane(&self, lane: &Lane) {

@@ -149,7 +149,7 @@ fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usiz
         let blocks = walk(region, id).count();
         let bytes = region.carved_end.get() - region.base() - HEADER_BYTES;
         swept.recount(-(blocks as isize), -(bytes as isize));
-        control.shrink(region.bytes());
+        control.refund(region.bytes());
         control.release_region(region, supply);
         gained += bytes;
     }

@@ -7,18 +7,22 @@
 //! - **T1** `active` is the bins of the topmost live entry, or the cache's when there is none.
 //! - **T2** An entry owns a handle of its request from when it is pushed until it is left.
 //! - **T3** A lane that a thread is in is owned by exactly one of its live entries.
+//! - **T4** Inside a request that traces its leaks `active` is a sentinel too: every allocation and every
+//!   free goes the slow way, which finds the lane by the entry.
+
+pub mod finish;
+pub mod slow;
 
 use crate::bin::{Bins, Kind};
-use crate::block::{Block, Header, NONE};
+use crate::block::{Block, NONE};
 use crate::cache::Cache;
-use crate::fatal;
-use crate::heap::{Allocated, Heap, SERIALS_PER_DRAW, TICK_MILLISECONDS, padded_size};
+use crate::fatal::Line;
+use crate::heap::{Heap, SERIALS_PER_DRAW, TICK_MILLISECONDS};
 use crate::lane::Lane;
 use crate::os;
 use crate::pool::{Pool, Successors};
-use crate::request::close::{Outcome, Survivors};
-use crate::request::control::Control;
-use crate::size_class::Class;
+use crate::request::control::{Control, Opening};
+use crate::trace::Site;
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
@@ -28,6 +32,7 @@ pub static HEAP: Heap = Heap::new();
 
 static UNUSED: Bins = Bins::new(Kind::Unused);
 static EXITED: Bins = Bins::new(Kind::Exited);
+static TRACED: Bins = Bins::new(Kind::Traced);
 
 /// Threads that are not in use, and all there ever were.
 static POOL: Pool = Pool::new();
@@ -58,6 +63,8 @@ pub enum EntryKind {
     Hook,
     /// `persistent`.
     Persistent,
+    /// `rq_persistent_on`.
+    PersistentHook,
 }
 
 /// A thread's being inside a request, or inside `persistent`.
@@ -111,6 +118,14 @@ pub struct Thread {
     depth: Cell<usize>,
     slow_count: Cell<u32>,
     next_age: Cell<u64>,
+    /// How many callers up the stack wait for a bailout by unwinding.
+    pub catching_count: Cell<usize>,
+    /// The innermost `rq_try` of C, and the text of the last bailout to one.
+    pub try_top: Cell<*mut libc::c_void>,
+    /// See `try_top`.
+    pub bailout_text: Cell<Line>,
+    /// Where the allocation is that is going on, when its caller says so.
+    pub site: Cell<Site>,
 }
 
 struct ThreadMemory;
@@ -164,10 +179,12 @@ fn take_thread() -> Option<&'static Thread> {
     }
     let address = HEAP.pages.meta.take(size_of::<Thread>())?;
     let place = with_exposed_provenance_mut::<Thread>(address);
-    // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for the
-    // entries, which hold an enum and pointers: written here.
+    // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for what
+    // holds an enum or is not all zeros when empty: written here.
     let thread = unsafe {
         (&raw mut (*place).inline_entries).write(Cell::new([NO_ENTRY; INLINE_ENTRIES]));
+        (&raw mut (*place).site).write(Cell::new(Site::NONE));
+        (&raw mut (*place).bailout_text).write(Cell::new(Line::EMPTY));
         &*place
     };
     let mut first = ALL.load(Ordering::Relaxed);
@@ -252,6 +269,8 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         let top = thread.depth.get() - 1;
         thread.leave_index(top);
     }
+    thread.try_top.set(null_mut());
+    thread.catching_count.set(0);
     for control in thread.stash.iter().take(thread.stash_count.replace(0)) {
         // SAFETY: stashed control blocks are this thread's.
         HEAP.recycle(unsafe { &*control.get() });
@@ -307,7 +326,7 @@ impl Thread {
     fn make_room_slow(&self) -> bool {
         let old = self.more_capacity.get();
         let wanted = (old * 2).max(INLINE_ENTRIES) * size_of::<Entry>();
-        let block = allocate_persistent(self, wanted, 16).block;
+        let block = slow::allocate_persistent(self, wanted, 16).block;
         if block == NONE {
             return false;
         }
@@ -334,8 +353,9 @@ impl Thread {
             None => (control.enter(|bytes| HEAP.pages.meta.take(bytes))?, true),
         };
         lane.bins.set_cache(&raw const self.cache.bins);
+        let is_traced = control.leaks.get().traced;
         Some(self.push(Entry {
-            bins: &raw const lane.bins,
+            bins: if is_traced { &raw const TRACED } else { &raw const lane.bins },
             control,
             lane,
             serial: 0,
@@ -354,10 +374,20 @@ impl Thread {
             .map(|entry| unsafe { &*entry.lane })
     }
 
+    /// The lane the thread allocates from, and its request; `None`: its allocations are persistent.
+    pub fn active_lane(&self) -> Option<(&'static Control, &'static Lane)> {
+        let top = self.depth.get().checked_sub(1).map(|top| self.entry(top))?;
+        // SAFETY: the topmost entry is live (T1), its lane is this thread's, and its handle keeps the
+        // control block.
+        unsafe { top.lane.as_ref().map(|lane| (&*top.control, lane)) }
+    }
+
     /// Enters the persistent lifetime.
-    pub fn enter_persistent(&self) -> Option<EntryName> {
-        self.make_room(self.depth.get())
-            .then(|| self.push(Entry { bins: &raw const self.cache.bins, live: true, ..NO_ENTRY }))
+    pub fn enter_persistent(&self, kind: EntryKind) -> Option<EntryName> {
+        self.make_room(self.depth.get()).then(|| {
+            let bins = &raw const self.cache.bins;
+            self.push(Entry { bins, kind, live: true, ..NO_ENTRY })
+        })
     }
 
     fn push(&self, entry: Entry) -> EntryName {
@@ -373,7 +403,7 @@ impl Thread {
     /// Leaves an entry, whatever lies above it. What it owned goes: the lane, then the handle.
     pub fn leave(&self, name: EntryName) {
         if let Some(control) = self.leave_keeping_handle(name) {
-            drop_handle(control);
+            finish::drop_handle(control);
         }
     }
 
@@ -444,20 +474,43 @@ impl Thread {
     /// Leaves the innermost entry that `begin_request` made; its request, whose handle the caller
     /// has now.
     pub fn leave_hook(&self) -> Option<&'static Control> {
-        let index = (0..self.depth.get()).rev().find(|&index| {
-            let entry = self.entry(index);
-            entry.live && entry.kind == EntryKind::Hook
-        })?;
-        self.leave_keeping_handle(EntryName { index, serial: self.entry(index).serial })
+        let name = self.innermost(EntryKind::Hook)?;
+        self.leave_keeping_handle(name)
+    }
+
+    /// The innermost live entry of a kind.
+    pub fn innermost(&self, kind: EntryKind) -> Option<EntryName> {
+        (0..self.depth.get())
+            .rev()
+            .map(|index| (index, self.entry(index)))
+            .find(|(_, entry)| entry.live && entry.kind == kind)
+            .map(|(index, entry)| EntryName { index, serial: entry.serial })
+    }
+
+    /// How many entries there are, dead ones below a live one too.
+    pub fn depth(&self) -> usize {
+        self.depth.get()
+    }
+
+    /// Leaves every entry above so many; their requests are not over cleanly.
+    pub fn leave_above(&self, depth: usize) {
+        while self.depth.get() > depth {
+            let top = self.depth.get() - 1;
+            // SAFETY: null, or a control block, which is type-stable.
+            if let Some(control) = unsafe { self.entry(top).control.as_ref() } {
+                control.bailed_out.store(true, Ordering::Relaxed);
+            }
+            self.leave_index(top);
+        }
     }
 
     // ---- requests ----------------------------------------------------------------------------
 
     /// Opens a request with one handle, the caller's. `None`: out of memory.
     #[inline]
-    pub fn open_request(&self, name: Option<&'static str>) -> Option<&'static Control> {
+    pub fn open_request(&self, opening: &Opening) -> Option<&'static Control> {
         let control = self.take_control()?;
-        HEAP.open_request(control, self.take_serial(), name);
+        HEAP.open_request(control, self.take_serial(), opening);
         self.opened_count.add(1);
         Some(control)
     }
@@ -514,43 +567,20 @@ impl Thread {
     }
 }
 
-/// Finishes a request whose last handle the caller dropped, and pools its control block.
-pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
-    let outcome = HEAP.finish_request(control, survivors);
-    let thread = current();
-    match thread {
-        Some(thread) => thread.finished_count.add(1),
-        None => {
-            FINISHED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-    if outcome.is_over && !thread.is_some_and(|thread| thread.stash_control(control)) {
-        HEAP.recycle(control);
-    }
-    outcome
-}
-
 /// One more handle, for who has one. Fatal when there are so many that counting them would soon fail:
 /// only forgetting handles in a loop gets there.
 pub fn add_handle(control: &Control) {
     let before = control.handles.add();
     if before > u32::MAX / 2 {
-        fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
-    }
-}
-
-/// Drops a handle; the last one closes the request.
-pub fn drop_handle(control: &'static Control) {
-    if control.handles.drop_one() {
-        finish(control, Survivors::Live);
+        crate::fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
     }
 }
 
 /// Opens a request in a thread that has exited or has no memory for a cache.
-pub fn open_without_thread(name: Option<&'static str>) -> Option<&'static Control> {
+pub fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
     HEAP.set_up();
     let control = HEAP.take_control()?;
-    HEAP.open_request(control, HEAP.draw_serials(), name);
+    HEAP.open_request(control, HEAP.draw_serials(), opening);
     OPENED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
     Some(control)
 }
@@ -589,149 +619,4 @@ pub fn trim() -> usize {
         }
     }
     HEAP.release_all_idle()
-}
-
-// ---- allocation, where the fast path has no answer -------------------------------------------
-
-/// A persistent block, whatever is active.
-fn allocate_persistent(thread: &Thread, size: usize, align: usize) -> Allocated {
-    match padded_size(size, align).map(Class::of) {
-        None => Allocated { block: NONE, zeroed: false },
-        Some(Some(class)) => HEAP.alloc_persistent(Some(&thread.cache), class),
-        Some(None) => HEAP.alloc_huge(size, align, None),
-    }
-}
-
-/// Allocates where the fast path found nothing, or where no fast path goes.
-#[cold]
-#[inline(never)]
-pub fn alloc_slow(size: usize, align: usize) -> Allocated {
-    let Some(thread) = current_or_start() else { return alloc_without_cache(size, align) };
-    thread.tick();
-    let allocated = match active().kind() {
-        Kind::Lane => {
-            // SAFETY: the active bins are a lane's, and this thread is in it.
-            let lane = unsafe { Control::lane_of(active()) };
-            match thread.current_control() {
-                Some(control) => allocate_in(control, lane, size, align),
-                None => fatal::broken("active lane without an entry", 0, 0),
-            }
-        }
-        _ => allocate_persistent(thread, size, align),
-    };
-    align_block(allocated, align)
-}
-
-/// A thread that has given its cache back, or that has no memory for one.
-fn alloc_without_cache(size: usize, align: usize) -> Allocated {
-    HEAP.set_up();
-    let allocated = match padded_size(size, align).map(Class::of) {
-        None => Allocated { block: NONE, zeroed: false },
-        Some(Some(class)) => HEAP.alloc_persistent(None, class),
-        Some(None) => HEAP.alloc_huge(size, align, None),
-    };
-    align_block(allocated, align)
-}
-
-/// A block of a request, in a lane that this thread is in.
-fn allocate_in(control: &Control, lane: &Lane, size: usize, align: usize) -> Allocated {
-    let Some(padded) = padded_size(size, align) else {
-        return Allocated { block: NONE, zeroed: false };
-    };
-    let Some(class) = Class::of(padded) else {
-        return HEAP.alloc_huge(size, align, Some(control));
-    };
-    let block = lane.bins.alloc(class);
-    if block != NONE {
-        return Allocated { block, zeroed: false };
-    }
-    if class.is_single() {
-        if let Some((block, zeroed)) = control.alloc_large(class, &HEAP) {
-            return Allocated { block, zeroed };
-        }
-    }
-    Allocated { block: control.alloc_slow(lane, class, &HEAP), zeroed: false }
-}
-
-/// Moves the payload up to its alignment and writes the word that leads back.
-fn align_block(allocated: Allocated, align: usize) -> Allocated {
-    let Allocated { block, zeroed } = allocated;
-    if align <= 16 || block % align == 0 || block == NONE {
-        return allocated;
-    }
-    let payload = block.next_multiple_of(align);
-    let word = crate::block::Memory::header(&crate::bin::Raw, payload);
-    word.store(Header::aligned(payload - block).0, Ordering::Relaxed);
-    Allocated { block: payload, zeroed }
-}
-
-/// Frees what the fast path refused.
-#[cold]
-#[inline(never)]
-pub fn free_slow(payload: usize, size: usize, align: usize) {
-    let thread = current_or_start();
-    let found = HEAP.judge(payload, size, align);
-    HEAP.mark_aligned_freed(payload, found.block);
-    let lane = (active().kind() == Kind::Lane)
-        // SAFETY: the active bins are a lane's, and this thread is in it.
-        .then(|| unsafe { Control::lane_of(active()) });
-    HEAP.free_found(&found, thread.map(|thread| &thread.cache), lane);
-}
-
-/// A bin is over its cap: of the cache, or of the lane this thread is in.
-#[cold]
-#[inline(never)]
-pub fn bin_full_slow(bins: &Bins, class: Class) {
-    let Some(thread) = current() else { return };
-    thread.tick();
-    if bins.kind() != Kind::Lane {
-        return HEAP.bin_full(&thread.cache, class);
-    }
-    if let Some(control) = thread.current_control() {
-        // SAFETY: the bins are a lane's, and this thread is in it.
-        control.lane_bin_full(unsafe { Control::lane_of(bins) }, class);
-    }
-}
-
-/// Resizes a block in place if that can be done; its payload, which moves only with its pages, or
-/// `NONE`: the caller allocates, copies and frees.
-pub fn resize_in_place(payload: usize, size: usize, align: usize, new_size: usize) -> Block {
-    let found = HEAP.judge(payload, size, align);
-    let class = padded_size(size, align).and_then(Class::of);
-    if class.is_some() && class == padded_size(new_size, align).and_then(Class::of) {
-        return payload;
-    }
-    if align > 16 {
-        return NONE;
-    }
-    HEAP.resize_alone(&found, new_size)
-}
-
-/// A new block for one of this thread's or another's that grows: of the same lifetime, whatever is
-/// active. The request of a stray may be closed: then the block is persistent, as its survivors are.
-pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) -> Allocated {
-    let found = HEAP.judge(payload, size, align);
-    let owner = found.span.owner();
-    let Some(thread) = current_or_start() else { return alloc_without_cache(new_size, align) };
-    if owner == 0 || found.header.has(crate::block::PERSISTENT) {
-        return align_block(allocate_persistent(thread, new_size, align), align);
-    }
-    // SAFETY: the owner is a control block, kept by the live block.
-    let control = unsafe { Control::at(owner) };
-    if let Some(lane) = thread.lane_inside(control) {
-        return align_block(allocate_in(control, lane, new_size, align), align);
-    }
-    if !control.handles.try_add() {
-        return align_block(allocate_persistent(thread, new_size, align), align);
-    }
-    let allocated = match control.enter(|bytes| HEAP.pages.meta.take(bytes)) {
-        Some(lane) => {
-            let allocated = allocate_in(control, lane, new_size, align);
-            lane.occupancy.leave();
-            allocated
-        }
-        None => Allocated { block: NONE, zeroed: false },
-    };
-    drop_handle(control);
-    align_block(allocated, align)
 }

@@ -1,0 +1,20 @@
+--TEST--
+rqmalloc.check_owner: every block is asked for its owner
+--EXTENSIONS--
+rqmalloc
+--INI--
+rqmalloc.check_owner=1
+--FILE--
+<?php
+$list = [];
+for ($i = 0; $i < 2000; $i++) {
+    $list[$i] = str_repeat('x', $i * 7 % 5000);
+    $list[$i] .= 'y';
+    if ($i % 3 === 0) {
+        unset($list[$i >> 1]);
+    }
+}
+echo count($list), ' ', md5(implode($list)), "\n";
+?>
+--EXPECTF--
+%d %s

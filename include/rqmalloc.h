@@ -1,0 +1,255 @@
+/* rqmalloc.h: requests and the emalloc family of PHP's Zend Memory Manager, for C and C++.
+ *
+ * Between rq_begin_request() and rq_end_request() every block of emalloc() belongs to the request, and the end
+ * frees all of them at once, whatever was leaked and however the request was left. Blocks of pemalloc(size, 1) are
+ * persistent: they live until they are freed. Every block knows which of the two it is.
+ *
+ * Link with librqmalloc (static or shared; `pkg-config --cflags --libs rqmalloc`).
+ *
+ * The functions are named rq_emalloc and so on; the plain names of the Zend Memory Manager are macros, absent where
+ * RQMALLOC_NO_ZEND_NAMES is defined. With RQMALLOC_DEBUG defined the macros pass on __FILE__ and __LINE__, which the
+ * leak report of a request with trace_leaks names.
+ *
+ * Failure. The emalloc family never returns NULL. When a request is at its memory limit, when the system has no
+ * memory, or when a product overflows, the error handler is called (rq_set_error_handler), then the innermost rq_try
+ * of the thread is gone back to (rq_bailout); without one the process ends with the error's text and SIGABRT.
+ * Misuse (a foreign pointer, a block of the other family, a double free) always ends the process with one line.
+ *
+ * Alignment. Every block is aligned to 16 bytes.
+ */
+#ifndef RQMALLOC_H
+#define RQMALLOC_H
+
+#include <setjmp.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define RQ_ATTRIBUTE(list) __attribute__(list)
+#else
+#define RQ_ATTRIBUTE(list)
+#endif
+#define RQ_MALLOC RQ_ATTRIBUTE((malloc, warn_unused_result, returns_nonnull))
+#define RQ_RESULT RQ_ATTRIBUTE((warn_unused_result, returns_nonnull))
+
+/* ---- requests ------------------------------------------------------------------------------------------------ */
+
+/* How a request is to be. Zeros are the defaults. */
+typedef struct rq_options {
+    /* What the request is called in reports: UTF-8, valid as long as the request. NULL: nothing. */
+    const char *name;
+    /* Bytes of pages that the request may hold. 0: no limit. */
+    size_t memory_limit;
+    /* So many bytes below the limit the request is marked, which rq_check() tells. 0: an eighth of the limit. */
+    size_t reserve;
+    /* On a clean end, list on standard error what was never freed, by size class. */
+    bool report_leaks;
+    /* The same after a bailout, too. */
+    bool report_leaks_after_bailout;
+    /* Remember where each block was allocated; implies report_leaks. */
+    bool trace_leaks;
+} rq_options;
+
+/* What became of a request's memory. Bytes of blocks include headers and what size classes add. */
+typedef struct rq_report {
+    uint64_t id;
+    /* The most memory the request held at a time, in bytes of whole pages. */
+    size_t peak_bytes;
+    uint64_t freed_blocks;
+    size_t freed_bytes;
+    uint64_t surviving_blocks;
+    size_t surviving_bytes;
+    /* Bytes of the pages that the survivors keep. */
+    size_t pinned_bytes;
+    /* Somebody else is still inside: the request was only left, and nothing was freed. */
+    bool still_open;
+} rq_report;
+
+/* Begins a request: from here on what this thread allocates belongs to it. Nests. Returns its number, which no other
+ * request of the process ever has. */
+uint64_t rq_begin_request(void);
+/* The same with options; NULL: the defaults. */
+uint64_t rq_begin_request_with(const rq_options *options);
+/* Ends this thread's innermost request: frees every block of it but those that rq_persist() kept. Nothing may use or
+ * free one of them afterwards. `report` may be NULL. Fatal when no request is open on this thread. */
+void rq_end_request(rq_report *report);
+/* The safe end: blocks that are still live stay valid until they are freed. `report` may be NULL. */
+void rq_close_request(rq_report *report);
+/* The number of the request this thread is inside; 0: none. */
+uint64_t rq_current_request(void);
+
+/* Calls callback(argument) inside this thread's request before its memory goes: on end, on close and after a bailout,
+ * the last registered first. The memory limit is suspended meanwhile; what it allocates is freed with the request.
+ * Fatal when no request is open. */
+void rq_on_end(void (*callback)(void *argument), void *argument);
+
+/* From here to rq_persistent_off() what this thread allocates is persistent. Nests, also with requests. */
+void rq_persistent_on(void);
+/* Fatal without an rq_persistent_on() before. */
+void rq_persistent_off(void);
+/* Decrees that this block of a request outlives it: it stays valid until it is freed, with rq_free() or efree(). */
+void rq_persist(void *pointer);
+/* Frees a block of any family. NULL is ignored. */
+void rq_free(void *pointer);
+
+/* ---- the emalloc family: blocks of the request ------------------------------------------------------------------
+ * Without an open request the blocks are persistent, as in the Zend Memory Manager before the first request.
+ * Size 0 gives a unique pointer. */
+
+void *rq_emalloc(size_t size) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1)));
+/* count * size + offset bytes, checked. */
+void *rq_safe_emalloc(size_t count, size_t size, size_t offset) RQ_MALLOC;
+/* Zeroed. */
+void *rq_ecalloc(size_t count, size_t size) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1, 2)));
+/* NULL: as emalloc. Size 0 does not free, it shrinks. The block keeps its request, whichever is open. When it fails
+ * the old block is as it was. */
+void *rq_erealloc(void *pointer, size_t size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
+/* As erealloc, but when the block moves only the first copy_size bytes come along. */
+void *rq_erealloc2(void *pointer, size_t size, size_t copy_size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
+void *rq_safe_erealloc(void *pointer, size_t count, size_t size, size_t offset) RQ_RESULT;
+/* NULL is ignored. Fatal ("wrong family") for a persistent block. */
+void rq_efree(void *pointer);
+char *rq_estrdup(const char *text) RQ_MALLOC;
+/* Copies exactly `length` bytes, zeros among them, and appends a zero. */
+char *rq_estrndup(const char *text, size_t length) RQ_MALLOC;
+
+/* ---- the pemalloc family: persistent blocks if `persistent`, else as above --------------------------------------
+ * The block remembers: another flag at perealloc or pefree is fatal ("wrong family"). Persistent memory counts in no
+ * request's usage or limit. */
+
+void *rq_pemalloc(size_t size, bool persistent) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1)));
+void *rq_safe_pemalloc(size_t count, size_t size, size_t offset, bool persistent) RQ_MALLOC;
+void *rq_pecalloc(size_t count, size_t size, bool persistent) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1, 2)));
+void *rq_perealloc(void *pointer, size_t size, bool persistent) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
+void *rq_safe_perealloc(void *pointer, size_t count, size_t size, size_t offset, bool persistent) RQ_RESULT;
+void rq_pefree(void *pointer, bool persistent);
+char *rq_pestrdup(const char *text, bool persistent) RQ_MALLOC;
+char *rq_pestrndup(const char *text, size_t length, bool persistent) RQ_MALLOC;
+
+/* The same for the macros of RQMALLOC_DEBUG: with the place of the call, a string that lives for ever. */
+void *rq_emalloc_at(size_t size, const char *file, unsigned line) RQ_MALLOC;
+void *rq_safe_emalloc_at(size_t count, size_t size, size_t offset, const char *file, unsigned line) RQ_MALLOC;
+void *rq_ecalloc_at(size_t count, size_t size, const char *file, unsigned line) RQ_MALLOC;
+void *rq_erealloc_at(void *pointer, size_t size, const char *file, unsigned line) RQ_RESULT;
+void *rq_erealloc2_at(void *pointer, size_t size, size_t copy_size, const char *file, unsigned line) RQ_RESULT;
+void *rq_safe_erealloc_at(void *pointer, size_t count, size_t size, size_t offset, const char *file, unsigned line)
+    RQ_RESULT;
+char *rq_estrdup_at(const char *text, const char *file, unsigned line) RQ_MALLOC;
+char *rq_estrndup_at(const char *text, size_t length, const char *file, unsigned line) RQ_MALLOC;
+
+/* ---- figures and the limit ------------------------------------------------------------------------------------ */
+
+/* Bytes that fit into the block: at least what was asked for. 0 for NULL; fatal for a foreign pointer. */
+size_t rq_block_size(const void *pointer);
+/* Whether the address lies in memory of rqmalloc; false for NULL. Never fatal. */
+bool rq_is_ours(const void *pointer);
+/* Of this thread's request, 0 without one. `real`: bytes of the pages it holds; else bytes of its live blocks. */
+size_t rq_memory_usage(bool real);
+/* The most so far, in bytes of pages either way: live blocks are not counted one by one. */
+size_t rq_memory_peak_usage(bool real);
+/* From now on the peak is measured anew. */
+void rq_memory_reset_peak_usage(void);
+/* Sets the limit of this thread's request in bytes of pages; SIZE_MAX: none. False, with nothing changed, when the
+ * request holds more than that even after reclaiming, or when no request is open. */
+bool rq_set_memory_limit(size_t bytes);
+/* Gives pages back that only free blocks of this thread's request are in; without a request what the process has
+ * idle. Returns the bytes that went. */
+size_t rq_gc(void);
+
+/* A request has reached its limit, or its mark below it. */
+typedef struct rq_limit_error {
+    /* The limit, in bytes of pages; what was in use when it was reached; the bytes of the block that were asked for. */
+    size_t limit_bytes;
+    size_t in_use_bytes;
+    size_t asked_bytes;
+} rq_limit_error;
+
+/* False when this thread's request is at limit - reserve or above: it should give up, with rq_bailout() for instance,
+ * while allocation still goes on. `error` may be NULL. */
+bool rq_check(rq_limit_error *error);
+
+/* Calls handler(text) with the text of every failure of the emalloc family before it bails out, or before it is fatal.
+ * The memory limit is suspended meanwhile. NULL: none. For the whole process. */
+void rq_set_error_handler(void (*handler)(const char *text));
+
+/* ---- bailout ---------------------------------------------------------------------------------------------------
+ *
+ *     rq_try {
+ *         ... emalloc() at its limit, or rq_bailout("no such function") ...
+ *     } rq_catch {
+ *         ... rq_bailout_reason() ...
+ *     } rq_end_try
+ *
+ * Per thread, nested: in the rq_catch part the next outer rq_try counts. A bailout also leaves the requests and
+ * persistent parts that were entered inside the rq_try: such requests are closed. It frees nothing else: the end of the
+ * request does. The body may be left by return, break and goto. Local variables that change inside must be volatile,
+ * as for setjmp. No frame between rq_try and the bailout may be one of Rust or C++ with destructors to run. */
+
+typedef struct rq_try_frame {
+    sigjmp_buf place;
+    struct rq_try_frame *previous;
+    size_t depth;
+} rq_try_frame;
+
+/* For the macros only. */
+void rq_try_enter(rq_try_frame *frame);
+void rq_try_leave(rq_try_frame *frame);
+
+#define rq_try                                                                                                         \
+    {                                                                                                                  \
+        rq_try_frame rq_frame RQ_ATTRIBUTE((cleanup(rq_try_leave)));                                                   \
+        rq_try_enter(&rq_frame);                                                                                       \
+        if (sigsetjmp(rq_frame.place, 0) == 0)
+#define rq_catch else
+#define rq_end_try }
+
+/* Goes back to the innermost rq_try of this thread; without one fatal. `reason` is copied; NULL: none. */
+void rq_bailout(const char *reason) RQ_ATTRIBUTE((noreturn));
+/* The text of this thread's last bailout; "" before the first one. Valid until the next one. */
+const char *rq_bailout_reason(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- the plain names ------------------------------------------------------------------------------------------ */
+
+#ifndef RQMALLOC_NO_ZEND_NAMES
+#ifdef RQMALLOC_DEBUG
+#define emalloc(size) rq_emalloc_at((size), __FILE__, __LINE__)
+#define safe_emalloc(count, size, offset) rq_safe_emalloc_at((count), (size), (offset), __FILE__, __LINE__)
+#define ecalloc(count, size) rq_ecalloc_at((count), (size), __FILE__, __LINE__)
+#define erealloc(pointer, size) rq_erealloc_at((pointer), (size), __FILE__, __LINE__)
+#define erealloc2(pointer, size, copy_size) rq_erealloc2_at((pointer), (size), (copy_size), __FILE__, __LINE__)
+#define safe_erealloc(pointer, count, size, offset)                                                                    \
+    rq_safe_erealloc_at((pointer), (count), (size), (offset), __FILE__, __LINE__)
+#define estrdup(text) rq_estrdup_at((text), __FILE__, __LINE__)
+#define estrndup(text, length) rq_estrndup_at((text), (length), __FILE__, __LINE__)
+#else
+#define emalloc(size) rq_emalloc(size)
+#define safe_emalloc(count, size, offset) rq_safe_emalloc((count), (size), (offset))
+#define ecalloc(count, size) rq_ecalloc((count), (size))
+#define erealloc(pointer, size) rq_erealloc((pointer), (size))
+#define erealloc2(pointer, size, copy_size) rq_erealloc2((pointer), (size), (copy_size))
+#define safe_erealloc(pointer, count, size, offset) rq_safe_erealloc((pointer), (count), (size), (offset))
+#define estrdup(text) rq_estrdup(text)
+#define estrndup(text, length) rq_estrndup((text), (length))
+#endif
+#define efree(pointer) rq_efree(pointer)
+#define pemalloc(size, persistent) rq_pemalloc((size), (persistent))
+#define safe_pemalloc(count, size, offset, persistent) rq_safe_pemalloc((count), (size), (offset), (persistent))
+#define pecalloc(count, size, persistent) rq_pecalloc((count), (size), (persistent))
+#define perealloc(pointer, size, persistent) rq_perealloc((pointer), (size), (persistent))
+#define safe_perealloc(pointer, count, size, offset, persistent)                                                       \
+    rq_safe_perealloc((pointer), (count), (size), (offset), (persistent))
+#define pefree(pointer, persistent) rq_pefree((pointer), (persistent))
+#define pestrdup(text, persistent) rq_pestrdup((text), (persistent))
+#define pestrndup(text, length, persistent) rq_pestrndup((text), (length), (persistent))
+#endif
+
+#endif

@@ -1,0 +1,73 @@
+//! `budget`: what is granted never passes the limit, what is accepted as a limit is never below what is
+//! in use, and a mark says why it was set.
+
+use loom::sync::Arc;
+use loom::thread;
+use rqmalloc_loom_tests::budget::{Budget, Mark, Marked, NO_LIMIT};
+use rqmalloc_loom_tests::model::explore;
+
+fn budget(used: u32, limit: u32) -> Arc<Budget> {
+    let budget = Budget::new();
+    budget.open(limit);
+    assert_eq!(budget.charge_beyond(used), Some(used));
+    Arc::new(budget)
+}
+
+/// Two lanes at the boundary: only one of them gets the last pages.
+#[test]
+fn two_charges_at_the_limit() {
+    explore(3, || {
+        let budget = budget(1, 4);
+        let others = [budget.clone(), budget.clone()];
+        let threads = others.map(|other| thread::spawn(move || other.charge(2, 0).is_some()));
+        let granted = threads.map(|thread| u32::from(thread.join().unwrap())).iter().sum::<u32>();
+        assert_eq!(granted, 1, "G1: of two charges that do not fit together one is granted");
+        assert_eq!(budget.used(), 3, "G1: what is in use is what was granted");
+    });
+}
+
+/// A limit that is lowered while a lane grows: never is more in use than a limit that was accepted.
+#[test]
+fn limit_lowered_against_charge() {
+    explore(3, || {
+        let budget = budget(1, 8);
+        let other = budget.clone();
+        let lane = thread::spawn(move || other.charge(2, 0).is_some());
+        let accepted = budget.set_limit(2);
+        let granted = lane.join().unwrap();
+        assert!(accepted != granted, "G1: the limit was accepted, or the charge granted, not both");
+        assert_eq!((budget.used(), budget.limit()), if granted { (3, 8) } else { (1, 2) });
+    });
+}
+
+/// What one lane gives back another can have; nothing is lost or counted twice.
+#[test]
+fn refund_against_charge_and_limit() {
+    explore(3, || {
+        let budget = budget(3, 4);
+        let others = [budget.clone(), budget.clone()];
+        let [giver, lane] = others;
+        let giver = thread::spawn(move || giver.refund(2));
+        let lane = thread::spawn(move || lane.charge(2, 0).is_some());
+        let lifted = budget.set_limit(NO_LIMIT);
+        giver.join().unwrap();
+        let granted = lane.join().unwrap();
+        assert!(lifted, "no limit is never below what is in use");
+        assert_eq!(budget.used(), if granted { 3 } else { 1 }, "every change is counted once");
+    });
+}
+
+/// The mark is seen with what it says.
+#[test]
+fn mark_set_against_check() {
+    explore(3, || {
+        let mark = Arc::new(Mark::new());
+        let other = mark.clone();
+        let why = Marked { in_use_bytes: 7, asked_bytes: 9 };
+        let lane = thread::spawn(move || other.set(why));
+        let seen = mark.get();
+        assert!(seen.is_none() || seen == Some(why), "G2: a mark that is seen says why");
+        lane.join().unwrap();
+        assert_eq!(mark.get(), Some(why));
+    });
+}

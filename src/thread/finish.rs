@@ -1,0 +1,136 @@
+//! How a request is finished: what was asked to run before its memory goes, what it never freed, and
+//! then its memory.
+
+use super::{EntryKind, FINISHED_WITHOUT_THREAD, HEAP, Thread, current, current_or_start};
+use crate::bin::Raw;
+use crate::leaks;
+use crate::request::close::{Outcome, Survivors};
+use crate::request::control::Control;
+use crate::sync::Ordering;
+use core::panic::AssertUnwindSafe;
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+use std::boxed::Box;
+use std::io::Write;
+
+/// A callback on its request's list. The first word is the list's.
+#[repr(C)]
+struct Node {
+    next: usize,
+    callback: Box<dyn FnOnce() + Send>,
+}
+
+/// Has something called inside the request before its memory goes: the last added first.
+///
+/// The caller is inside the request or has a handle, so the list is open; the box is in persistent
+/// memory.
+pub fn add_callback(control: &Control, callback: Box<dyn FnOnce() + Send>) {
+    let node = Box::into_raw(Box::new(Node { next: 0, callback })).expose_provenance();
+    // The list is never closed.
+    let _ = control.on_end.push(&Raw, node, node);
+}
+
+/// Drops a handle; the last one closes the request.
+pub fn drop_handle(control: &'static Control) {
+    while control.handles.drop_one() {
+        if control.on_end.is_empty() {
+            finish(control, Survivors::Live);
+            return;
+        }
+        run_callbacks(control);
+    }
+}
+
+/// Drops the caller's handle if it is the only one, after the callbacks have run: the request is the
+/// caller's to finish. `false`: others are alive, and the handle is still the caller's.
+pub fn drop_only_handle(control: &'static Control) -> bool {
+    while control.handles.drop_if_only() {
+        if control.on_end.is_empty() {
+            return true;
+        }
+        run_callbacks(control);
+    }
+    false
+}
+
+/// Runs the callbacks inside the request, those that they add too. The caller has dropped the last
+/// handle; it has one again afterwards. A panic ends the callback it comes from.
+#[cold]
+fn run_callbacks(control: &'static Control) {
+    control.handles.reopen();
+    let thread = current_or_start();
+    let name = thread.and_then(|thread| thread.enter(control, EntryKind::Guard));
+    without_limit(thread, || {
+        loop {
+            let mut has_run = false;
+            for node in control.on_end.drain().blocks(&Raw) {
+                has_run = true;
+                // SAFETY: `add_callback` made the node, and it is off the list.
+                let node = unsafe { Box::from_raw(with_exposed_provenance_mut::<Node>(node)) };
+                let Node { next: _, callback } = *node;
+                drop(std::panic::catch_unwind(AssertUnwindSafe(callback)));
+            }
+            if !has_run {
+                break;
+            }
+        }
+    });
+    if let (Some(thread), Some(name)) = (thread, name) {
+        // The handle is the caller's again.
+        thread.leave_keeping_handle(name);
+    }
+}
+
+/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts to
+/// whoever called: Rust frames lie between.
+pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) -> R {
+    let Some(thread) = thread else { return f() };
+    let lane = thread.active_lane().map(|(_, lane)| lane);
+    let was_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.replace(true));
+    let try_top = thread.try_top.replace(null_mut());
+    let catching = thread.catching_count.replace(0);
+    let result = f();
+    thread.catching_count.set(catching);
+    thread.try_top.set(try_top);
+    if let Some(lane) = lane {
+        lane.limit_is_suspended.set(was_suspended);
+    }
+    result
+}
+
+/// Lists on standard error what the request never freed, if its policy says so.
+fn report_leaks(control: &Control) {
+    let policy = control.leaks.get();
+    let is_clean = !control.bailed_out.load(Ordering::Relaxed) && !std::thread::panicking();
+    if !(policy.reported && (is_clean || policy.reported_after_bailout)) {
+        return;
+    }
+    let inside = current_or_start()
+        .and_then(|thread| thread.enter_persistent(EntryKind::Persistent).map(|name| (thread, name)));
+    let leaks = leaks::collect(control, None, &HEAP);
+    if leaks.blocks > 0 {
+        let text = std::format!("{leaks}\n");
+        // Nobody to tell if standard error is closed.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+    drop(leaks);
+    if let Some((thread, name)) = inside {
+        thread.leave(name);
+    }
+}
+
+/// Finishes a request whose last handle the caller dropped, and pools its control block.
+pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
+    report_leaks(control);
+    let outcome = HEAP.finish_request(control, survivors);
+    let thread = current();
+    match thread {
+        Some(thread) => thread.finished_count.add(1),
+        None => {
+            FINISHED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    if outcome.is_over && !thread.is_some_and(|thread| thread.stash_control(control)) {
+        HEAP.recycle(control);
+    }
+    outcome
+}

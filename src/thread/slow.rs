@@ -1,0 +1,208 @@
+//! Allocation and freeing where the fast path has no answer.
+
+use super::{HEAP, Thread, current, current_or_start, finish};
+use crate::bin::{Bins, Kind, Raw};
+use crate::block::{Block, Header, Memory, NONE, TRACED};
+use crate::heap::{Allocated, Found, needed_size, padded_size};
+use crate::lane::Lane;
+use crate::request::control::Control;
+use crate::size_class::Class;
+use crate::sync::Ordering;
+use crate::trace::{Site, Trace};
+
+/// A persistent block, whatever is active.
+pub fn allocate_persistent(thread: &Thread, size: usize, align: usize) -> Allocated {
+    match padded_size(size, align).map(Class::of) {
+        None => Allocated::NOTHING,
+        Some(Some(class)) => HEAP.alloc_persistent(Some(&thread.cache), class),
+        Some(None) => HEAP.alloc_huge(size, align),
+    }
+}
+
+/// A persistent block at an alignment, whatever is active.
+pub fn alloc_persistent(size: usize, align: usize) -> Allocated {
+    match current_or_start() {
+        Some(thread) => align_block(allocate_persistent(thread, size, align), align),
+        None => alloc_without_cache(size, align),
+    }
+}
+
+/// Allocates where the fast path found nothing, or where no fast path goes.
+#[cold]
+#[inline(never)]
+pub fn alloc_slow(size: usize, align: usize) -> Allocated {
+    let Some(thread) = current_or_start() else { return alloc_without_cache(size, align) };
+    thread.tick();
+    match thread.active_lane() {
+        Some((control, lane)) => allocate_in(thread, control, lane, size, align),
+        None => align_block(allocate_persistent(thread, size, align), align),
+    }
+}
+
+/// A thread that has given its cache back, or that has no memory for one.
+fn alloc_without_cache(size: usize, align: usize) -> Allocated {
+    HEAP.set_up();
+    let allocated = match padded_size(size, align).map(Class::of) {
+        None => Allocated::NOTHING,
+        Some(Some(class)) => HEAP.alloc_persistent(None, class),
+        Some(None) => HEAP.alloc_huge(size, align),
+    };
+    align_block(allocated, align)
+}
+
+/// A block of a request, in a lane of it that this thread is in.
+fn allocate_in(
+    thread: &Thread,
+    control: &Control,
+    lane: &Lane,
+    size: usize,
+    align: usize,
+) -> Allocated {
+    if control.leaks.get().traced {
+        return allocate_traced(thread, control, lane, size, align);
+    }
+    align_block(allocate_plain(control, lane, size, align), align)
+}
+
+fn allocate_plain(control: &Control, lane: &Lane, size: usize, align: usize) -> Allocated {
+    let Some(padded) = padded_size(size, align) else { return Allocated::NOTHING };
+    let Some(class) = Class::of(padded) else {
+        return HEAP.alloc_huge_in(control, lane, size, align);
+    };
+    let popped = lane.bins.alloc(class);
+    if popped != NONE {
+        return Allocated { block: popped, zeroed: false };
+    }
+    let (block, zeroed) = control.alloc_slow(lane, class, size, &HEAP);
+    Allocated { block, zeroed }
+}
+
+/// A block with the record of where it was allocated behind it.
+#[cold]
+fn allocate_traced(
+    thread: &Thread,
+    control: &Control,
+    lane: &Lane,
+    size: usize,
+    align: usize,
+) -> Allocated {
+    let Some(needed) = needed_size(size, align, true) else { return Allocated::NOTHING };
+    let allocated = allocate_plain(control, lane, needed, 16);
+    if allocated.block == NONE {
+        return Allocated::NOTHING;
+    }
+    let header = Raw.header(allocated.block);
+    let traced = Header(header.load(Ordering::Relaxed)).with(TRACED);
+    header.store(traced.0, Ordering::Relaxed);
+    write_trace(allocated.block, Class::of(needed), needed, size, thread.site.get());
+    align_block(allocated, align)
+}
+
+/// Writes the record of a traced block that holds `needed` bytes.
+fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: usize, site: Site) {
+    let block_bytes = class.map_or(needed, Class::payload_bytes);
+    // SAFETY: the block is the caller's, and traced: it is longer than was asked for by a record.
+    unsafe { Trace::here(asked_bytes, site).write(block, block_bytes) };
+}
+
+/// Moves the payload up to its alignment and writes the word that leads back.
+fn align_block(allocated: Allocated, align: usize) -> Allocated {
+    let Allocated { block, zeroed } = allocated;
+    if align <= 16 || block % align == 0 || block == NONE {
+        return allocated;
+    }
+    let payload = block.next_multiple_of(align);
+    let word = Raw.header(payload);
+    word.store(Header::aligned(payload - block).0, Ordering::Relaxed);
+    Allocated { block: payload, zeroed }
+}
+
+/// Frees what the fast path refused.
+#[cold]
+#[inline(never)]
+pub fn free_slow(payload: usize, size: usize, align: usize) {
+    let thread = current_or_start();
+    let found = HEAP.judge(payload, size, align);
+    HEAP.mark_aligned_freed(payload, found.block);
+    free_found(thread, &found);
+}
+
+/// Frees a block that was found and judged.
+pub fn free_found(thread: Option<&Thread>, found: &Found<'_>) {
+    let lane = thread.and_then(Thread::active_lane).map(|(_, lane)| lane);
+    HEAP.free_found(found, thread.map(|thread| &thread.cache), lane);
+}
+
+/// A bin is over its cap: of the cache, or of the lane this thread is in.
+#[cold]
+#[inline(never)]
+pub fn bin_full_slow(bins: &Bins, class: Class) {
+    let Some(thread) = current() else { return };
+    thread.tick();
+    if bins.kind() != Kind::Lane {
+        return HEAP.bin_full(&thread.cache, class);
+    }
+    if let Some((control, lane)) = thread.active_lane() {
+        control.lane_bin_full(lane, class);
+    }
+}
+
+/// Resizes a block in place if that can be done; its payload, which moves only with its pages, or
+/// `NONE`: the caller allocates, copies and frees.
+pub fn resize_in_place(payload: usize, size: usize, align: usize, new_size: usize) -> Block {
+    let found = HEAP.judge(payload, size, align);
+    resize_found(payload, &found, align, new_size)
+}
+
+/// The same for a block that was found, and whose payload has this alignment.
+pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: usize) -> Block {
+    let is_traced = found.header.has(TRACED);
+    let needed = needed_size(new_size, align, is_traced);
+    let class = needed.and_then(Class::of);
+    if class.is_some_and(|class| found.is_of_class(class)) {
+        if let (true, Some(needed)) = (is_traced, needed) {
+            let site = current().map_or(Site::NONE, |thread| thread.site.get());
+            write_trace(found.block, class, needed, new_size, site);
+        }
+        return payload;
+    }
+    if align > 16 {
+        return NONE;
+    }
+    let lane = match (current(), found.control()) {
+        (Some(thread), Some(control)) => thread.lane_inside(control),
+        _ => None,
+    };
+    HEAP.resize_alone(found, lane, new_size)
+}
+
+/// A new block for one of this thread's or another's that grows: of the same lifetime, whatever is
+/// active. The request of a stray may be closed: then the block is persistent, as its survivors are.
+pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) -> Allocated {
+    alloc_beside_found(&HEAP.judge(payload, size, align), align, new_size)
+}
+
+/// The same for a block that was found.
+pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
+    let Some(thread) = current_or_start() else { return alloc_without_cache(new_size, align) };
+    let control = found.control().filter(|_| !found.header.has(crate::block::PERSISTENT));
+    let Some(control) = control else {
+        return align_block(allocate_persistent(thread, new_size, align), align);
+    };
+    if let Some(lane) = thread.lane_inside(control) {
+        return allocate_in(thread, control, lane, new_size, align);
+    }
+    if !control.handles.try_add() {
+        return align_block(allocate_persistent(thread, new_size, align), align);
+    }
+    let allocated = match control.enter(|bytes| HEAP.pages.meta.take(bytes)) {
+        Some(lane) => {
+            let allocated = allocate_in(thread, control, lane, new_size, align);
+            lane.occupancy.leave();
+            allocated
+        }
+        None => Allocated::NOTHING,
+    };
+    finish::drop_handle(control);
+    allocated
+}
