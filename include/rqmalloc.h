@@ -114,6 +114,10 @@ void *rq_erealloc2(void *pointer, size_t size, size_t copy_size) RQ_RESULT RQ_AT
 void *rq_safe_erealloc(void *pointer, size_t count, size_t size, size_t offset) RQ_RESULT;
 /* NULL is ignored. Fatal ("wrong family") for a persistent block. */
 void rq_efree(void *pointer);
+/* For callers with a failure path of their own: NULL, with rq_check() saying why, instead of the error handler and a
+ * bailout. The old block of rq_erealloc_or_null is as it was then. */
+void *rq_emalloc_or_null(size_t size) RQ_ATTRIBUTE((malloc, warn_unused_result, alloc_size(1)));
+void *rq_erealloc_or_null(void *pointer, size_t size) RQ_ATTRIBUTE((warn_unused_result, alloc_size(2)));
 char *rq_estrdup(const char *text) RQ_MALLOC;
 /* Copies exactly `length` bytes, zeros among them, and appends a zero. */
 char *rq_estrndup(const char *text, size_t length) RQ_MALLOC;
