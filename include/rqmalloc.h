@@ -192,12 +192,13 @@ void rq_set_error_handler(void (*handler)(const char *text));
  * Per thread, nested: in the rq_catch part the next outer rq_try counts. A bailout also leaves the requests and
  * persistent parts that were entered inside the rq_try: such requests are closed. It frees nothing else: the end of the
  * request does. The body may be left by return, break and goto. Local variables that change inside must be volatile,
- * as for setjmp. No frame between rq_try and the bailout may be one of Rust or C++ with destructors to run. */
+ * as for setjmp. No frame between rq_try and the bailout may be one of Rust or C++ with destructors to run. A callback
+ * of rq_on_end() and the error handler cannot bail out past themselves. GCC and Clang only. */
 
 typedef struct rq_try_frame {
-    sigjmp_buf place;
     struct rq_try_frame *previous;
     size_t depth;
+    sigjmp_buf place;
 } rq_try_frame;
 
 /* For the macros only. */

@@ -265,6 +265,19 @@ impl Bins {
         if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }
     }
 
+    /// The same for a block whose class only its header knows, and that class.
+    #[inline(always)]
+    pub fn free_unsized(&self, block: Block) -> (Freed, Option<Class>) {
+        let word = Raw.header(block);
+        let header = Header(word.load(Ordering::Relaxed));
+        let class = Class::from_index(header.class_index());
+        let Some(known) = class.filter(|_| header.with_class(0) == self.tag()) else {
+            return (Freed::Refused, None);
+        };
+        word.store(header.without(LIVE).0, Ordering::Relaxed);
+        (if self.bin(known).push(block) { Freed::BinFull } else { Freed::Done }, class)
+    }
+
     /// Puts a free block in its bin, for who has looked at it already. The block is not live.
     pub fn put(&self, block: Block, class: Class) -> Freed {
         if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }

@@ -45,7 +45,18 @@ impl Line {
         line
     }
 
+    /// Writes the text to standard error, as a line.
+    pub fn print(&self) {
+        let mut whole = Self::EMPTY;
+        whole.text("rqmalloc: ");
+        whole.text(self.as_str());
+        whole.text[whole.length] = b'\n';
+        // SAFETY: the buffer is initialised, and longer than the text.
+        unsafe { libc::write(2, whole.text.as_ptr().cast(), whole.length + 1) };
+    }
+
     /// The text, and a 0 behind it.
+    #[cfg_attr(not(feature = "capi"), expect(dead_code, reason = "only C needs the 0"))]
     pub fn as_ptr(&self) -> *const u8 {
         self.text.as_ptr()
     }
@@ -109,19 +120,20 @@ impl Line {
     }
 }
 
+impl core::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.text(text);
+        Ok(())
+    }
+}
+
 /// Ends the process with this line.
 #[cold]
 #[inline(never)]
 pub fn die_of(line: &Line) -> ! {
-    let mut whole = Line::EMPTY;
-    whole.text("rqmalloc: ");
-    whole.text(line.as_str());
-    whole.text[whole.length] = b'\n';
-    // SAFETY: the buffer is initialised, and longer than the text.
-    unsafe {
-        libc::write(2, whole.text.as_ptr().cast(), whole.length + 1);
-        libc::abort()
-    }
+    line.print();
+    // SAFETY: always callable.
+    unsafe { libc::abort() }
 }
 
 #[cold]

@@ -113,7 +113,9 @@ impl RequestBuilder {
     /// # Panics
     /// As a failed allocation does (see [`handle_alloc_error`]) when there is no memory for it.
     pub fn build(self) -> Request {
-        let request = Request { control: open(&self.opening) };
+        let opened = open(&self.opening);
+        let control = opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()));
+        let request = Request { control };
         persistent(|| {
             self.on_end.into_iter().for_each(|callback| add_callback(request.control, callback));
         });
@@ -134,13 +136,12 @@ impl fmt::Debug for RequestBuilder {
     }
 }
 
-/// Opens a request with one handle, the caller's.
-pub(crate) fn open(opening: &Opening) -> &'static Control {
-    let opened = match thread::current_or_start() {
+/// Opens a request with one handle, the caller's. `None`: out of memory.
+pub(crate) fn open(opening: &Opening) -> Option<&'static Control> {
+    match thread::current_or_start() {
         Some(thread) => thread.open_request(opening),
         None => thread::open_without_thread(opening),
-    };
-    opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
+    }
 }
 
 /// Finishes a request whose last handle the caller dropped.

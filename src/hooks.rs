@@ -19,18 +19,17 @@ use std::alloc::{Layout, handle_alloc_error};
 /// As a failed allocation does when there is no memory for its control block, or on a thread whose
 /// thread-local destructors have run.
 pub fn begin_request() -> RequestId {
-    begin(&Opening::default())
+    begin(&Opening::default()).unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
 }
 
-/// Begins a request that is opened in this way.
-pub(crate) fn begin(opening: &Opening) -> RequestId {
-    let control = open(opening);
+/// Begins a request that is opened in this way. `None`: out of memory, or the thread has exited.
+pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
+    let control = open(opening)?;
     let entered = thread::current().and_then(|thread| thread.enter(control, EntryKind::Hook));
     if entered.is_none() {
         drop_handle(control);
-        handle_alloc_error(Layout::new::<Control>());
     }
-    RequestId(control.serial())
+    entered.map(|_| RequestId(control.serial()))
 }
 
 /// Ends this thread's innermost request that `begin_request` began: frees every block of it but

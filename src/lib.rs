@@ -59,8 +59,16 @@ mod handle;
 mod bailout;
 mod hooks;
 // Layer 14
+mod family;
 #[cfg(feature = "async")]
 mod scope;
+// Layer 15
+pub mod zend;
+// Layer 16
+#[cfg(feature = "capi")]
+mod capi;
+#[cfg(all(feature = "preload", target_os = "linux"))]
+mod preload;
 
 pub use bailout::{Bailout, bailout};
 pub use global::{RqMalloc, is_installed, persist, trim};

@@ -75,6 +75,7 @@ static struct {
 
 ZEND_BEGIN_MODULE_GLOBALS(rqmalloc)
 	bool enabled;
+	bool fast_shutdown;
 	bool check_owner;
 	bool report_leaks;
 ZEND_END_MODULE_GLOBALS(rqmalloc)
@@ -264,6 +265,26 @@ static zend_never_inline void begin_request(void)
 	enter_phase(INSIDE);
 }
 
+/* PHP leaves it to its own heap to free what is alive at the end of a request ("fast shutdown"), but with handlers it
+ * destroys every value. This has the same effect for nearly all of them: destructors were called, and what is skipped
+ * here is skipped there. Objects with a free function of their own keep being freed by it. */
+static ZEND_RSHUTDOWN_FUNCTION(rqmalloc)
+{
+	if (!heap.php || !RQ_G(fast_shutdown) || RQ_G(report_leaks)) {
+		return SUCCESS;
+	}
+	/* Global variables. */
+	EG(symbol_table).pDestructor = NULL;
+	for (uint32_t handle = 1; handle < EG(objects_store).top; handle++) {
+		zend_object *object = EG(objects_store).object_buckets[handle];
+
+		if (IS_OBJ_VALID(object) && object->handlers->free_obj == zend_object_std_dtor) {
+			GC_ADD_FLAGS(object, IS_OBJ_FREE_CALLED);
+		}
+	}
+	return SUCCESS;
+}
+
 static ZEND_MODULE_POST_ZEND_DEACTIVATE_D(rqmalloc)
 {
 	if (heap.phase == INSIDE) {
@@ -447,6 +468,8 @@ static zend_result post_startup(void)
 PHP_INI_BEGIN()
 	/* Whether PHP's heap is taken over. */
 	STD_PHP_INI_BOOLEAN("rqmalloc.enabled", "1", PHP_INI_SYSTEM, OnUpdateBool, enabled, zend_rqmalloc_globals, rqmalloc_globals)
+	/* Leave what is alive at the end of a request to the request's end. */
+	STD_PHP_INI_BOOLEAN("rqmalloc.fast_shutdown", "1", PHP_INI_SYSTEM, OnUpdateBool, fast_shutdown, zend_rqmalloc_globals, rqmalloc_globals)
 	/* Ask rqmalloc about every block that is freed, not only where PHP's own heap has several chunks. */
 	STD_PHP_INI_BOOLEAN("rqmalloc.check_owner", "0", PHP_INI_SYSTEM, OnUpdateBool, check_owner, zend_rqmalloc_globals, rqmalloc_globals)
 	/* Say on standard error how much a request never freed, unless PHP bailed out of it. */
@@ -548,7 +571,7 @@ zend_module_entry rqmalloc_module_entry = {
 	ZEND_MINIT(rqmalloc),
 	ZEND_MSHUTDOWN(rqmalloc),
 	NULL,
-	NULL,
+	ZEND_RSHUTDOWN(rqmalloc),
 	ZEND_MINFO(rqmalloc),
 	PHP_RQMALLOC_VERSION,
 	ZEND_MODULE_GLOBALS(rqmalloc),

@@ -424,8 +424,15 @@ impl Control {
         {
             return lane.bins.alloc(class);
         }
-        self.set_mark(self.footprint_bytes(), asked_bytes);
+        if self.is_over_limit(pages_for(class.stride_bytes() + HEADER_BYTES)) {
+            self.set_mark(self.footprint_bytes(), asked_bytes);
+        }
         NONE
+    }
+
+    /// Whether so many pages more are over the limit, rather than more than the system has.
+    fn is_over_limit(&self, pages: usize) -> bool {
+        self.budget.used() as usize + pages > self.budget.limit() as usize
     }
 
     /// Whether the lane has a free block of this class, or something to cut one from.
@@ -660,7 +667,9 @@ impl Control {
         }
         self.reclaim(lane, PAGE_BYTES, supply);
         self.charge(lane, bytes, asked_bytes, Bound::Hard) || {
-            self.set_mark(self.footprint_bytes(), asked_bytes);
+            if self.limit().is_some() {
+                self.set_mark(self.footprint_bytes(), asked_bytes);
+            }
             false
         }
     }

@@ -11,6 +11,11 @@
 //!   free goes the slow way, which finds the lane by the entry.
 
 pub mod finish;
+#[cfg_attr(
+    all(feature = "capi", target_os = "linux", target_arch = "x86_64"),
+    path = "local_initial_exec.rs"
+)]
+mod local;
 pub mod slow;
 
 use crate::bin::{Bins, Kind};
@@ -30,7 +35,7 @@ use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance
 /// The heap of the process.
 pub static HEAP: Heap = Heap::new();
 
-static UNUSED: Bins = Bins::new(Kind::Unused);
+pub static UNUSED: Bins = Bins::new(Kind::Unused);
 static EXITED: Bins = Bins::new(Kind::Exited);
 static TRACED: Bins = Bins::new(Kind::Traced);
 
@@ -41,11 +46,6 @@ static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
 /// Requests opened and finished by threads that have no cache; the others count their own.
 static OPENED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
 static FINISHED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
-
-std::thread_local! {
-    static ACTIVE: Cell<*const Bins> = const { Cell::new(&raw const UNUSED) };
-    static THREAD: Cell<*const Thread> = const { Cell::new(null()) };
-}
 
 /// Slow paths between two looks at the clock.
 const SLOW_PATHS_PER_LOOK: u32 = 32;
@@ -141,13 +141,13 @@ impl Successors for ThreadMemory {
 #[inline(always)]
 pub fn active() -> &'static Bins {
     // SAFETY: `active` always points at a sentinel, a cache or a lane, all of which are for ever.
-    unsafe { &*ACTIVE.get() }
+    unsafe { &*local::active() }
 }
 
 /// This thread, if it has used the heap and not exited.
 pub fn current() -> Option<&'static Thread> {
     // SAFETY: null, or a thread, which is type-stable.
-    unsafe { THREAD.get().as_ref() }
+    unsafe { local::thread().as_ref() }
 }
 
 /// This thread, made known to the heap if it is not. `None`: it has exited, or there is no memory.
@@ -165,8 +165,8 @@ fn start() -> Option<&'static Thread> {
     let running = RUNNING_COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     thread.cache.open(HEAP.persistent_tag(), running);
     // Before anything that may allocate: from here on this thread's allocations find its cache.
-    THREAD.set(thread);
-    ACTIVE.set(&raw const thread.cache.bins);
+    local::set_thread(thread);
+    local::set_active(&raw const thread.cache.bins);
     on_exit(thread);
     on_fork();
     Some(thread)
@@ -280,8 +280,8 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         thread.more_capacity.set(0);
         free_persistent_block(more.expose_provenance());
     }
-    ACTIVE.set(&raw const EXITED);
-    THREAD.set(null());
+    local::set_active(&raw const EXITED);
+    local::set_thread(null());
     thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
     RUNNING_COUNT.fetch_sub(1, Ordering::Relaxed);
     POOL.put(&ThreadMemory, core::ptr::from_ref(thread).expose_provenance());
@@ -396,7 +396,7 @@ impl Thread {
         self.entry_serial.set(serial);
         self.set_entry(index, Entry { serial, ..entry });
         self.depth.set(index + 1);
-        ACTIVE.set(entry.bins);
+        local::set_active(entry.bins);
         EntryName { index, serial }
     }
 
@@ -458,7 +458,7 @@ impl Thread {
             depth -= 1;
         }
         self.depth.set(depth);
-        ACTIVE.set(bins);
+        local::set_active(bins);
     }
 
     /// The innermost live entry that is in a request, hook or not.
