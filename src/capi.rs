@@ -4,8 +4,8 @@
 //! destructor to run by then.
 
 use crate::bailout::Bailout;
-use crate::fatal::{self, Line};
 use crate::family::{self, Family, checked_size};
+use crate::fatal::{self, Line};
 use crate::hooks;
 use crate::report::Report;
 use crate::request::close::Survivors;

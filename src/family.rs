@@ -112,7 +112,8 @@ pub fn allocate_slow(
     site: Site,
 ) -> Result<*mut u8, Bailout> {
     let thread = thread::current_or_start();
-    let inside = thread.and_then(|thread| thread.active_lane()).filter(|_| family == Family::Request);
+    let inside =
+        thread.and_then(|thread| thread.active_lane()).filter(|_| family == Family::Request);
     if size > isize::MAX as usize {
         return Err(failure(inside.map(|(control, _)| control), size));
     }
@@ -187,11 +188,8 @@ pub unsafe fn resize(
     }
     let thread = thread::current_or_start();
     let before = thread.map(|thread| thread.site.replace(site));
-    let resized = if block == found.block {
-        slow::resize_found(block, &found, ALIGN, size)
-    } else {
-        NONE
-    };
+    let resized =
+        if block == found.block { slow::resize_found(block, &found, ALIGN, size) } else { NONE };
     let fresh =
         if resized == NONE { slow::alloc_beside_found(&found, ALIGN, size).block } else { NONE };
     if let (Some(thread), Some(before)) = (thread, before) {

@@ -66,10 +66,8 @@ impl Line {
         let text = self.text.get(..self.length).unwrap_or_default();
         match core::str::from_utf8(text) {
             Ok(text) => text,
-            Err(error) => {
-                core::str::from_utf8(text.get(..error.valid_up_to()).unwrap_or_default())
-                    .unwrap_or_default()
-            }
+            Err(error) => core::str::from_utf8(text.get(..error.valid_up_to()).unwrap_or_default())
+                .unwrap_or_default(),
         }
     }
 
@@ -204,8 +202,7 @@ pub fn broken(invariant: &'static str, left: usize, right: usize) -> ! {
 pub fn wrong_family(address: usize, is_persistent: bool) -> ! {
     let (is, freed_as) =
         if is_persistent { ("persistent", "request") } else { ("of a request", "persistent") };
-    let values =
-        [("address", Address(address)), ("block", Text(is)), ("freed as", Text(freed_as))];
+    let values = [("address", Address(address)), ("block", Text(is)), ("freed as", Text(freed_as))];
     die("wrong family", &values)
 }
 

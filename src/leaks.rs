@@ -200,7 +200,9 @@ fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
                 return;
             }
             let function = symbol.name().map(|name| std::format!("{name:#}"));
-            if function.as_deref().is_some_and(is_internal) {
+            // A generic function of the standard library has its file and not its name.
+            let is_of_std = symbol.filename().is_some_and(|file| file.starts_with("/rustc/"));
+            if is_of_std || function.as_deref().is_some_and(is_internal) {
                 return;
             }
             found = Some(match (symbol.filename(), symbol.lineno(), function) {

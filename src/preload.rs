@@ -8,8 +8,8 @@
 //! those of these that it has not defined pass on to the library that comes next.
 
 use crate::bin::Kind;
-use crate::fatal;
 use crate::family::{self, ALIGN, Family, checked_size};
+use crate::fatal;
 use crate::report::stats;
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
 use crate::thread::{self, slow};

@@ -30,8 +30,8 @@
 //! ```
 
 use crate::bailout::{Bailout, is_catching, raise};
-use crate::fatal;
 use crate::family::{self, Family, checked_size};
+use crate::fatal;
 use crate::handle::Request;
 use crate::limit::LimitBelowUse;
 use crate::trace::Site;

@@ -14,10 +14,12 @@ if test "$PHP_RQMALLOC" != "no"; then
   fi
   AC_MSG_RESULT([$PHP_RQMALLOC/include])
 
-  AC_MSG_CHECKING([for librqmalloc.so])
-  for directory in "$PHP_RQMALLOC/lib" "$PHP_RQMALLOC/target/release" "$PHP_RQMALLOC"; do
-    if test -r "$directory/librqmalloc.so"; then
-      RQMALLOC_LIBRARY=$directory
+  dnl The static library: the shared one interposes malloc(), and PHP loads extensions so that their libraries come
+  dnl first for them. What PHP allocates with the C library's malloc() must not meet another free() there.
+  AC_MSG_CHECKING([for librqmalloc.a])
+  for directory in "$PHP_RQMALLOC/lib" "$PHP_RQMALLOC/target/release"; do
+    if test -r "$directory/librqmalloc.a"; then
+      RQMALLOC_LIBRARY=$directory/librqmalloc.a
       break
     fi
   done
@@ -27,9 +29,10 @@ if test "$PHP_RQMALLOC" != "no"; then
   AC_MSG_RESULT([$RQMALLOC_LIBRARY])
 
   PHP_ADD_INCLUDE([$PHP_RQMALLOC/include])
-  PHP_ADD_LIBRARY_WITH_PATH([rqmalloc], [$RQMALLOC_LIBRARY], [RQMALLOC_SHARED_LIBADD])
+  dnl Its symbols stay inside, so that calls go to them directly, also where librqmalloc.so is preloaded.
+  RQMALLOC_SHARED_LIBADD="-Wl,--exclude-libs,ALL $RQMALLOC_LIBRARY -lpthread -ldl"
   dnl PHP unloads extensions before it frees its last blocks: the handlers must outlive that.
   RQMALLOC_SHARED_LIBADD="$RQMALLOC_SHARED_LIBADD -Wl,-z,nodelete"
   PHP_SUBST([RQMALLOC_SHARED_LIBADD])
-  PHP_NEW_EXTENSION([rqmalloc], [rqmalloc.c], [$ext_shared],, [-Wall -Wextra -Wno-unused-parameter -fno-plt])
+  PHP_NEW_EXTENSION([rqmalloc], [rqmalloc.c], [$ext_shared],, [-Wall -Wextra -Wno-unused-parameter])
 fi

@@ -461,12 +461,7 @@ impl Control {
     /// Gives back the regions that only free blocks are in, and makes room in the others, if the free
     /// blocks are worth so many bytes together. Returns the bytes of pages that went; `None`: it was not
     /// worth it.
-    pub fn reclaim<S: Supply>(
-        &self,
-        lane: &Lane,
-        worth_bytes: usize,
-        supply: &S,
-    ) -> Option<usize> {
+    pub fn reclaim<S: Supply>(&self, lane: &Lane, worth_bytes: usize, supply: &S) -> Option<usize> {
         let before = self.footprint_bytes();
         if !self.strays.list.is_empty() {
             self.drain_into(lane);

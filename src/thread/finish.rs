@@ -104,8 +104,9 @@ fn report_leaks(control: &Control) {
     if !(policy.reported && (is_clean || policy.reported_after_bailout)) {
         return;
     }
-    let inside = current_or_start()
-        .and_then(|thread| thread.enter_persistent(EntryKind::Persistent).map(|name| (thread, name)));
+    let inside = current_or_start().and_then(|thread| {
+        thread.enter_persistent(EntryKind::Persistent).map(|name| (thread, name))
+    });
     let leaks = leaks::collect(control, None, &HEAP);
     if leaks.blocks > 0 {
         let text = std::format!("{leaks}\n");

@@ -27,8 +27,8 @@ use crate::lane::Lane;
 use crate::os;
 use crate::pool::{Pool, Successors};
 use crate::request::control::{Control, Opening};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
 use crate::trace::Site;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -510,7 +510,7 @@ impl Thread {
     #[inline]
     pub fn open_request(&self, opening: &Opening) -> Option<&'static Control> {
         let control = self.take_control()?;
-        HEAP.open_request(control, self.take_serial(), opening);
+        open(control, self.take_serial(), opening);
         self.opened_count.add(1);
         Some(control)
     }
@@ -576,11 +576,35 @@ pub fn add_handle(control: &Control) {
     }
 }
 
+/// What the environment says of tracing: 0: not looked at yet, 1: nothing, 2: every request is traced.
+static TRACES_ALL: AtomicU8 = AtomicU8::new(0);
+
+#[inline]
+fn open(control: &Control, serial: u64, opening: &Opening) {
+    if TRACES_ALL.load(Ordering::Relaxed) == 1 {
+        return HEAP.open_request(control, serial, opening);
+    }
+    open_slow(control, serial, opening);
+}
+
+#[cold]
+fn open_slow(control: &Control, serial: u64, opening: &Opening) {
+    // SAFETY: a text; whoever changes the environment while others read it breaks its contract.
+    let value = unsafe { libc::getenv(c"RQMALLOC_TRACE".as_ptr()) };
+    // SAFETY: as above.
+    let is_set = !value.is_null() && unsafe { *value } == b'1' as libc::c_char;
+    TRACES_ALL.store(if is_set { 2 } else { 1 }, Ordering::Relaxed);
+    let mut opening = *opening;
+    opening.leaks.traced |= is_set;
+    opening.leaks.reported |= is_set;
+    HEAP.open_request(control, serial, &opening);
+}
+
 /// Opens a request in a thread that has exited or has no memory for a cache.
 pub fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
     HEAP.set_up();
     let control = HEAP.take_control()?;
-    HEAP.open_request(control, HEAP.draw_serials(), opening);
+    open(control, HEAP.draw_serials(), opening);
     OPENED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
     Some(control)
 }

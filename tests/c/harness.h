@@ -40,7 +40,7 @@
 #error "say which library this is: -DLIBRARY_IS_SHARED=0 or 1"
 #endif
 
-#define MOST_CASES 512
+#define MOST_CASES 2048
 #define CASE_SECONDS 120
 #define TEXT_BYTES 8192
 #define PAGE ((size_t)16 * 1024)

@@ -2,8 +2,10 @@
 #![allow(missing_docs)]
 
 mod accounting;
+mod bailout;
 mod basic;
 mod bulk;
+mod limit;
 mod misuse;
 mod nesting;
 mod realloc;
@@ -11,6 +13,7 @@ mod stress;
 mod support;
 mod survivors;
 mod threads;
+mod zend;
 
 #[global_allocator]
 static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;

@@ -225,11 +225,167 @@ cases! {
     over_aligned_freed_after_end: "block of an ended request (address {address}, request {request})";
     resized_after_end: "block of an ended request (address {address}, request {request})";
     freed_after_trim: "not a block of this allocator (address {address})";
+
+    efree_of_a_persistent_block: "wrong family (address {address}, block persistent, freed as request)";
+    efree_of_a_persistent_block_in_a_request: "wrong family (address {address}, block persistent, freed as request)";
+    efree_of_a_box: "wrong family (address {address}, block persistent, freed as request)";
+    erealloc_of_a_persistent_block: "wrong family (address {address}, block persistent, freed as request)";
+    pefree_of_a_request_s_block: "wrong family (address {address}, block of a request, freed as persistent)";
+    pefree_of_a_request_s_span: "wrong family (address {address}, block of a request, freed as persistent)";
+    pefree_of_a_request_s_mapping: "wrong family (address {address}, block of a request, freed as persistent)";
+    pefree_of_an_early_block: "wrong family (address {address}, block of a request, freed as persistent)";
+    perealloc_of_a_request_s_block: "wrong family (address {address}, block of a request, freed as persistent)";
+    efree_twice: "double free (address {address})";
+    efree_twice_of_an_early_block: "double free (address {address})";
+    pefree_twice: "double free (address {address})";
+    efree_of_the_stack: "not a block of this allocator (address {address})";
+    efree_of_a_page: "not a block of this allocator (address {address})";
+    efree_of_an_interior: "not a block of this allocator (address {address})";
+    efree_after_end: "block of an ended request (address {address}, request {request})";
+    block_size_of_the_stack: "not a block of this allocator (address {address})";
+    emalloc_over_the_limit: "memory limit reached (limit 1048576, in use 16384, asked 2000000)";
+    emalloc_without_memory: "out of memory (asked 18446744073709551615)";
+    safe_emalloc_overflow: "integer overflow in an allocation (count 9, size 18446744073709551615, offset 3)";
 }
 
 /// The faults.
 mod child {
     use super::*;
+    use rqmalloc::zend;
+
+    fn efree(block: *mut u8) {
+        // SAFETY: none; the fault is the case.
+        unsafe { zend::efree(block) };
+    }
+
+    fn pefree(block: *mut u8) {
+        // SAFETY: none; the fault is the case.
+        unsafe { zend::pefree(block, true) };
+    }
+
+    fn told(block: *mut u8) -> *mut u8 {
+        tell_address(block);
+        block
+    }
+
+    pub fn efree_of_a_persistent_block() {
+        efree(told(zend::pemalloc(100, true)));
+    }
+
+    pub fn efree_of_a_persistent_block_in_a_request() {
+        rqmalloc::begin_request();
+        efree(told(zend::pemalloc(100, true)));
+    }
+
+    pub fn efree_of_a_box() {
+        let block = Box::into_raw(Box::new([0u8; 50])).cast();
+        rqmalloc::begin_request();
+        efree(told(block));
+    }
+
+    pub fn erealloc_of_a_persistent_block() {
+        let block = told(zend::pemalloc(100, true));
+        // SAFETY: none; the fault is the case.
+        unsafe { zend::erealloc(block, 200) };
+    }
+
+    pub fn pefree_of_a_request_s_block() {
+        rqmalloc::begin_request();
+        pefree(told(zend::emalloc(100)));
+    }
+
+    pub fn pefree_of_a_request_s_span() {
+        rqmalloc::begin_request();
+        pefree(told(zend::emalloc(100_000)));
+    }
+
+    pub fn pefree_of_a_request_s_mapping() {
+        rqmalloc::begin_request();
+        pefree(told(zend::emalloc(3_000_000)));
+    }
+
+    pub fn pefree_of_an_early_block() {
+        pefree(told(zend::emalloc(100)));
+    }
+
+    pub fn perealloc_of_a_request_s_block() {
+        rqmalloc::begin_request();
+        let block = told(zend::emalloc(100));
+        // SAFETY: none; the fault is the case.
+        unsafe { zend::perealloc(block, 200, true) };
+    }
+
+    pub fn efree_twice() {
+        rqmalloc::begin_request();
+        let block = told(zend::emalloc(100));
+        efree(block);
+        efree(block);
+    }
+
+    pub fn efree_twice_of_an_early_block() {
+        let block = told(zend::emalloc(100));
+        efree(block);
+        efree(block);
+    }
+
+    pub fn pefree_twice() {
+        let block = told(zend::pemalloc(100, true));
+        pefree(block);
+        pefree(block);
+    }
+
+    pub fn efree_of_the_stack() {
+        rqmalloc::begin_request();
+        let mut place = [0u128; 4];
+        efree(told((&raw mut place[1]).cast()));
+    }
+
+    pub fn efree_of_a_page() {
+        rqmalloc::begin_request();
+        // SAFETY: a fresh mapping, whose word before may not be there.
+        let page = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            libc::mmap(std::ptr::null_mut(), 4096, access, flags, -1, 0)
+        };
+        efree(told(page.cast()));
+    }
+
+    pub fn efree_of_an_interior() {
+        rqmalloc::begin_request();
+        let block = zend::emalloc(100);
+        efree(told(block.wrapping_add(16)));
+    }
+
+    pub fn efree_after_end() {
+        tell_request(rqmalloc::begin_request());
+        let block = told(zend::emalloc(100));
+        let _ = end();
+        efree(block);
+    }
+
+    pub fn block_size_of_the_stack() {
+        let place = [0u128; 4];
+        let address: *const u8 = (&raw const place[1]).cast();
+        tell_address(address);
+        zend::block_size(address);
+    }
+
+    pub fn emalloc_over_the_limit() {
+        let request = Request::builder().memory_limit(1 << 20).build();
+        request.run(|| {
+            zend::emalloc(10);
+            zend::emalloc(2_000_000)
+        });
+    }
+
+    pub fn emalloc_without_memory() {
+        zend::emalloc(usize::MAX);
+    }
+
+    pub fn safe_emalloc_overflow() {
+        zend::safe_emalloc(9, usize::MAX, 3);
+    }
 
     fn twice(size: usize, align: usize) {
         let block = take(size, align);

@@ -5,7 +5,7 @@ use crate::support::{
     Held, PAGE, REGION, active_owner, alone, close_empty, current_id, persistent_vec, together,
     unwind,
 };
-use rqmalloc::{Request, RequestId, persistent, stats};
+use rqmalloc::{Bailout, Request, RequestId, bailout, persistent, stats};
 use std::future::{Future, pending, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -663,4 +663,96 @@ fn a_runtime_that_goes_drops_its_scopes() {
     drop(runtime);
     assert_eq!(inside.load(Ordering::Relaxed), request.id().get());
     close_empty(request);
+}
+
+// ---- giving a request up ---------------------------------------------------------------------------
+
+/// Holds more and more across polls; the other tasks of the runtime go on.
+async fn greedy() -> usize {
+    let mut held: Vec<Vec<u8>> = Vec::with_capacity(4096);
+    for round in 0..4_000 {
+        held.push(vec![1; 1_000]);
+        if round % 10 == 0 {
+            yield_now().await;
+        }
+    }
+    held.len()
+}
+
+#[test]
+fn a_scope_over_its_mark_is_given_up_alone() {
+    under_both(|| async {
+        let requests: Vec<_> = (0..6)
+            .map(|number| {
+                let builder = Request::builder().reserve(256 << 10);
+                builder.memory_limit(if number == 3 { 1 << 20 } else { 16 << 20 }).build()
+            })
+            .collect();
+        let tasks: Vec<_> =
+            requests.iter().map(|request| spawn(request.scope(greedy()).catch())).collect();
+        let mut given_up = Vec::new();
+        for (number, task) in tasks.into_iter().enumerate() {
+            match task.await.unwrap() {
+                Ok(rounds) => assert_eq!(rounds, 4_000),
+                Err(Bailout::Limit(limit)) => {
+                    assert_eq!(limit.limit, 1 << 20);
+                    given_up.push(number);
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert_eq!(given_up, [3]);
+        // What the future held was dropped inside the request.
+        requests.into_iter().for_each(close_empty);
+    });
+}
+
+#[test]
+fn without_catch_the_executor_sees_a_panic_of_one_task() {
+    under_both(|| async {
+        let request = Request::builder().memory_limit(1 << 20).reserve(256 << 10).build();
+        let error = spawn(request.scope(greedy())).await.unwrap_err();
+        let payload = error.into_panic();
+        assert!(matches!(payload.downcast_ref(), Some(Bailout::Limit(_))));
+        assert_eq!(current_id(), None);
+        close_empty(request);
+    });
+}
+
+#[test]
+fn a_bailout_in_a_poll_is_caught() {
+    under_both(|| async {
+        let request = Request::new();
+        let inside = Arc::new(AtomicU64::new(u64::MAX));
+        let seen = inside.clone();
+        let task = spawn(
+            request
+                .scope(async move {
+                    let _dropped = Dropped::new(&seen);
+                    yield_now().await;
+                    if seen.load(Ordering::Relaxed) == u64::MAX {
+                        bailout("given up");
+                    }
+                    7
+                })
+                .catch(),
+        );
+        assert_eq!(task.await.unwrap(), Err(Bailout::Called("given up")));
+        assert_eq!(inside.load(Ordering::Relaxed), request.id().get());
+        drop(inside);
+        close_empty(request);
+    });
+}
+
+#[test]
+fn a_caught_scope_that_is_well_is_a_value_and_a_panic_goes_on() {
+    under_both(|| async {
+        let request = Request::new();
+        assert_eq!(spawn(request.scope(async { 7 }).catch()).await.unwrap(), Ok(7));
+        let panicking = spawn(request.scope(async { unwind(9) }).catch());
+        let payload = panicking.await.unwrap_err().into_panic();
+        assert_eq!(payload.downcast_ref(), Some(&9u64));
+        drop(payload);
+        close_empty(request);
+    });
 }

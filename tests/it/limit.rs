@@ -1,0 +1,409 @@
+//! A request's memory limit: exact at the boundary, soft before hard, after reclaiming, for one request
+//! alone.
+
+use crate::support::{
+    Held, MAX_CLASS, MAX_SHARED, PAGE, charged_for, end, layout, persistent_vec, together,
+};
+use rqmalloc::{Request, RqMalloc, check, persistent};
+use std::alloc::GlobalAlloc;
+use std::sync::Barrier;
+
+/// A block of what is active, or null.
+fn try_take(size: usize) -> *mut u8 {
+    // SAFETY: no size here is 0.
+    unsafe { RqMalloc.alloc(layout(size, 8)) }
+}
+
+fn give(block: *mut u8, size: usize) {
+    // SAFETY: a live block of this size.
+    unsafe { RqMalloc.dealloc(block, layout(size, 8)) };
+}
+
+/// Allocates blocks of one size until there are no more.
+fn fill(size: usize) -> Vec<*mut u8> {
+    let mut blocks = persistent_vec();
+    loop {
+        let block = try_take(size);
+        if block.is_null() {
+            return blocks;
+        }
+        blocks.push(block);
+    }
+}
+
+/// The footprint of a block with a span or a mapping of its own, else its stride.
+fn charge(size: usize) -> usize {
+    if size > MAX_CLASS { (size + 16).next_multiple_of(PAGE) } else { charged_for(size) }
+}
+
+#[test]
+fn no_limit_is_no_limit() {
+    let _together = together();
+    let request = Request::new();
+    assert_eq!(request.usage().limit, None);
+    request.run(|| assert_eq!(fill_to(64 << 20, 1 << 20), 64));
+    assert_eq!(request.check(), Ok(()));
+    end(request);
+}
+
+/// Allocates blocks of `size` until they are `bytes` together or there are no more; how many.
+fn fill_to(bytes: usize, size: usize) -> usize {
+    (0..bytes / size).take_while(|_| !try_take(size).is_null()).count()
+}
+
+#[test]
+fn a_limit_of_zero_allows_nothing_but_the_request() {
+    let _together = together();
+    let request = Request::builder().memory_limit(0).build();
+    request.run(|| {
+        for size in [1, 100, MAX_SHARED, 100_000, 3 << 20] {
+            assert!(try_take(size).is_null(), "{size}");
+        }
+        assert!(Vec::<u8>::new().try_reserve(1).is_err());
+    });
+    let limit = request.check().unwrap_err();
+    assert_eq!((limit.limit, limit.in_use, limit.asked), (0, 0, 8));
+    let usage = request.usage();
+    assert_eq!((usage.live_blocks, usage.footprint, usage.peak, usage.limit), (0, 0, 0, Some(0)));
+    end(request);
+}
+
+#[test]
+fn the_last_page_can_be_had_and_none_after_it() {
+    let _together = together();
+    // Blocks with spans and mappings of their own: the footprint of each is known.
+    for size in [100_000, 3 << 20] {
+        let pages = charge(size);
+        for count in [1, 3] {
+            for (spare, expected) in [(0, count), (PAGE - 1, count), (pages, count + 1)] {
+                let limit = count * pages + spare;
+                let request = Request::builder().memory_limit(limit).reserve(0).build();
+                let blocks = request.run(|| fill(size));
+                assert_eq!(blocks.len(), expected, "blocks of {size} in {limit}");
+                assert_eq!(request.usage().footprint, expected * pages);
+                request.run(|| give(blocks[0], size));
+                request
+                    .run(|| assert!(!try_take(size).is_null(), "what was freed can be had again"));
+                end(request);
+            }
+        }
+    }
+}
+
+#[test]
+fn small_blocks_fill_the_limit_to_its_last_page() {
+    let _together = together();
+    let limit = 40 * PAGE + 5_000;
+    let request = Request::builder().memory_limit(limit).build();
+    let blocks = request.run(|| fill(24));
+    let usage = request.usage();
+    assert_eq!(usage.footprint, 40 * PAGE, "whole pages up to the limit");
+    assert_eq!(usage.live_blocks, blocks.len());
+    assert!(usage.live_bytes > 39 * PAGE, "{usage:?}");
+    end(request);
+}
+
+#[test]
+fn a_realloc_over_the_limit_changes_nothing() {
+    let _together = together();
+    for size in [100, 40_000, 200_000, 2 << 20] {
+        let request = Request::builder().memory_limit(4 << 20).build();
+        request.run(|| {
+            let held = Held::new(size, 8, 1);
+            let before = request.usage();
+            // SAFETY: a live block of this layout.
+            let moved = unsafe { RqMalloc.realloc(held.pointer, held.layout, 5 << 20) };
+            assert!(moved.is_null(), "{size}");
+            let after = request.usage();
+            assert_eq!(
+                (after.live_blocks, after.live_bytes, after.footprint),
+                (before.live_blocks, before.live_bytes, before.footprint),
+                "{size}"
+            );
+            held.free();
+            assert_eq!(request.usage().live_bytes, 0);
+        });
+        assert!(request.check().is_err());
+        end(request);
+    }
+}
+
+#[test]
+fn a_block_that_grows_in_place_is_charged_for() {
+    let _together = together();
+    let request = Request::builder().memory_limit(64 << 20).build();
+    request.run(|| {
+        let mut held = Held::new(60_000, 8, 1);
+        for size in [100_000, 500_000, 2 << 20, 3 << 20, 30 << 20, 5 << 20, 900_000, 50_000, 10] {
+            held.resize(size);
+            let usage = request.usage();
+            assert!(usage.footprint >= size && usage.footprint <= 2 * size + 600_000, "{usage:?}");
+        }
+        held.free();
+    });
+    let usage = request.usage();
+    assert!(usage.footprint <= 256 * 1024 && usage.peak >= 30 << 20, "only regions: {usage:?}");
+    end(request);
+}
+
+#[test]
+fn soft_before_hard() {
+    let _together = together();
+    let request = Request::builder().memory_limit(4 << 20).reserve(1 << 20).build();
+    request.run(|| {
+        let mut marked_at = None;
+        let blocks = {
+            let mut blocks = persistent_vec();
+            loop {
+                let block = try_take(1_000);
+                if block.is_null() {
+                    break blocks;
+                }
+                blocks.push(block);
+                if marked_at.is_none() && check().is_err() {
+                    marked_at = Some(request.usage().footprint);
+                }
+            }
+        };
+        let marked_at = marked_at.expect("the mark comes before null");
+        assert!(marked_at > 3 << 20 && marked_at < (3 << 20) + 2 * 256 * 1024, "{marked_at}");
+        assert!(blocks.len() * 1_000 > 3 << 20);
+    });
+    let limit = request.check().unwrap_err();
+    assert_eq!((limit.limit, limit.asked), (4 << 20, 1_000));
+    assert!(limit.in_use <= 4 << 20 && limit.in_use > (4 << 20) - 2 * PAGE, "{limit}");
+    assert_eq!(
+        limit.to_string(),
+        format!("memory limit reached (limit 4194304, in use {}, asked 1000)", limit.in_use)
+    );
+    end(request);
+}
+
+#[test]
+fn one_request_at_its_limit_concerns_no_other() {
+    let _together = together();
+    let outer = Request::builder().memory_limit(8 << 20).build();
+    let inner = Request::builder().memory_limit(1 << 20).build();
+    outer.run(|| {
+        inner.run(|| {
+            assert!(!fill(10_000).is_empty());
+            assert!(check().is_err());
+            assert!(
+                persistent(|| !try_take_and_give(5 << 20).is_null()),
+                "persistent memory is free"
+            );
+        });
+        assert_eq!(check(), Ok(()));
+        assert!(!try_take(2 << 20).is_null());
+    });
+    assert!(inner.check().is_err() && outer.check().is_ok());
+    end(inner);
+    end(outer);
+}
+
+fn try_take_and_give(size: usize) -> *mut u8 {
+    let block = try_take(size);
+    if !block.is_null() {
+        give(block, size);
+    }
+    block
+}
+
+/// Where ZendMM fails with megabytes reclaimable: free blocks of one class are looked through before a
+/// block of another is refused.
+#[test]
+fn what_is_free_inside_is_reclaimed_before_null() {
+    let _together = together();
+    for other in [3_500, 20_000, 100_000, 2 << 20] {
+        let request = Request::builder().memory_limit(6 << 20).reserve(0).build();
+        request.run(|| {
+            let blocks = fill(200);
+            assert!(request.check().is_err());
+            blocks.into_iter().for_each(|block| give(block, 200));
+            let bytes = (6 << 20) * 9 / 10;
+            let wanted = bytes / charge(other);
+            let count = fill_to(wanted * other, other);
+            assert!(count >= wanted * 9 / 10, "{count} of {wanted} blocks of {other}");
+        });
+        end(request);
+    }
+}
+
+/// Blocks that stay spread over all pages: what lies between them can still be had.
+#[test]
+fn what_is_free_between_live_blocks_is_reclaimed_too() {
+    let _together = together();
+    let request = Request::builder().memory_limit(4 << 20).reserve(0).build();
+    request.run(|| {
+        let blocks = fill(100);
+        let (live, free): (Vec<_>, Vec<_>) =
+            persistent(|| blocks.chunks(40).map(|chunk| chunk.split_at(1)).unzip());
+        free.iter().copied().flatten().for_each(|&block| give(block, 100));
+        let count = fill_to(1 << 20, 2_000);
+        assert!(count >= (1 << 20) / 2_000 - 1, "{count} blocks of 2000 between {}", live.len());
+        persistent(|| drop((live, free)));
+    });
+    end(request);
+}
+
+#[test]
+fn a_request_that_reclaims_enough_is_not_marked() {
+    let _together = together();
+    let request = Request::builder().memory_limit(2 << 20).build();
+    request.run(|| {
+        // Each round frees all it had, of a size that the next one does not ask for.
+        for round in 0..60 {
+            let size = 100 + 300 * (round % 17);
+            let blocks: Vec<_> = persistent(|| Vec::with_capacity(20_000));
+            let mut blocks = blocks;
+            blocks.extend((0..(1 << 20) / size).map(|_| try_take(size)));
+            assert!(blocks.iter().all(|block| !block.is_null()), "round {round}");
+            blocks.iter().for_each(|&block| give(block, size));
+            persistent(|| drop(blocks));
+        }
+        assert_eq!(check(), Ok(()));
+    });
+    end(request);
+}
+
+#[test]
+fn set_memory_limit_says_no_and_changes_nothing() {
+    let _together = together();
+    let request = Request::new();
+    request.run(|| {
+        assert_eq!(fill_to(4 << 20, 100_000), 41);
+        let in_use = request.usage().footprint;
+        let error = request.set_memory_limit(Some(1 << 20)).unwrap_err();
+        assert_eq!((error.limit, error.in_use), (1 << 20, in_use));
+        assert_eq!(
+            error.to_string(),
+            format!("memory limit below what is in use (limit 1048576, in use {in_use})")
+        );
+        assert_eq!(request.usage().limit, None);
+        assert!(!try_take(8 << 20).is_null(), "the limit that was refused is not there");
+
+        request.set_memory_limit(Some(16 << 20)).unwrap();
+        assert_eq!(request.usage().limit, Some(16 << 20));
+        assert!(try_take(8 << 20).is_null() && request.check().is_err());
+        request.set_memory_limit(Some(64 << 20)).unwrap();
+        assert_eq!(request.check(), Ok(()), "with room again it is not marked");
+        assert!(!try_take(8 << 20).is_null());
+        request.set_memory_limit(None).unwrap();
+        assert_eq!(request.usage().limit, None);
+    });
+    end(request);
+}
+
+/// What is free goes back first; then the limit that is accepted is in force (where ZendMM forgets it).
+#[test]
+fn set_memory_limit_makes_room_and_holds() {
+    let _together = together();
+    let request = Request::new();
+    request.run(|| {
+        let blocks: Vec<_> = persistent(|| Vec::with_capacity(100_000));
+        let mut blocks = blocks;
+        blocks.extend((0..80_000).map(|_| try_take(100)));
+        blocks.iter().for_each(|&block| give(block, 100));
+        assert!(request.usage().footprint > 8 << 20);
+        request.set_memory_limit(Some(1 << 20)).unwrap();
+        assert!(request.usage().footprint <= 1 << 20);
+        assert!(try_take(2 << 20).is_null());
+        persistent(|| drop(blocks));
+    });
+    end(request);
+}
+
+#[test]
+fn suspended_while_panicking() {
+    let _together = together();
+    struct Grows;
+    impl Drop for Grows {
+        fn drop(&mut self) {
+            assert!(!try_take(8 << 20).is_null(), "a destructor of a panic has no limit");
+        }
+    }
+    let request = Request::builder().memory_limit(1 << 20).build();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        request.run(|| {
+            let _grows = Grows;
+            std::panic::resume_unwind(persistent(|| Box::new(1u8)));
+        });
+    }));
+    persistent(|| drop(result));
+    request
+        .run(|| assert!(try_take(MAX_SHARED).is_null(), "afterwards it is in force, and passed"));
+    assert!(request.usage().footprint > 8 << 20);
+    end(request);
+}
+
+#[test]
+fn threads_at_the_boundary_never_pass_it() {
+    let _together = together();
+    const THREADS: usize = 4;
+    for round in 0..30 {
+        let limit = 3 << 20;
+        let request = Request::builder().memory_limit(limit).build();
+        let barrier = Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|index| {
+                    let (request, barrier) = (request.clone(), &barrier);
+                    scope.spawn(move || {
+                        barrier.wait();
+                        request.run(|| {
+                            let size = [60, 5_000, 70_000, 1 << 20][(index + round) % 4];
+                            let mut blocks = persistent_vec();
+                            for step in 0..3_000 {
+                                let block = try_take(size);
+                                assert!(request.usage().footprint <= limit);
+                                if block.is_null() {
+                                    blocks.drain(..).for_each(|block| give(block, size));
+                                } else {
+                                    blocks.push(block);
+                                }
+                                if step % 50 == 0 {
+                                    std::thread::yield_now();
+                                }
+                            }
+                            blocks.into_iter().for_each(|block| give(block, size));
+                        });
+                    })
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+        let usage = request.usage();
+        assert!(usage.peak <= limit, "{usage:?}");
+        assert_eq!((usage.live_blocks, usage.live_bytes), (0, 0), "{usage:?}");
+        end(request);
+    }
+}
+
+#[test]
+fn a_free_by_another_request_makes_room_for_the_owner() {
+    let _together = together();
+    let owner = Request::builder().memory_limit(2 << 20).build();
+    let other = Request::new();
+    let blocks = owner.run(|| fill(10_000));
+    owner.run(|| assert!(try_take(10_000).is_null()));
+    other.run(|| blocks.iter().for_each(|&block| give(block, 10_000)));
+    owner.run(|| assert!(fill_to(1 << 20, 10_000) > 100, "what came back from outside can be had"));
+    end(owner);
+    end(other);
+}
+
+#[test]
+fn the_peak_can_be_measured_anew() {
+    let _together = together();
+    let request = Request::new();
+    request.run(|| {
+        give(try_take(10 << 20), 10 << 20);
+        assert!(request.usage().peak >= 10 << 20);
+        request.reset_peak();
+        assert!(request.usage().peak < 1 << 20);
+        give(try_take(3 << 20), 3 << 20);
+        let peak = request.usage().peak;
+        assert!(peak >= 3 << 20 && peak < 4 << 20, "{peak}");
+    });
+    end(request);
+}
