@@ -56,7 +56,7 @@ impl Line {
     }
 
     /// The text, and a 0 behind it.
-    #[cfg_attr(not(feature = "capi"), expect(dead_code, reason = "only C needs the 0"))]
+    #[cfg(feature = "capi")]
     pub fn as_ptr(&self) -> *const u8 {
         self.text.as_ptr()
     }
@@ -207,18 +207,21 @@ pub fn wrong_family(address: usize, is_persistent: bool) -> ! {
 }
 
 /// A function was called that needs an open request.
+#[cfg(feature = "capi")]
 #[cold]
 pub fn no_request(call: &str) -> ! {
     die("no request is open", &[("call", Text(call))])
 }
 
 /// `rq_persistent_off` without `rq_persistent_on`.
+#[cfg(feature = "capi")]
 #[cold]
 pub fn not_persistent() -> ! {
     die("persistent off without on", &[])
 }
 
 /// A bailout that nobody waits for.
+#[cfg(feature = "capi")]
 #[cold]
 pub fn no_try(reason: &str) -> ! {
     die("bailout without a try", &[("reason", Text(reason))])

@@ -64,6 +64,7 @@ pub enum EntryKind {
     /// `persistent`.
     Persistent,
     /// `rq_persistent_on`.
+    #[cfg(feature = "capi")]
     PersistentHook,
 }
 
@@ -488,11 +489,13 @@ impl Thread {
     }
 
     /// How many entries there are, dead ones below a live one too.
+    #[cfg(feature = "capi")]
     pub fn depth(&self) -> usize {
         self.depth.get()
     }
 
     /// Leaves every entry above so many; their requests are not over cleanly.
+    #[cfg(feature = "capi")]
     pub fn leave_above(&self, depth: usize) {
         while self.depth.get() > depth {
             let top = self.depth.get() - 1;

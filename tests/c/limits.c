@@ -312,34 +312,38 @@ static void *grow_it(void *argument) {
     void **block = argument;
     volatile bool is_caught = false;
     rq_try {
-        *block = erealloc(*block, 2 * MIB);
+        *block = erealloc(*block, 16 * MIB);
     } rq_catch {
         is_caught = true;
-        CHECK_EQUAL(limit_error(rq_bailout_reason()).limit_bytes, MIB);
+        rq_limit_error error = limit_error(rq_bailout_reason());
+        CHECK_EQUAL(error.limit_bytes, 8 * MIB);
+        CHECK_EQUAL(error.asked_bytes, 16 * MIB);
     } rq_end_try
     CHECK(is_caught);
-    /* Below the limit, above the mark. */
-    *block = erealloc(*block, MIB - 3 * PAGE);
+    *block = erealloc(*block, 3 * MIB);
+    /* Above the mark, below the limit. */
+    *block = erealloc(*block, 7 * MIB + 512 * KIB);
     return NULL;
 }
 
 CASE(a_block_that_grows_in_another_thread_meets_the_limit_of_its_request) {
-    static const size_t sizes[] = {100, 100000, 500000};
+    static const size_t sizes[] = {100, 100000, 3 * 1048576};
     for (size_t index = 0; index < sizeof sizes / sizeof sizes[0]; index++) {
-        begin(MIB, 8 * PAGE);
-        void *block = emalloc(sizes[index]);
-        fill(block, 100, 1);
-        size_t held = rq_memory_usage(true);
-        if (sizes[index] > 100) {
-            efree(block);
-            block = emalloc(MIB - 4 * PAGE - held);
+        for (int by_another = 0; by_another < 2; by_another++) {
+            begin(8 * MIB, MIB);
+            void *block = emalloc(sizes[index]);
             fill(block, 100, 1);
+            if (by_another) {
+                pthread_t thread;
+                CHECK(pthread_create(&thread, NULL, grow_it, &block) == 0 && pthread_join(thread, NULL) == 0);
+            } else {
+                grow_it(&block);
+            }
+            CHECK(is_filled(block, 100, 1));
+            CHECK(rq_memory_usage(true) >= 7 * MIB + 512 * KIB && rq_memory_usage(true) <= 8 * MIB);
+            CHECK(!rq_check(NULL));
+            rq_end_request(NULL);
         }
-        pthread_t thread;
-        CHECK(pthread_create(&thread, NULL, grow_it, &block) == 0 && pthread_join(thread, NULL) == 0);
-        CHECK(is_filled(block, 100, 1));
-        CHECK(rq_memory_usage(true) >= MIB - 3 * PAGE && rq_memory_usage(true) <= MIB);
-        rq_end_request(NULL);
     }
 }
 
@@ -361,7 +365,7 @@ CASE(what_was_freed_in_one_size_is_there_for_another) {
 }
 
 CASE(at_the_limit_what_is_free_is_used_first) {
-    enum { BLOCKS = 7000 };
+    enum { BLOCKS = 7500 };
     static void *blocks[BLOCKS];
     begin(8 * MIB, 0);
     for (int index = 0; index < BLOCKS; index++) {
@@ -374,7 +378,7 @@ CASE(at_the_limit_what_is_free_is_used_first) {
             efree(blocks[index]);
         }
     }
-    for (int index = 0; index < 50; index++) {
+    for (int index = 0; index < 40; index++) {
         unused(emalloc(100000));
     }
     rq_end_request(NULL);

@@ -403,7 +403,7 @@ fn the_peak_can_be_measured_anew() {
         assert!(request.usage().peak < 1 << 20);
         give(try_take(3 << 20), 3 << 20);
         let peak = request.usage().peak;
-        assert!(peak >= 3 << 20 && peak < 4 << 20, "{peak}");
+        assert!((3 << 20..4 << 20).contains(&peak), "{peak}");
     });
     end(request);
 }
