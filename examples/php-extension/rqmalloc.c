@@ -31,8 +31,8 @@
 
 /* A chunk of PHP's own heap; its first one begins with the heap's descriptor and lives as long as it. */
 #define PHP_CHUNK_BYTES ((size_t) 2 << 20)
-/* By so much the memory limit is raised at a time once PHP has been told that it is reached. */
-#define RAISE_BYTES ((size_t) 1 << 20)
+/* What rqmalloc may take from the system for one small block: a region of this length. */
+#define REGION_BYTES ((size_t) 256 << 10)
 
 /* ---- state ------------------------------------------------------------------------------------------------------ */
 
@@ -57,8 +57,8 @@ static struct {
 	bool php_scattered;
 
 	heap_phase phase;
-	/* BETWEEN or OVER, as one flag for the fast path. */
-	bool between;
+	/* BETWEEN or OVER, or above the limit: one flag for the fast path of an allocation. */
+	bool slow;
 	/* Blocks from `watched` on, `watched_bytes` of addresses, are freed and resized the slow way. One compare for both
 	 * reasons: blocks of PHP's own heap, and in phase ENDING every block. */
 	uintptr_t watched;
@@ -66,8 +66,9 @@ static struct {
 	/* In phase ENDING: the oldest arena. */
 	const void *arena;
 
-	/* The request passed its memory limit, PHP was told, and goes on above it to the next point where it can stop. */
-	bool raised;
+	/* What rqmalloc holds the request to; more than PHP's memory limit once that was reached. */
+	size_t limit;
+	bool above_limit;
 	/* PHP bailed out of this request, so that it frees less than it usually does. */
 	bool unclean;
 	rq_report last;
@@ -86,7 +87,7 @@ static ZEND_DECLARE_MODULE_GLOBALS(rqmalloc)
 static void enter_phase(heap_phase phase)
 {
 	heap.phase = phase;
-	heap.between = phase == BETWEEN || phase == OVER;
+	heap.slow = phase == BETWEEN || phase == OVER || heap.above_limit;
 	if (phase == ENDING || heap.php_scattered) {
 		heap.watched = 0;
 		heap.watched_bytes = SIZE_MAX;
@@ -119,6 +120,39 @@ static size_t memory_limit(void)
 	return PG(memory_limit) > 0 ? (size_t) PG(memory_limit) : SIZE_MAX;
 }
 
+static bool set_limit(size_t bytes)
+{
+	if (!rq_set_memory_limit(bytes)) {
+		return false;
+	}
+	heap.limit = bytes;
+	/* SIZE_MAX is none: PHP has none, or it is lifted while an error is reported. */
+	heap.above_limit = bytes > memory_limit() && bytes != SIZE_MAX;
+	enter_phase(heap.phase);
+	return true;
+}
+
+/* Above PHP's limit the request is held to what it has: each time that it grows PHP's state decides anew. */
+static void hold(void)
+{
+	size_t in_use = rq_memory_usage(true);
+
+	if (in_use < heap.limit) {
+		set_limit(MAX(memory_limit(), in_use));
+	}
+}
+
+/* Whether a block of `size` bytes that could not be had was refused because of a limit. */
+static bool is_beyond(size_t limit, size_t size)
+{
+	size_t in_use = rq_memory_usage(true), needed = size + size / 4 + REGION_BYTES;
+
+	return needed < size || needed > limit || in_use > limit - needed;
+}
+
+#define LIMIT_TEXT "Allowed memory size of %zu bytes exhausted (tried to allocate %zu bytes)"
+#define SYSTEM_TEXT "Out of memory (allocated %zu bytes) (tried to allocate %zu bytes)"
+
 #ifdef ZEND_HAS_OOM
 /* PHP from 8.2.35 on does not leave an allocation by a jump any more. It notes that the limit was reached, allocates on
  * up to a hard limit, and raises the error where the executor can stop. Only callers that say so may be given NULL. */
@@ -126,89 +160,70 @@ static size_t memory_limit(void)
 /* As PHP computes it: `memory_hard_limit_percent`, else twice the limit but at most 1 GiB more. */
 static size_t hard_memory_limit(void)
 {
-	size_t limit = memory_limit(), gib = (size_t) 1 << 30;
-	zend_long percent = -1;
 	const zend_ini_entry *entry = zend_hash_str_find_ptr(EG(ini_directives), ZEND_STRL("memory_hard_limit_percent"));
+	zend_long percent = entry && entry->value ? ZEND_STRTOL(ZSTR_VAL(entry->value), NULL, 10) : 0;
+	size_t limit = memory_limit(), most = ZEND_LONG_MAX;
 
-	if (entry && entry->value && ZSTR_LEN(entry->value)) {
-		percent = ZEND_STRTOL(ZSTR_VAL(entry->value), NULL, 10);
-	}
-	if (limit > (size_t) ZEND_LONG_MAX) {
+	if (limit > most) {
 		return limit;
 	}
 	if (percent < 100) {
-		return limit + MIN(limit, gib);
+		return limit + MIN(limit, (size_t) 1 << 30);
 	}
-	/* In two parts, so that the product cannot overflow before the sum is seen to be too large. */
-	double product = (double) limit / 100 * percent;
-	return product >= (double) ZEND_LONG_MAX ? ZEND_LONG_MAX : limit / 100 * percent + limit % 100 * percent / 100;
+	if (limit / 100 > most / percent) {
+		return most;
+	}
+	return limit / 100 * percent + limit % 100 * percent / 100;
 }
 
-static void note_limit(size_t size)
-{
-	if (!ZEND_HAS_OOM()) {
-		zend_mm_delayed_error_or_panic(
-			true, "Allowed memory size of %zu bytes exhausted (tried to allocate %zu bytes)", memory_limit(), size);
-	}
-}
-
-/* The request is at its limit, or the system has no memory. NULL only to a caller that asked for it. */
+/* A block could not be had. Returns NULL only to a caller that has asked for it. */
 static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t size)
 {
-	size_t in_use = rq_memory_usage(true), hard = hard_memory_limit(), raised;
-	bool at_limit = size > memory_limit() || in_use > memory_limit() - size || heap.raised;
-	void *moved;
+	size_t hard;
 
-	if (at_limit) {
-		note_limit(size);
+	if (is_beyond(heap.limit, size)) {
+		if (!ZEND_HAS_OOM()) {
+			zend_mm_delayed_error_or_panic(true, LIMIT_TEXT, memory_limit(), size);
+		}
 		if (zend_mm_is_fallible()) {
 			return NULL;
 		}
-		/* Step by step, so that later allocations come by here and see whether they may have NULL. */
-		raised = size > hard || in_use > hard - size ? hard : MIN(in_use + size + RAISE_BYTES, hard);
-		rq_set_memory_limit(raised);
-		heap.raised = true;
-		moved = rq_erealloc_or_null(block, size);
-		if (moved) {
-			return moved;
+		hard = hard_memory_limit();
+		set_limit(hard);
+		block = rq_erealloc_or_null(block, size);
+		set_limit(MAX(memory_limit(), rq_memory_usage(true)));
+		if (block) {
+			return block;
 		}
-		if (raised == hard) {
-			/* PHP's own heap leaves the process in this way and with this status, too. */
+		if (is_beyond(hard, size)) {
+			/* PHP's own heap leaves the process in this way and with this status. */
 			fprintf(stderr, "Hard memory limit of %zu bytes exhausted (tried to allocate %zu bytes) in %s on line %" PRIu32 "\n",
 				hard, size, zend_get_executed_filename(), zend_get_executed_lineno());
 			_exit(137);
 		}
 	}
-	zend_mm_delayed_error_or_panic(
-		zend_mm_is_fallible(), "Out of memory (allocated %zu bytes) (tried to allocate %zu bytes)", in_use, size);
+	/* Notes it for a caller that takes NULL, ends the process for another one. */
+	zend_mm_delayed_error_or_panic(zend_mm_is_fallible(), SYSTEM_TEXT, rq_memory_usage(true), size);
 	return NULL;
 }
 
 #else
-/* PHP up to 8.2.34 raises the error at once and jumps out of the allocation: no frame of rqmalloc is between here and the
- * target of the jump, and none holds anything. */
-static ZEND_COLD ZEND_NORETURN void raise_error(const char *format, size_t first, size_t size)
-{
-	/* Displaying and logging it takes memory. */
-	rq_set_memory_limit(SIZE_MAX);
-	/* PHP does this where its own heap says that it is at its limit, to have what was buffered for the error. */
-	php_output_discard_all();
-	zend_try {
-		zend_error_noreturn(E_ERROR, format, first, size);
-	} zend_end_try();
-	/* Shutdown functions go on with the limit, or with what is in use. */
-	rq_set_memory_limit(MAX(memory_limit(), rq_memory_usage(true)));
-	zend_bailout();
-}
-
+/* PHP up to 8.2.34 raises the error at once and jumps out of the allocation. rqmalloc has returned NULL by then: no frame of
+ * it is between here and the target of the jump. */
 static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t size)
 {
-	size_t in_use = rq_memory_usage(true), limit = memory_limit();
+	bool at_limit = is_beyond(heap.limit, size);
 
-	if (size > limit || in_use > limit - size) {
-		raise_error("Allowed memory size of %zu bytes exhausted (tried to allocate %zu bytes)", limit, size);
-	}
-	raise_error("Out of memory (allocated %zu bytes) (tried to allocate %zu bytes)", in_use, size);
+	/* Displaying and logging the error takes memory. */
+	set_limit(SIZE_MAX);
+	/* What PHP does when its own heap says that it is at its limit: the buffered output makes place for the error. */
+	php_output_discard_all();
+	zend_try {
+		zend_error_noreturn(E_ERROR, at_limit ? LIMIT_TEXT : SYSTEM_TEXT, at_limit ? memory_limit() : rq_memory_usage(true), size);
+	} zend_end_try();
+	/* Shutdown functions go on with the limit, or with what is in use. */
+	set_limit(MAX(memory_limit(), rq_memory_usage(true)));
+	zend_bailout();
 }
 #endif
 
@@ -225,8 +240,7 @@ static ZEND_INI_MH(on_memory_limit)
 		return FAILURE;
 	}
 	limit = memory_limit();
-	if (rq_current_request() == 0 || rq_set_memory_limit(limit)) {
-		heap.raised = false;
+	if (rq_current_request() == 0 || set_limit(limit)) {
 		return SUCCESS;
 	}
 	/* As in PHP: when the value is restored at the end of a request, memory may not have been freed yet. */
@@ -251,16 +265,17 @@ static void end_request(void)
 	}
 }
 
-static zend_never_inline void begin_request(void)
+static void begin_request(void)
 {
 	rq_options options = {.name = "php"};
 
 	if (heap.phase == OVER) {
 		end_request();
 	}
-	options.memory_limit = memory_limit() == SIZE_MAX ? 0 : memory_limit();
+	heap.limit = memory_limit();
+	options.memory_limit = heap.limit == SIZE_MAX ? 0 : heap.limit;
 	rq_begin_request_with(&options);
-	heap.raised = false;
+	heap.above_limit = false;
 	heap.unclean = false;
 	enter_phase(INSIDE);
 }
@@ -302,12 +317,21 @@ static ZEND_MODULE_POST_ZEND_DEACTIVATE_D(rqmalloc)
 
 /* ---- the handlers ----------------------------------------------------------------------------------------------- */
 
+static zend_never_inline void prepare(void)
+{
+	if (heap.phase == BETWEEN || heap.phase == OVER) {
+		begin_request();
+	} else {
+		hold();
+	}
+}
+
 static void *heap_malloc(size_t size)
 {
 	void *block;
 
-	if (UNEXPECTED(heap.between)) {
-		begin_request();
+	if (UNEXPECTED(heap.slow)) {
+		prepare();
 	}
 	block = rq_emalloc_or_null(size);
 	return EXPECTED(block) ? block : allocate_at_limit(NULL, size);
@@ -375,6 +399,9 @@ static void *heap_realloc(void *block, size_t size)
 	}
 	if (is_watched(block) && is_of_php(block)) {
 		return realloc_of_php(block, size);
+	}
+	if (UNEXPECTED(heap.above_limit)) {
+		hold();
 	}
 	moved = rq_erealloc_or_null(block, size);
 	return EXPECTED(moved) ? moved : allocate_at_limit(block, size);

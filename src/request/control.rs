@@ -15,13 +15,13 @@
 //!   large blocks need; it is charged before the memory is taken. `peak_bytes` is its largest value since
 //!   the request was opened, or since it was measured anew.
 
+use super::limit::{Bound, DEFAULT_RESERVE, limit_pages};
 use super::{Supply, close, sweep};
 use crate::bin::{Kind, Raw};
-use crate::block::{Block, FREED, Header, LARGE, LIVE, Memory, NONE, PERSISTENT, settle_stray};
-use crate::budget::{Budget, Mark, Marked, NO_LIMIT};
+use crate::block::{Block, Header, LIVE, NONE, settle_stray};
+use crate::budget::{Budget, Mark};
 use crate::lane::{Lane, Out, shared_cap};
 use crate::lifecycle::{Handles, Holds, LargeCount};
-use crate::page_heap::Taken;
 use crate::pool::Successors;
 use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::span::{Span, SpanKind};
@@ -33,11 +33,6 @@ use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance
 /// What no request's serial is: ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
 
-/// Bytes below the limit at which a request is marked: a part of the limit, within bounds.
-const RESERVE_DIVISOR: usize = 8;
-const MAX_DEFAULT_RESERVE_BYTES: usize = 4 * 1024 * 1024;
-/// `reserve_bytes` of a request whose opener did not say.
-const DEFAULT_RESERVE: usize = usize::MAX;
 /// Before a request is marked its free blocks are swept if they are at least this part of its regions:
 /// near the mark that may be at every slow path.
 const SOFT_WORTH_DIVISOR: usize = 32;
@@ -88,13 +83,13 @@ pub struct Control {
     pub holds: Holds,
     /// Blocks that are not in a region.
     pub large: Cell<*const Span>,
-    large_count: LargeCount,
-    large_bytes: AtomicUsize,
-    budget: Budget,
-    peak_bytes: AtomicUsize,
-    limit_bytes: AtomicUsize,
-    reserve_bytes: AtomicUsize,
-    mark: Mark,
+    pub(super) large_count: LargeCount,
+    pub(super) large_bytes: AtomicUsize,
+    pub(super) budget: Budget,
+    pub(super) peak_bytes: AtomicUsize,
+    pub(super) limit_bytes: AtomicUsize,
+    pub(super) reserve_bytes: AtomicUsize,
+    pub(super) mark: Mark,
     /// What is called before the memory goes, the last one first. Its words are those of `StrayList`, its
     /// nodes are not blocks.
     pub on_end: StrayList,
@@ -138,25 +133,6 @@ fn pending(blocks: usize, bytes: usize) -> u64 {
 
 // SAFETY: the table at the head of the module says who touches which field when.
 unsafe impl Sync for Control {}
-
-/// How far a charge may go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bound {
-    /// To the mark, while it is not set.
-    Soft,
-    /// To the limit.
-    Hard,
-}
-
-/// Whole pages of so many bytes.
-fn pages_of(bytes: usize) -> u32 {
-    u32::try_from(bytes / PAGE_BYTES).unwrap_or(NO_LIMIT)
-}
-
-/// The pages of a limit of so many bytes.
-fn limit_pages(bytes: usize) -> u32 {
-    if bytes == usize::MAX { NO_LIMIT } else { pages_of(bytes) }
-}
 
 /// What a request uses just now.
 #[derive(Clone, Copy)]
@@ -430,11 +406,6 @@ impl Control {
         NONE
     }
 
-    /// Whether so many pages more are over the limit, rather than more than the system has.
-    fn is_over_limit(&self, pages: usize) -> bool {
-        self.budget.used() as usize + pages > self.budget.limit() as usize
-    }
-
     /// Whether the lane has a free block of this class, or something to cut one from.
     fn has_free(&self, lane: &Lane, class: Class) -> bool {
         lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class)
@@ -456,22 +427,6 @@ impl Control {
         self.unswept_bytes.fetch_add(region.bytes(), Ordering::Relaxed);
         lane.adopt(region);
         true
-    }
-
-    /// Gives back the regions that only free blocks are in, and makes room in the others, if the free
-    /// blocks are worth so many bytes together. Returns the bytes of pages that went; `None`: it was not
-    /// worth it.
-    pub fn reclaim<S: Supply>(&self, lane: &Lane, worth_bytes: usize, supply: &S) -> Option<usize> {
-        let before = self.footprint_bytes();
-        if !self.strays.list.is_empty() {
-            self.drain_into(lane);
-        }
-        let held_bytes: usize = self.lanes().map(|lane| lane.held().1).sum();
-        if held_bytes == 0 || held_bytes < worth_bytes {
-            return None;
-        }
-        sweep::sweep(self, lane, supply);
-        Some(before.saturating_sub(self.footprint_bytes()))
     }
 
     /// Cuts from the inside of a piece from now on, if there is one.
@@ -623,207 +578,8 @@ impl Control {
         Some(take(long).or_else(|| (short < long).then(|| take(short)).flatten())?.span)
     }
 
-    // ---- the limit ---------------------------------------------------------------------------
-
-    /// Counts bytes of pages in before they are taken (Q2). `false`: they are over the bound.
-    ///
-    /// At the soft bound a request that has no mark yet is refused, so that the caller reclaims first; at
-    /// the hard bound it is marked and goes on, to its limit. The limit is suspended while the thread panics, and in a lane that
-    /// says so.
-    fn charge(&self, lane: &Lane, bytes: usize, asked_bytes: usize, bound: Bound) -> bool {
-        let pages = pages_of(bytes);
-        let headroom = self.headroom_pages();
-        let soft = (bound == Bound::Soft && self.mark.get().is_none()).then_some(headroom);
-        let granted = self.budget.charge(pages, soft.unwrap_or(0)).or_else(|| {
-            let is_suspended = lane.limit_is_suspended.get() || std::thread::panicking();
-            is_suspended.then(|| self.budget.charge_beyond(pages)).flatten()
-        });
-        let Some(used) = granted else {
-            return false;
-        };
-        self.peak_bytes.fetch_max(used as usize * PAGE_BYTES, Ordering::Relaxed);
-        let limit = self.budget.limit();
-        if limit != NO_LIMIT && used > limit.saturating_sub(headroom) && self.mark.get().is_none() {
-            self.set_mark(used as usize * PAGE_BYTES, asked_bytes);
-        }
-        true
-    }
-
-    /// Charges, and reclaims first where the request has come to its mark or limit.
-    pub fn charge_or_reclaim<S: Supply>(
-        &self,
-        lane: &Lane,
-        bytes: usize,
-        asked_bytes: usize,
-        supply: &S,
-    ) -> bool {
-        if self.charge(lane, bytes, asked_bytes, Bound::Soft) {
-            return true;
-        }
-        self.reclaim(lane, PAGE_BYTES, supply);
-        self.charge(lane, bytes, asked_bytes, Bound::Hard) || {
-            if self.limit().is_some() {
-                self.set_mark(self.footprint_bytes(), asked_bytes);
-            }
-            false
-        }
-    }
-
-    /// Charges for a block that grows, whoever resizes it: there may be no lane to reclaim in.
-    pub fn charge_growth<S: Supply>(
-        &self,
-        lane: Option<&Lane>,
-        bytes: usize,
-        asked_bytes: usize,
-        supply: &S,
-    ) -> bool {
-        match lane {
-            Some(lane) => self.charge_or_reclaim(lane, bytes, asked_bytes, supply),
-            // The first lane is the request's in any case; only its flag is looked at.
-            None => self.charge(&self.first, bytes, asked_bytes, Bound::Soft),
-        }
-    }
-
-    /// Counts bytes of pages out (Q2).
-    pub fn refund(&self, bytes: usize) {
-        self.budget.refund(pages_of(bytes));
-    }
-
-    /// Pages below the limit from which on the request is marked; 0 without a limit.
-    fn headroom_pages(&self) -> u32 {
-        if self.budget.limit() == NO_LIMIT {
-            return 0;
-        }
-        pages_of(match self.reserve_bytes.load(Ordering::Relaxed) {
-            DEFAULT_RESERVE => {
-                let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
-                (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES)
-            }
-            bytes => bytes,
-        })
-    }
-
-    fn set_mark(&self, in_use_bytes: usize, asked_bytes: usize) {
-        self.mark.set(Marked { in_use_bytes, asked_bytes });
-    }
-
-    /// Why the request is marked, if it is.
-    #[inline]
-    pub fn marked(&self) -> Option<Marked> {
-        self.mark.get()
-    }
-
-    /// The limit in bytes, if there is one.
-    pub fn limit(&self) -> Option<usize> {
-        (self.budget.limit() != NO_LIMIT).then(|| self.limit_bytes.load(Ordering::Relaxed))
-    }
-
-    /// Sets the limit, `usize::MAX` for none, after reclaiming if need be. `false`: more is in use, and
-    /// nothing has changed.
-    pub fn set_limit<S: Supply>(&self, lane: Option<&Lane>, bytes: usize, supply: &S) -> bool {
-        let pages = limit_pages(bytes);
-        if !self.budget.set_limit(pages) {
-            let Some(lane) = lane else { return false };
-            self.reclaim(lane, PAGE_BYTES, supply);
-            if !self.budget.set_limit(pages) {
-                return false;
-            }
-        }
-        self.limit_bytes.store(bytes, Ordering::Relaxed);
-        if self.budget.used() <= pages.saturating_sub(self.headroom_pages()) {
-            self.mark.clear();
-        }
-        true
-    }
-
-    /// Bytes of the pages it holds.
-    pub fn footprint_bytes(&self) -> usize {
-        self.budget.used() as usize * PAGE_BYTES
-    }
-
-    /// The peak is measured anew from now on.
-    pub fn reset_peak(&self) {
-        self.peak_bytes.store(self.footprint_bytes(), Ordering::Relaxed);
-    }
-
-    // ---- large blocks ------------------------------------------------------------------------
-
-    /// A block with a span of its own, and whether its payload reads as zero.
-    fn alloc_large<S: Supply>(
-        &self,
-        lane: &Lane,
-        class: Class,
-        asked_bytes: usize,
-        supply: &S,
-    ) -> (Block, bool) {
-        let bytes = class.slab_pages() * PAGE_BYTES;
-        if !self.charge_or_reclaim(lane, bytes, asked_bytes, supply) {
-            return (NONE, false);
-        }
-        let pages = class.slab_pages();
-        let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.address());
-        let Some(Taken { span, zeroed }) = taken else {
-            self.refund(bytes);
-            return (NONE, false);
-        };
-        let block = span.base() + 2 * HEADER_BYTES;
-        let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
-        Raw.header(block).store(header.0, Ordering::Relaxed);
-        self.link_large(span, bytes, supply);
-        (block, zeroed)
-    }
-
-    /// Puts the span of a large block, which is charged for so many bytes, on the request's list.
-    pub fn link_large<S: Supply>(&self, span: &Span, charged_bytes: usize, supply: &S) {
-        supply.with_large_lock(self.address(), || {
-            span.previous.set(null());
-            span.next.set(self.large.get());
-            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
-            if let Some(first) = unsafe { self.large.get().as_ref() } {
-                first.previous.set(span);
-            }
-            self.large.set(span);
-            span.charged_bytes.set(charged_bytes);
-            self.large_count.add();
-            self.large_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
-        });
-    }
-
-    /// Takes a large block's span off the list and counts it out; `false`: a closer has done so.
-    /// Afterwards the request may be over (L3).
-    pub fn unlink_large<S: Supply>(&self, span: &Span, supply: &S) -> bool {
-        supply.with_large_lock(self.address(), || {
-            if span.detached.get() {
-                return false;
-            }
-            let (previous, next) = (span.previous.get(), span.next.get());
-            // SAFETY: neighbours on the list, guarded by the lock.
-            match unsafe { previous.as_ref() } {
-                Some(previous) => previous.next.set(next),
-                None => self.large.set(next),
-            }
-            // SAFETY: as above.
-            if let Some(next) = unsafe { next.as_ref() } {
-                next.previous.set(previous);
-            }
-            let bytes = span.charged_bytes.get();
-            self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.refund(bytes);
-            self.large_count.drop_one();
-            true
-        })
-    }
-
-    /// A large block needs another number of bytes now; `growth_bytes` more are charged for already.
-    pub fn recharge_large(&self, span: &Span, growth_bytes: usize, new_bytes: usize) {
-        let old_bytes = span.charged_bytes.get();
-        span.charged_bytes.set(new_bytes);
-        self.large_bytes.fetch_add(new_bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
-        self.refund(old_bytes + growth_bytes - new_bytes);
-    }
-
     /// Takes all strays into a lane's bins.
-    fn drain_into(&self, lane: &Lane) {
+    pub(super) fn drain_into(&self, lane: &Lane) {
         self.absorb(lane, self.strays.list.drain());
     }
 
@@ -882,81 +638,6 @@ impl Control {
     /// Largest footprint so far.
     pub fn peak_bytes(&self) -> usize {
         self.peak_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Walks the lane the caller is in, every lane nobody is in, and their regions; fatal when a
-    /// structure contradicts itself.
-    pub fn check(&self, inside: Option<&Lane>) {
-        self.each_lane(inside, |lane| self.check_lane(lane));
-    }
-
-    /// Visits the lane the caller is in and every lane nobody is in.
-    fn each_lane(&self, inside: Option<&Lane>, mut visit: impl FnMut(&Lane)) {
-        for lane in self.lanes() {
-            let is_inside = inside.is_some_and(|inside| core::ptr::eq(inside, lane));
-            if is_inside || lane.occupancy.try_enter() {
-                visit(lane);
-                if !is_inside {
-                    lane.occupancy.leave();
-                }
-            }
-        }
-    }
-
-    /// Visits the blocks that were not freed and that nobody persisted: the header, the block, its bytes
-    /// and its class, which a block with a mapping of its own has not. Leaves out the lanes that other
-    /// threads are in.
-    pub fn each_leak<S: Supply>(
-        &self,
-        inside: Option<&Lane>,
-        supply: &S,
-        mut visit: impl FnMut(Header, Block, usize, Option<Class>),
-    ) {
-        let strays = inside.unwrap_or(&self.first);
-        if inside.is_some() || strays.occupancy.try_enter() {
-            self.drain_into(strays);
-            if inside.is_none() {
-                strays.occupancy.leave();
-            }
-        }
-        self.each_lane(inside, |lane| {
-            lane.retire_range();
-            for region in lane.regions() {
-                for (block, header, class) in crate::lane::walk(region, self.id()) {
-                    if header.has(LIVE) && !header.has(FREED | PERSISTENT) {
-                        visit(header, block, class.payload_bytes(), Some(class));
-                    }
-                }
-            }
-        });
-        supply.with_large_lock(self.address(), || {
-            let mut next = self.large.get();
-            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
-            while let Some(span) = unsafe { next.as_ref() } {
-                next = span.next.get();
-                let block = span.base() + 2 * HEADER_BYTES;
-                let header = Header(Raw.header(block).load(Ordering::Relaxed));
-                if span.kept.load(Ordering::Relaxed) {
-                    continue;
-                }
-                let class = (span.kind() == SpanKind::Large)
-                    .then(|| Class::from_index(span.class_index()))
-                    .flatten();
-                visit(header, block, class.map_or(span.note.get(), Class::payload_bytes), class);
-            }
-        });
-    }
-
-    fn check_lane(&self, lane: &Lane) {
-        lane.retire_range();
-        lane.bins.check();
-        lane.check_pieces();
-        for region in lane.regions() {
-            if region.owner() != self.address() {
-                crate::fatal::broken("owner of a region", region.owner(), self.address());
-            }
-            crate::lane::walk(region, self.id()).for_each(drop);
-        }
     }
 }
 

@@ -2,7 +2,10 @@
 
 pub mod close;
 pub mod control;
+mod large;
+mod limit;
 pub mod sweep;
+mod walk;
 
 use crate::block::Block;
 use crate::page_heap::Taken;

@@ -97,11 +97,12 @@ pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) 
     result
 }
 
-/// Lists on standard error what the request never freed, if its policy says so.
+/// Lists on standard error what the request never freed, if its policy says so for such an end.
+#[cold]
 fn report_leaks(control: &Control) {
     let policy = control.leaks.get();
-    let is_clean = !control.bailed_out.load(Ordering::Relaxed) && !std::thread::panicking();
-    if !(policy.reported && (is_clean || policy.reported_after_bailout)) {
+    let is_clean = || !control.bailed_out.load(Ordering::Relaxed) && !std::thread::panicking();
+    if !(policy.reported_after_bailout || is_clean()) {
         return;
     }
     let inside = current_or_start().and_then(|thread| {
@@ -121,7 +122,9 @@ fn report_leaks(control: &Control) {
 
 /// Finishes a request whose last handle the caller dropped, and pools its control block.
 pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
-    report_leaks(control);
+    if control.leaks.get().reported {
+        report_leaks(control);
+    }
     let outcome = HEAP.finish_request(control, survivors);
     let thread = current();
     match thread {

@@ -9,6 +9,7 @@ html_errors=0
 --FILE--
 <?php
 register_shutdown_function(function () {
+    global $list;
     $list = [];
     for ($i = 0; $i < 100; $i++) {
         $list[] = str_repeat('y', 100);

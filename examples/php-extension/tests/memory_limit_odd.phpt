@@ -1,0 +1,17 @@
+--TEST--
+A limit that is no whole number of pages, reached by small blocks
+--EXTENSIONS--
+rqmalloc
+--INI--
+memory_limit=8000001
+display_errors=1
+html_errors=0
+--FILE--
+<?php
+$list = [];
+while (true) {
+    $list[] = new stdClass;
+}
+?>
+--EXPECTF--
+Fatal error: Allowed memory size of 8000001 bytes exhausted (tried to allocate %d bytes) in %s on line %d

@@ -1,0 +1,89 @@
+//! The blocks of a request that are not in a region: each with a span of pages or a mapping of its own, on
+//! the request's list.
+
+use super::Supply;
+use super::control::Control;
+use crate::bin::Raw;
+use crate::block::{Block, Header, LARGE, LIVE, Memory, NONE};
+use crate::lane::Lane;
+use crate::page_heap::Taken;
+use crate::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
+use crate::span::{Span, SpanKind};
+use crate::sync::Ordering;
+use core::ptr::null;
+
+impl Control {
+    /// A block with a span of its own, and whether its payload reads as zero.
+    pub(super) fn alloc_large<S: Supply>(
+        &self,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+        supply: &S,
+    ) -> (Block, bool) {
+        let bytes = class.slab_pages() * PAGE_BYTES;
+        if !self.charge_or_reclaim(lane, bytes, asked_bytes, supply) {
+            return (NONE, false);
+        }
+        let pages = class.slab_pages();
+        let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.address());
+        let Some(Taken { span, zeroed }) = taken else {
+            self.refund(bytes);
+            return (NONE, false);
+        };
+        let block = span.base() + 2 * HEADER_BYTES;
+        let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
+        Raw.header(block).store(header.0, Ordering::Relaxed);
+        self.link_large(span, bytes, supply);
+        (block, zeroed)
+    }
+
+    /// Puts the span of a large block, which is charged for so many bytes, on the request's list.
+    pub fn link_large<S: Supply>(&self, span: &Span, charged_bytes: usize, supply: &S) {
+        supply.with_large_lock(self.address(), || {
+            span.previous.set(null());
+            span.next.set(self.large.get());
+            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
+            if let Some(first) = unsafe { self.large.get().as_ref() } {
+                first.previous.set(span);
+            }
+            self.large.set(span);
+            span.charged_bytes.set(charged_bytes);
+            self.large_count.add();
+            self.large_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
+        });
+    }
+
+    /// Takes a large block's span off the list and counts it out; `false`: a closer has done so.
+    /// Afterwards the request may be over (L3).
+    pub fn unlink_large<S: Supply>(&self, span: &Span, supply: &S) -> bool {
+        supply.with_large_lock(self.address(), || {
+            if span.detached.get() {
+                return false;
+            }
+            let (previous, next) = (span.previous.get(), span.next.get());
+            // SAFETY: neighbours on the list, guarded by the lock.
+            match unsafe { previous.as_ref() } {
+                Some(previous) => previous.next.set(next),
+                None => self.large.set(next),
+            }
+            // SAFETY: as above.
+            if let Some(next) = unsafe { next.as_ref() } {
+                next.previous.set(previous);
+            }
+            let bytes = span.charged_bytes.get();
+            self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.refund(bytes);
+            self.large_count.drop_one();
+            true
+        })
+    }
+
+    /// A large block needs another number of bytes now; `growth_bytes` more are charged for already.
+    pub fn recharge_large(&self, span: &Span, growth_bytes: usize, new_bytes: usize) {
+        let old_bytes = span.charged_bytes.get();
+        span.charged_bytes.set(new_bytes);
+        self.large_bytes.fetch_add(new_bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
+        self.refund(old_bytes + growth_bytes - new_bytes);
+    }
+}
