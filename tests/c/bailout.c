@@ -374,9 +374,25 @@ DEATH(the_try_of_another_thread_is_none) {
     } rq_end_try
 }
 
+static void *bail_out_once(void *argument) {
+    CHECK_TEXT(rq_bailout_reason(), "");
+    rq_try {
+        rq_bailout("in a thread");
+    } rq_end_try
+    CHECK_TEXT(rq_bailout_reason(), "in a thread");
+    return argument;
+}
+
+CASE(a_new_thread_has_no_reason_yet) {
+    for (int round = 0; round < 10; round++) {
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, bail_out_once, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    }
+    CHECK_TEXT(rq_bailout_reason(), "");
+}
+
 static void *bail_out_often(void *argument) {
     int number = *(int *)argument;
-    CHECK_TEXT(rq_bailout_reason(), "");
     for (volatile int round = 0; round < 2000; round++) {
         char reason[32];
         snprintf(reason, sizeof reason, "thread %d round %d", number, round);
