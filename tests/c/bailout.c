@@ -281,7 +281,7 @@ __attribute__((constructor)) static void register_ways(void) {
 
 /* So many frames deep; without a reason it comes back. */
 static void bail_out(int depth, const char *reason) {
-    char on_the_stack[64];
+    char on_the_stack[64] = {0};
     fill(opaque(on_the_stack), sizeof on_the_stack, (unsigned)depth);
     if (depth > 0) {
         bail_out(depth - 1, reason);

@@ -339,6 +339,78 @@ CASE(out_of_memory_below_the_limit_is_no_memory_limit) {
     rq_end_request(NULL);
 }
 
+/* Also what stands for a request, a part or a callback needs memory. */
+static void begin_endlessly(int what) {
+    switch (what) {
+        case 0: rq_begin_request(); break;
+        case 1: rq_persistent_on(); break;
+        default: rq_begin_request_with(&(rq_options){.name = "one of many", .report_leaks = true}); break;
+    }
+}
+
+CASE(requests_and_parts_until_there_is_no_memory) {
+    efree(emalloc(1));
+    limit_address_space(24 * MIB);
+    for (volatile int what = 0; what < 3; what++) {
+        volatile bool is_caught = false;
+        rq_try {
+            for (;;) {
+                begin_endlessly(what);
+            }
+        } rq_catch {
+            is_caught = true;
+            CHECK(strncmp(rq_bailout_reason(), "out of memory (asked ", 21) == 0);
+            CHECK_EQUAL(rq_current_request(), 0);
+        } rq_end_try
+        CHECK(is_caught);
+        rq_begin_request();
+        unused(emalloc(100));
+        rq_report report;
+        rq_end_request(&report);
+        CHECK_EQUAL(report.freed_blocks, 1);
+    }
+}
+
+static void do_nothing(void *argument) {
+    (void)argument;
+}
+
+CASE(callbacks_until_there_is_no_memory) {
+    rq_begin_request();
+    unused(emalloc(1));
+    limit_address_space(24 * MIB);
+    volatile bool is_caught = false;
+    rq_try {
+        for (;;) {
+            rq_on_end(do_nothing, NULL);
+        }
+    } rq_catch {
+        is_caught = true;
+        CHECK(strncmp(rq_bailout_reason(), "out of memory (asked ", 21) == 0);
+    } rq_end_try
+    CHECK(is_caught);
+    rq_end_request(NULL);
+}
+
+/* The list needs memory, too. Where there is none it may be missing, but the request ends. */
+CASE(a_list_of_leaks_without_memory_for_it) {
+    rq_options options = {.trace_leaks = true, .report_leaks_after_bailout = true};
+    rq_begin_request_with(&options);
+    unused(rq_emalloc_at(100, "a.c", 1));
+    limit_address_space(16 * MIB);
+    volatile size_t count = 1;
+    for (size_t size = 1000; size > 0; size /= 4) {
+        while (rq_emalloc_or_null(size) != NULL) {
+            count++;
+        }
+    }
+    capture();
+    rq_report report;
+    rq_end_request(&report);
+    captured();
+    CHECK_EQUAL(report.freed_blocks, count);
+}
+
 /* ---- the error handler ------------------------------------------------------------------------------------------ */
 
 static char told[256];

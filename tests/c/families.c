@@ -445,6 +445,31 @@ CASE(the_functions_behind_the_debug_macros_are_the_same_but_for_the_place) {
     }
 }
 
+static unsigned char *from_before_main;
+
+__attribute__((constructor(101))) static void allocate_before_main(void) {
+    from_before_main = emalloc(1000);
+    fill(from_before_main, 1000, 1);
+    rq_begin_request();
+    unused(emalloc(1000));
+    rq_end_request(NULL);
+}
+
+static void allocate_at_exit(void) {
+    rq_begin_request();
+    fill(emalloc(1000), 1000, 2);
+    rq_report report;
+    rq_end_request(&report);
+    CHECK_EQUAL(report.freed_blocks, 1);
+    CHECK(is_filled(from_before_main, 1000, 1));
+    efree(from_before_main);
+}
+
+CASE(before_main_and_at_exit) {
+    CHECK(is_filled(from_before_main, 1000, 1));
+    CHECK(atexit(allocate_at_exit) == 0);
+}
+
 static int in_static_memory[16];
 
 CASE(is_ours_knows_its_memory) {

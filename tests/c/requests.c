@@ -577,6 +577,23 @@ CASE(a_thousand_persistent_parts_nest) {
 }
 
 #if LIBRARY_IS_SHARED
+CASE_WITH("RQMALLOC_PRELOAD_REQUESTS=1", malloc_inside_a_request_is_of_it_where_the_environment_says_so) {
+    void *before = malloc(100);
+    rq_begin_request();
+    for (int count = 0; count < 10; count++) {
+        fill(opaque(malloc(1000)), 1000, 1);
+        free(opaque(realloc(opaque(malloc(1000)), 5000)));
+    }
+    CHECK(rq_memory_usage(false) >= 10000);
+    free(before);
+    rq_on_end(use_the_block, &(int){0});
+    block_of_the_request = malloc(1000);
+    fill(block_of_the_request, 1000, 1);
+    rq_report report;
+    rq_end_request(&report);
+    CHECK_EQUAL(report.freed_blocks, 11);
+}
+
 CASE(malloc_inside_a_request_is_persistent) {
     rq_begin_request();
     unsigned char *block = malloc(1000), *zeroed = calloc(10, 100);
@@ -708,6 +725,41 @@ CASE(a_thread_that_exits_inside_a_request_closes_it) {
         CHECK_EQUAL(callbacks_at_exit, round);
         CHECK(is_filled(left_behind, 1000, 1));
         efree(left_behind);
+    }
+}
+
+/* What comes behind the allocator's own destructor finds a thread that has left it. */
+static pthread_key_t key;
+static int destructors_run;
+
+static void allocate_in_a_destructor(void *value) {
+    unsigned char *block = emalloc(1000), *persistent = pecalloc(10, 100, true);
+    fill(block, 1000, 1);
+    CHECK(is_all(persistent, 1000, 0));
+    block = erealloc(block, 100000);
+    CHECK(is_filled(block, 1000, 1));
+    efree(block);
+    pefree(persistent, true);
+    efree(value);
+    destructors_run++;
+    if (destructors_run % 3 != 0) {
+        CHECK(pthread_setspecific(key, emalloc(100)) == 0);
+    }
+}
+
+static void *leave_a_destructor(void *argument) {
+    CHECK(pthread_setspecific(key, emalloc(100)) == 0);
+    rq_begin_request();
+    unused(emalloc(100));
+    return argument;
+}
+
+CASE(a_thread_allocates_in_its_last_destructors) {
+    CHECK(pthread_key_create(&key, allocate_in_a_destructor) == 0);
+    for (int round = 1; round <= 100; round++) {
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, leave_a_destructor, NULL) == 0 && pthread_join(thread, NULL) == 0);
+        CHECK_EQUAL(destructors_run, 3 * round);
     }
 }
 

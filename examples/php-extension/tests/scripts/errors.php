@@ -41,7 +41,7 @@ try {
     echo preg_replace('/, called.*/', '', $error->getMessage()), "\n";
 }
 try {
-    str_repeat('x', PHP_INT_MAX);
+    str_repeat('x', -1);
 } catch (Error $error) {
     echo $error->getMessage(), "\n";
 }
