@@ -248,6 +248,15 @@ pub unsafe extern "C" fn reallocarray(
     count: usize,
     size: usize,
 ) -> *mut c_void {
+    if !is_in_charge() {
+        return pass_on!(
+            "reallocarray",
+            fn(*mut c_void, usize, usize) -> *mut c_void,
+            pointer,
+            count,
+            size
+        );
+    }
     match checked_size(count, size, 0) {
         // SAFETY: the caller's contract.
         Ok(size) => unsafe { realloc(pointer, size) },
