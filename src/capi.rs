@@ -361,6 +361,7 @@ pub unsafe extern "C" fn rq_free(pointer: *mut c_void) {
 
 // ---- the families ------------------------------------------------------------------------------
 
+#[inline(always)]
 fn allocate(size: usize, family: Family, zeroed: bool, site: Site) -> *mut c_void {
     or_fail(family::allocate(size, family, zeroed, site))
 }

@@ -171,15 +171,15 @@ pub unsafe fn resize(
         return allocate(size, family.unwrap_or(Family::Persistent), false, site);
     }
     let block = payload.expose_provenance();
+    if let Some(resized) = resize_here(block, size, copy_size, family) {
+        return Ok(resized);
+    }
     let found = HEAP.find(block);
     if let Some(family) = family {
         family.expect(block, &found);
     }
     if size > isize::MAX as usize {
         return Err(failure(found.control(), size));
-    }
-    if is_stretched(block, &found, size) {
-        return Ok(payload);
     }
     // A payload that was moved up to an alignment stays while it is not much too long.
     let capacity = found.capacity(block);
@@ -211,19 +211,37 @@ pub unsafe fn resize(
     Ok(pointer(fresh))
 }
 
-/// Whether the block was the last one of the region that is being cut here, and is longer or shorter now.
-fn is_stretched(block: Block, found: &Found<'_>, size: usize) -> bool {
-    let bins = thread::active();
-    let (Some(old), Some(new)) = (Class::from_index(found.header.class_index()), Class::of(size))
-    else {
-        return false;
-    };
-    !old.is_single()
-        && !new.is_single()
-        && old != new
-        && bins.kind() == Kind::Lane
-        && bins.holds(block, old)
-        && bins.stretch(block, old, new)
+/// Resizes a block of the bins that are active here, or of the cache's, to another class that shares
+/// spans. `None`: it is none of them, or they have nothing.
+#[inline]
+fn resize_here(
+    block: Block,
+    size: usize,
+    copy_size: usize,
+    family: Option<Family>,
+) -> Option<*mut u8> {
+    if !may_look_before(block) {
+        return None;
+    }
+    let bins = bins_to_free_to(family)?;
+    let header = Header(Raw.header(block).load(Ordering::Relaxed));
+    let old = Class::from_index(header.class_index()).filter(|old| !old.is_single())?;
+    let new = Class::of(size).filter(|new| !new.is_single())?;
+    if !bins.holds(block, old) {
+        return None;
+    }
+    if old == new || (bins.kind() == Kind::Lane && bins.stretch(block, old, new)) {
+        return Some(pointer(block));
+    }
+    let fresh = bins.alloc(new);
+    if fresh == NONE {
+        return None;
+    }
+    let count = old.payload_bytes().min(size).min(copy_size);
+    // SAFETY: both payloads hold as much, and a fresh block overlaps no live one.
+    unsafe { pointer(fresh).copy_from_nonoverlapping(pointer(block), count) };
+    is_freed(bins, block);
+    Some(pointer(fresh))
 }
 
 fn free_found(payload: Block, found: &Found<'_>) {
@@ -239,15 +257,20 @@ fn free_found(payload: Block, found: &Found<'_>) {
 pub unsafe fn free(payload: *mut u8, family: Option<Family>) {
     let block = payload.expose_provenance();
     if may_look_before(block) {
-        let bins = match family {
-            Some(family) => bins_of(family),
-            None => Some(thread::active()),
-        };
-        if bins.is_some_and(|bins| is_freed(bins, block)) {
+        if bins_to_free_to(family).is_some_and(|bins| is_freed(bins, block)) {
             return;
         }
     }
     free_slow(payload, family);
+}
+
+/// The bins that a block of this family is most likely of.
+#[inline(always)]
+fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
+    match family {
+        Some(family) => bins_of(family),
+        None => Some(thread::active()),
+    }
 }
 
 /// Whether the word before a pointer can be read, whatever pointer it is. (A misaligned word is an

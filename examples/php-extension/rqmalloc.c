@@ -22,9 +22,9 @@
 #ifdef ZTS
 #error "threads have a heap each: only PHP without thread safety is supported"
 #endif
-/* The end of a request is recognised by what PHP frees last (see `heap_phase`), which was read in these versions. */
-#if PHP_VERSION_ID < 80200 || PHP_VERSION_ID >= 80400
-#error "written for PHP 8.2 and 8.3"
+/* The end of a request is recognised by what PHP frees last (see `heap_phase`): to be read again in another version. */
+#if PHP_VERSION_ID < 80200 || PHP_VERSION_ID >= 80300
+#error "written for PHP 8.2"
 #endif
 
 #define PHP_RQMALLOC_VERSION "0.1.0"
@@ -147,7 +147,7 @@ static bool is_beyond(size_t limit, size_t size)
 {
 	size_t in_use = rq_memory_usage(true), needed = size + size / 4 + REGION_BYTES;
 
-	return needed < size || needed > limit || in_use > limit - needed;
+	return limit != SIZE_MAX && (needed < size || needed > limit || in_use > limit - needed);
 }
 
 #define LIMIT_TEXT "Allowed memory size of %zu bytes exhausted (tried to allocate %zu bytes)"
