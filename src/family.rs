@@ -256,12 +256,11 @@ fn free_found(payload: Block, found: &Found<'_>) {
 #[inline(always)]
 pub unsafe fn free(payload: *mut u8, family: Option<Family>) {
     let block = payload.expose_provenance();
-    if may_look_before(block) {
-        if bins_to_free_to(family).is_some_and(|bins| is_freed(bins, block)) {
-            return;
-        }
+    let is_done =
+        may_look_before(block) && bins_to_free_to(family).is_some_and(|bins| is_freed(bins, block));
+    if !is_done {
+        free_slow(payload, family);
     }
-    free_slow(payload, family);
 }
 
 /// The bins that a block of this family is most likely of.
