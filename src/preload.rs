@@ -11,10 +11,10 @@ use crate::bin::Kind;
 use crate::family::{self, ALIGN, Family, checked_size};
 use crate::fatal;
 use crate::report::stats;
-use crate::sync::{AtomicBool, AtomicU8, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 use crate::thread::{self, slow};
 use crate::trace::Site;
-use core::ffi::{CStr, c_int, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::fmt::Write;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
@@ -33,6 +33,7 @@ static AT_EXIT: extern "C" fn() = print_stats;
 
 extern "C" fn read_environment() {
     OF_REQUESTS.store(is_set(c"RQMALLOC_PRELOAD_REQUESTS"), Ordering::Relaxed);
+    find_dlopen();
 }
 
 /// Whether a variable of the environment is there and not 0.
@@ -369,4 +370,44 @@ pub extern "C" fn mallinfo2() -> libc::mallinfo2 {
     info.uordblks = stats.in_use;
     info.fordblks = stats.cached + stats.free;
     info
+}
+
+// ---- libraries that would keep to themselves -----------------------------------------------------
+
+type DlOpen = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
+
+/// A `DlOpen`: the C library's, once it was looked up.
+static NEXT_DLOPEN: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+
+#[cold]
+#[inline(never)]
+fn find_dlopen() -> *mut c_void {
+    // SAFETY: a text.
+    let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"dlopen".as_ptr()) };
+    if next.is_null() {
+        fatal::system_call("dlsym", libc::ENOSYS);
+    }
+    NEXT_DLOPEN.store(next, Ordering::Relaxed);
+    next
+}
+
+/// `dlopen` without `RTLD_DEEPBIND`. With it a library prefers the C library's `malloc` to the program's: blocks
+/// change hands between two allocators, and the program crashes, as PHP does with its own extensions under other
+/// preloaded allocators.
+///
+/// The last thing it does is a jump: the loader looks for libraries by who called `dlopen`.
+///
+/// # Safety
+/// As the C function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void {
+    let mut next = NEXT_DLOPEN.load(Ordering::Relaxed);
+    if next.is_null() {
+        next = find_dlopen();
+    }
+    // SAFETY: the next function of this name has this type; the caller's contract.
+    unsafe {
+        let next = core::mem::transmute::<*mut c_void, DlOpen>(next);
+        next(name, flags & !libc::RTLD_DEEPBIND)
+    }
 }

@@ -41,7 +41,9 @@
 #endif
 
 #define MOST_CASES 2048
+#ifndef CASE_SECONDS
 #define CASE_SECONDS 120
+#endif
 #define TEXT_BYTES 8192
 #define PAGE ((size_t)16 * 1024)
 #define KIB ((size_t)1024)

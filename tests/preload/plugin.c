@@ -1,4 +1,6 @@
-/* A library that is opened and closed again. It allocates when it comes, when it is called, and when it goes. */
+/* A library that is opened and closed again. It allocates when it comes, when it is called, and when it goes. It opens
+ * another one, by a bare name that is found in its own run path and in no other. */
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,12 @@ __attribute__((destructor)) static void goes(void) {
 }
 
 char *words(const char *whose) {
+    void *inner = dlopen("librqmalloc-inner.so", RTLD_NOW);
+    if (inner == NULL) {
+        fprintf(stderr, "%s\n", dlerror());
+        return strdup("");
+    }
+    dlclose(inner);
     last = realloc(last, 100);
     size_t length = strlen(prefix) + strlen(whose) + 1;
     char *text = malloc(length);
