@@ -4,7 +4,7 @@
 #include <ctype.h>
 #include <pthread.h>
 
-/* ---- where it lands ----------------------------------------------------------------------------------------------- */
+/* ---- where it lands -------------------------------------------------------------------------------------------- */
 
 CASE(a_body_that_ends_is_not_caught) {
     CHECK_TEXT(rq_bailout_reason(), "");
@@ -193,7 +193,7 @@ DEATH(a_failure_in_the_catch_part_of_the_only_try) {
     } rq_end_try
 }
 
-/* ---- ways to leave the body --------------------------------------------------------------------------------------- */
+/* ---- ways to leave the body ------------------------------------------------------------------------------------ */
 
 static int leave_by_return(int way) {
     rq_try {
@@ -356,7 +356,7 @@ CASE(a_hundred_thousand_bailouts_cost_no_memory) {
     CHECK(resident_bytes() <= before + 64 * KIB);
 }
 
-/* ---- per thread --------------------------------------------------------------------------------------------------- */
+/* ---- per thread ------------------------------------------------------------------------------------------------ */
 
 static void *bail_out_without_a_try(void *argument) {
     dies_with("bailout without a try (reason in the thread)");
@@ -438,7 +438,7 @@ CASE(threads_bail_out_side_by_side) {
     CHECK(is_caught);
 }
 
-/* ---- requests and persistent parts ------------------------------------------------------------------------------- */
+/* ---- requests and persistent parts ----------------------------------------------------------------------------- */
 
 CASE(the_request_around_the_try_stays_open) {
     uint64_t request = rq_begin_request();
@@ -592,7 +592,7 @@ CASE(an_outer_request_ended_inside_stays_ended) {
     CHECK_EQUAL(report.freed_blocks, 1);
 }
 
-/* ---- callbacks and bailouts --------------------------------------------------------------------------------------- */
+/* ---- callbacks and bailouts ------------------------------------------------------------------------------------ */
 
 static int callbacks_run;
 
@@ -673,7 +673,7 @@ DEATH(a_failure_past_a_callback_during_a_bailout) {
     } rq_end_try
 }
 
-/* ---- the classic: a function that does not exist ----------------------------------------------------------------- */
+/* ---- the classic: a function that does not exist --------------------------------------------------------------- */
 
 /* An interpreter looks a function up by its lower-cased name, which it allocates. Where there is none it raises an
  * error, which jumps past the place that would have freed the name. */
@@ -791,9 +791,8 @@ CASE(call_function_ten_thousand_times_in_one_request) {
     CHECK_EQUAL(rq_memory_usage(false), 0);
 }
 
-/* The request is begun inside the try, as where each line of input is one: the bailout closes it, and what it never
- * freed survives; so an end must follow from outside. */
-CASE(call_function_at_the_end_of_a_request_that_was_begun_outside_the_try) {
+/* Two calls that fail, each with a try of its own: the request goes on after the first. */
+CASE(call_function_twice_in_a_request_that_outlives_both_tries) {
     for (int round = 0; round < ROUNDS; round++) {
         uint64_t request = rq_begin_request();
         CHECK(!calls("Missing"));

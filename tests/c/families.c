@@ -339,10 +339,11 @@ CASE(texts_with_a_zero_inside_are_copied_to_their_length) {
         }
     }
     /* Not a byte behind the length is looked at. */
-    char *page = mmap(NULL, 2 * (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    char *page = mmap(NULL, 2 * page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(page != MAP_FAILED);
-    char *edge = page + sysconf(_SC_PAGESIZE);
-    CHECK(munmap(edge, (size_t)sysconf(_SC_PAGESIZE)) == 0);
+    char *edge = page + page_bytes;
+    CHECK(munmap(edge, page_bytes) == 0);
     memset(edge - 10, 'y', 10);
     char *copy = estrndup(edge - 10, 10);
     CHECK_TEXT(copy, "yyyyyyyyyy");

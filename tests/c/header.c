@@ -84,9 +84,10 @@ static int pefree(int pointer, int persistent) {
 
 int use_the_macros(void) {
     int safe_emalloc = 1, ecalloc = 2, erealloc = 3, erealloc2 = 4, safe_erealloc = 5, estrdup = 6, estrndup = 7;
-    int pemalloc = 8, safe_pemalloc = 9, pecalloc = 10, perealloc = 11, safe_perealloc = 12, pestrdup = 13, pestrndup = 14;
-    return emalloc(1) + efree(2) + pefree(3, 4) + safe_emalloc + ecalloc + erealloc + erealloc2 + safe_erealloc + estrdup +
-           estrndup + pemalloc + safe_pemalloc + pecalloc + perealloc + safe_perealloc + pestrdup + pestrndup;
+    int pemalloc = 8, safe_pemalloc = 9, pecalloc = 10, perealloc = 11, safe_perealloc = 12, pestrdup = 13;
+    int pestrndup = 14;
+    return emalloc(1) + efree(2) + pefree(3, 4) + safe_emalloc + ecalloc + erealloc + erealloc2 + safe_erealloc +
+           estrdup + estrndup + pemalloc + safe_pemalloc + pecalloc + perealloc + safe_perealloc + pestrdup + pestrndup;
 }
 #else
 int use_the_macros(void) {

@@ -29,7 +29,7 @@ __attribute__((format(printf, 1, 2))) static const char *text_of(const char *for
     return text;
 }
 
-/* ---- by size class ------------------------------------------------------------------------------------------------ */
+/* ---- by size class --------------------------------------------------------------------------------------------- */
 
 CASE(leaks_are_listed_by_class) {
     uint64_t request = begin_reporting("GET /");
@@ -163,7 +163,7 @@ CASE(ten_thousand_leaks) {
                                          (unsigned long long)request));
 }
 
-/* ---- after a bailout ---------------------------------------------------------------------------------------------- */
+/* ---- after a bailout ------------------------------------------------------------------------------------------- */
 
 CASE(a_bailout_makes_it_silent) {
     begin_reporting("given up");
@@ -225,7 +225,7 @@ CASE(the_request_after_one_that_was_given_up_is_not_silent) {
     }
 }
 
-/* ---- by place ----------------------------------------------------------------------------------------------------- */
+/* ---- by place -------------------------------------------------------------------------------------------------- */
 
 /* The lines that a list is to have behind its classes, sorted as the list is. */
 static char places[TEXT_BYTES];

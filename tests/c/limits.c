@@ -46,7 +46,7 @@ static size_t fill_up(size_t size, bool keep) {
     return count;
 }
 
-/* ---- the text ---------------------------------------------------------------------------------------------------- */
+/* ---- the text -------------------------------------------------------------------------------------------------- */
 
 DEATH(the_first_block_is_over_the_limit) {
     begin(4 * PAGE, 0);
@@ -141,7 +141,7 @@ CASE(every_way_to_a_block_meets_the_limit) {
     CHECK_EQUAL(report.freed_blocks, 1);
 }
 
-/* ---- how far it goes --------------------------------------------------------------------------------------------- */
+/* ---- how far it goes ------------------------------------------------------------------------------------------- */
 
 CASE(no_limit_is_no_limit) {
     rq_begin_request();
@@ -347,7 +347,7 @@ CASE(a_block_that_grows_in_another_thread_meets_the_limit_of_its_request) {
     }
 }
 
-/* ---- reclaiming --------------------------------------------------------------------------------------------------- */
+/* ---- reclaiming ------------------------------------------------------------------------------------------------ */
 
 /* ZendMM fails here with megabytes of free blocks of another size. */
 CASE(what_was_freed_in_one_size_is_there_for_another) {
@@ -420,7 +420,7 @@ CASE(gc_without_a_request_gives_back_what_is_idle) {
     CHECK_EQUAL(rq_gc(), 0);
 }
 
-/* ---- setting it --------------------------------------------------------------------------------------------------- */
+/* ---- setting it ------------------------------------------------------------------------------------------------ */
 
 CASE(a_limit_can_be_set_and_lifted) {
     CHECK(!rq_set_memory_limit(MIB));
@@ -502,7 +502,7 @@ CASE(the_limit_that_is_set_is_that_of_the_innermost_request) {
     rq_end_request(NULL);
 }
 
-/* ---- the mark ----------------------------------------------------------------------------------------------------- */
+/* ---- the mark -------------------------------------------------------------------------------------------------- */
 
 static void check_mark(size_t limit, size_t reserve, size_t expected_reserve) {
     begin(limit, reserve);
@@ -570,7 +570,7 @@ CASE(what_could_be_reclaimed_sets_no_mark) {
     rq_end_request(NULL);
 }
 
-/* ---- NULL instead of a bailout ------------------------------------------------------------------------------------ */
+/* ---- NULL instead of a bailout --------------------------------------------------------------------------------- */
 
 static void never(const char *text) {
     fail(__FILE__, __LINE__, "the error handler was called: %s", text);
@@ -604,7 +604,7 @@ CASE(or_null_says_null_at_the_limit) {
     CHECK_EQUAL(report.freed_blocks, 0);
 }
 
-/* ---- where it is suspended ---------------------------------------------------------------------------------------- */
+/* ---- where it is suspended ------------------------------------------------------------------------------------- */
 
 static size_t allocated_by_the_handler;
 
@@ -678,7 +678,7 @@ CASE(the_limit_is_suspended_in_callbacks_at_the_end) {
     }
 }
 
-/* ---- figures ------------------------------------------------------------------------------------------------------ */
+/* ---- figures --------------------------------------------------------------------------------------------------- */
 
 CASE(without_a_request_nothing_is_used) {
     void *block = emalloc(MIB);

@@ -184,12 +184,12 @@ __attribute__((constructor)) static void register_foreign_pointers(void) {
         if (LIBRARY_IS_SHARED && foreign == OF_LIBC) {
             continue;
         }
-        /* A free looks at the word before the block first, and here there is none. */
-        if ((foreign == LOW || foreign == HIGH) &&
-            (operation == EFREE || operation == PEFREE_OF_A_REQUEST || operation == PEFREE_PERSISTENT || operation == FREE_ANY)) {
+        /* What frees and resizes looks at the word before the block first, and here there is none. */
+        if ((foreign == LOW || foreign == HIGH) && operation != BLOCK_SIZE && operation != PERSIST) {
             continue;
         }
-        register_pair("foreign", OPERATIONS[operation].name, FOREIGN_NAMES[foreign], parameter, use_of_a_foreign_pointer);
+        register_pair("foreign", OPERATIONS[operation].name, FOREIGN_NAMES[foreign], parameter,
+                      use_of_a_foreign_pointer);
     }
 }
 
@@ -217,7 +217,15 @@ DEATH(efree_of_a_block_of_malloc) {
 
 /* ---- the other family ------------------------------------------------------------------------------------------ */
 
-enum origin { OF_A_REQUEST, OF_EMALLOC_BEFORE, OF_EMALLOC_IN_A_PERSISTENT_PART, PERSISTED, OF_PEMALLOC, OF_PEMALLOC_INSIDE, ORIGIN_COUNT };
+enum origin {
+    OF_A_REQUEST,
+    OF_EMALLOC_BEFORE,
+    OF_EMALLOC_IN_A_PERSISTENT_PART,
+    PERSISTED,
+    OF_PEMALLOC,
+    OF_PEMALLOC_INSIDE,
+    ORIGIN_COUNT
+};
 
 static const char *const ORIGIN_NAMES[ORIGIN_COUNT] = {
     [OF_A_REQUEST] = "of_a_request",
@@ -311,7 +319,7 @@ DEATH(misuse_is_nothing_that_a_try_or_a_handler_sees) {
     } rq_end_try
 }
 
-/* ---- twice ------------------------------------------------------------------------------------------------------ */
+/* ---- twice ----------------------------------------------------------------------------------------------------- */
 
 enum twice { AT_ONCE, LATER, AS_ANY, RESIZED, BY_ANOTHER_THREAD, TWICE_COUNT };
 
@@ -372,7 +380,7 @@ __attribute__((constructor)) static void register_double_frees(void) {
     }
 }
 
-/* ---- after the end ---------------------------------------------------------------------------------------------- */
+/* ---- after the end --------------------------------------------------------------------------------------------- */
 
 static void use_after_the_end(int parameter) {
     enum operation operation = (enum operation)(parameter % OPERATION_COUNT);
@@ -404,7 +412,7 @@ __attribute__((constructor)) static void register_ended_requests(void) {
     }
 }
 
-/* ---- over the end of a block ------------------------------------------------------------------------------------ */
+/* ---- over the end of a block ----------------------------------------------------------------------------------- */
 
 static void overrun(bool persistent) {
     enum { COUNT = 20 };
@@ -434,7 +442,7 @@ DEATH(a_persistent_block_whose_neighbour_was_overrun) {
     overrun(true);
 }
 
-/* ---- functions that need a request, and the others -------------------------------------------------------------- */
+/* ---- functions that need a request, and the others ------------------------------------------------------------- */
 
 static void do_nothing(void *argument) {
     (void)argument;
