@@ -13,7 +13,11 @@
  * Failure. The emalloc family never returns NULL. When a request is at its memory limit, when the system has no
  * memory, or when a product overflows, the error handler is called (rq_set_error_handler), then the innermost rq_try
  * of the thread is gone back to (rq_bailout); without one the process ends with the error's text and SIGABRT.
- * Misuse (a foreign pointer, a block of the other family, a double free) always ends the process with one line.
+ * Misuse (a foreign pointer, a block of the other family, a double free) ends the process with one line, SIGABRT; best
+ * effort where the word before a pointer cannot be read.
+ *
+ * The family of a block is that of the function it came from: blocks of emalloc() are of the emalloc family also where
+ * they are persistent, since no request was open or inside rq_persistent_on().
  *
  * Alignment. Every block is aligned to 16 bytes.
  */
@@ -49,9 +53,10 @@ typedef struct rq_options {
     size_t reserve;
     /* On a clean end, list on standard error what was never freed, by size class. */
     bool report_leaks;
-    /* The same after a bailout, too. */
+    /* The same after a bailout, too; implies report_leaks. */
     bool report_leaks_after_bailout;
-    /* Remember where each block was allocated; implies report_leaks. */
+    /* Remember where each block was allocated; implies report_leaks. RQMALLOC_TRACE=1 in the environment traces every
+     * request. */
     bool trace_leaks;
 } rq_options;
 
@@ -66,7 +71,7 @@ typedef struct rq_report {
     size_t surviving_bytes;
     /* Bytes of the pages that the survivors keep. */
     size_t pinned_bytes;
-    /* Somebody else is still inside: the request was only left, and nothing was freed. */
+    /* Somebody else is still inside, by the Rust interface: the request was only left, and nothing was freed. */
     bool still_open;
 } rq_report;
 
@@ -78,7 +83,8 @@ uint64_t rq_begin_request_with(const rq_options *options);
 /* Ends this thread's innermost request: frees every block of it but those that rq_persist() kept. Nothing may use or
  * free one of them afterwards. `report` may be NULL. Fatal when no request is open on this thread. */
 void rq_end_request(rq_report *report);
-/* The safe end: blocks that are still live stay valid until they are freed. `report` may be NULL. */
+/* The safe end: blocks that are still live stay valid until they are freed. `report` may be NULL. A thread that exits
+ * inside a request closes it. */
 void rq_close_request(rq_report *report);
 /* The number of the request this thread is inside; 0: none. */
 uint64_t rq_current_request(void);
@@ -92,7 +98,8 @@ void rq_on_end(void (*callback)(void *argument), void *argument);
 void rq_persistent_on(void);
 /* Fatal without an rq_persistent_on() before. */
 void rq_persistent_off(void);
-/* Decrees that this block of a request outlives it: it stays valid until it is freed, with rq_free() or efree(). */
+/* Decrees that this block of a request outlives it: it stays valid until it is freed, with rq_free() or efree(). NULL
+ * is ignored. */
 void rq_persist(void *pointer);
 /* Frees a block of any family. NULL is ignored. */
 void rq_free(void *pointer);
@@ -112,7 +119,7 @@ void *rq_erealloc(void *pointer, size_t size) RQ_RESULT RQ_ATTRIBUTE((alloc_size
 /* As erealloc, but when the block moves only the first copy_size bytes come along. */
 void *rq_erealloc2(void *pointer, size_t size, size_t copy_size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
 void *rq_safe_erealloc(void *pointer, size_t count, size_t size, size_t offset) RQ_RESULT;
-/* NULL is ignored. Fatal ("wrong family") for a persistent block. */
+/* NULL is ignored. Fatal ("wrong family") for a block of the pemalloc family. */
 void rq_efree(void *pointer);
 /* For callers with a failure path of their own: NULL, with rq_check() saying why, instead of the error handler and a
  * bailout. The old block of rq_erealloc_or_null is as it was then. */
@@ -173,12 +180,13 @@ typedef struct rq_limit_error {
     size_t asked_bytes;
 } rq_limit_error;
 
-/* False when this thread's request is at limit - reserve or above: it should give up, with rq_bailout() for instance,
- * while allocation still goes on. `error` may be NULL. */
+/* False when this thread's request has come within the reserve of its limit: it should give up, with rq_bailout() for
+ * instance, while allocation still goes on. It stays so, whatever is freed, until rq_set_memory_limit() makes room.
+ * `error` may be NULL. */
 bool rq_check(rq_limit_error *error);
 
 /* Calls handler(text) with the text of every failure of the emalloc family before it bails out, or before it is fatal.
- * The memory limit is suspended meanwhile. NULL: none. For the whole process. */
+ * The memory limit is suspended meanwhile. It is not told of failures of its own. NULL: none. For the whole process. */
 void rq_set_error_handler(void (*handler)(const char *text));
 
 /* ---- bailout ---------------------------------------------------------------------------------------------------
@@ -197,7 +205,7 @@ void rq_set_error_handler(void (*handler)(const char *text));
 
 typedef struct rq_try_frame {
     struct rq_try_frame *previous;
-    size_t depth;
+    uint64_t entry;
     sigjmp_buf place;
 } rq_try_frame;
 
@@ -213,7 +221,8 @@ void rq_try_leave(rq_try_frame *frame);
 #define rq_catch else
 #define rq_end_try }
 
-/* Goes back to the innermost rq_try of this thread; without one fatal. `reason` is copied; NULL: none. */
+/* Goes back to the innermost rq_try of this thread; without one fatal. `reason` is copied, its first 255 bytes at
+ * most; NULL: none. */
 void rq_bailout(const char *reason) RQ_ATTRIBUTE((noreturn));
 /* The text of this thread's last bailout; "" before the first one. Valid until the next one. */
 const char *rq_bailout_reason(void);

@@ -14,10 +14,9 @@ use crate::sync::{AtomicPtr, Ordering};
 use crate::thread::finish::{add_callback, without_limit};
 use crate::thread::{self, EntryKind, Thread};
 use crate::trace::Site;
-use crate::{handle, zend};
+use crate::zend;
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
-use std::boxed::Box;
 
 /// `rq_options`.
 #[repr(C)]
@@ -55,7 +54,8 @@ pub struct LimitError {
 #[repr(C)]
 pub struct TryFrame {
     previous: *mut TryFrame,
-    depth: usize,
+    /// The serial of the thread's last entry when the try was entered.
+    entry: u64,
     place: [u64; 0],
 }
 
@@ -84,7 +84,14 @@ fn tell_error_handler(thread: Option<&'static Thread>, line: &Line) {
     }
     // SAFETY: only `rq_set_error_handler` stores there, and it stores a handler.
     let handler = unsafe { core::mem::transmute::<*mut c_void, ErrorHandler>(handler) };
+    // A handler that fails is not told of itself: that would never end.
+    if thread.is_some_and(|thread| thread.is_telling.replace(true)) {
+        return;
+    }
     without_limit(thread, || handler(line.as_ptr().cast()));
+    if let Some(thread) = thread {
+        thread.is_telling.set(false);
+    }
 }
 
 /// Goes back to the innermost `rq_try`, if there is one.
@@ -96,13 +103,14 @@ fn jump(thread: Option<&'static Thread>, line: &Line) {
     }
     // SAFETY: `rq_try_enter` put the frame there, and `rq_try_leave` takes it away before its function
     // returns.
-    let (previous, depth) = unsafe { ((*frame).previous, (*frame).depth) };
-    thread.bailout_text.set(*line);
+    let (previous, entry) = unsafe { ((*frame).previous, (*frame).entry) };
     if let Some(control) = thread.current_control() {
         control.bailed_out.store(true, Ordering::Relaxed);
     }
     thread.try_top.set(previous.cast());
-    thread.leave_above(depth);
+    thread.leave_after(entry);
+    // Last: callbacks of requests that were closed on the way may have bailed out themselves.
+    thread.bailout_text.set(*line);
     // SAFETY: `sigsetjmp` filled the place, in a function that has not returned; the frames between here
     // and there are this crate's, which have nothing to run, and those of C.
     unsafe { siglongjmp((&raw mut (*frame).place).cast(), 1) }
@@ -152,11 +160,11 @@ pub extern "C" fn rq_bailout_reason() -> *const c_char {
 /// The frame stays where it is until `rq_try_leave`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_try_enter(frame: *mut TryFrame) {
-    let thread = needed_thread();
+    let thread = needed_thread("rq_try");
     // SAFETY: the caller's contract.
     unsafe {
         (*frame).previous = thread.try_top.get().cast();
-        (*frame).depth = thread.depth();
+        (*frame).entry = thread.last_entry();
     }
     thread.try_top.set(frame.cast());
 }
@@ -174,9 +182,10 @@ pub unsafe extern "C" fn rq_try_leave(frame: *mut TryFrame) {
 }
 
 /// This thread, for functions that mean nothing without it.
-fn needed_thread() -> &'static Thread {
+fn needed_thread(call: &str) -> &'static Thread {
     match thread::current_or_start() {
         Some(thread) => thread,
+        None if thread::has_exited() => fatal::thread_has_exited(call),
         None => fatal::die_of(&fatal::out_of_memory(size_of::<Thread>())),
     }
 }
@@ -228,6 +237,7 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
 }
 
 fn begin(opening: &Opening) -> u64 {
+    needed_thread("rq_begin_request");
     match hooks::begin(opening) {
         Some(id) => id.get(),
         None => fail(Bailout::OutOfMemory(size_of::<Control>())),
@@ -313,16 +323,17 @@ pub unsafe extern "C" fn rq_on_end(
     }
     let Some(control) = current_control() else { fatal::no_request("rq_on_end") };
     let argument = Argument(argument);
-    handle::persistent(|| {
-        // SAFETY: the caller's contract.
-        add_callback(control, Box::new(move || unsafe { callback(argument.get()) }));
-    });
+    // SAFETY: the caller's contract.
+    let added = add_callback(control, move || unsafe { callback(argument.get()) });
+    if let Err(asked) = added {
+        fail(Bailout::OutOfMemory(asked));
+    }
 }
 
 /// What this thread allocates is persistent from here on.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_persistent_on() {
-    if needed_thread().enter_persistent(EntryKind::PersistentHook).is_none() {
+    if needed_thread("rq_persistent_on").enter_persistent(EntryKind::PersistentHook).is_none() {
         fail(Bailout::OutOfMemory(0));
     }
 }
@@ -330,7 +341,7 @@ pub extern "C" fn rq_persistent_on() {
 /// The end of `rq_persistent_on`.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_persistent_off() {
-    let thread = needed_thread();
+    let thread = needed_thread("rq_persistent_off");
     match thread.innermost(EntryKind::PersistentHook) {
         Some(name) => thread.leave(name),
         None => fatal::not_persistent(),

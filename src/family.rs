@@ -5,7 +5,7 @@ use crate::bailout::Bailout;
 use crate::bin::{Bins, Freed, Kind, Raw};
 use crate::block::{Block, EARLY, Header, Memory, NONE};
 use crate::fatal;
-use crate::heap::Found;
+use crate::heap::{Allocated, Found};
 use crate::limit::LimitExceeded;
 use crate::request::control::Control;
 use crate::size_class::{Class, MAX_TABLE_BYTES};
@@ -115,7 +115,7 @@ pub fn allocate_slow(
     let inside =
         thread.and_then(|thread| thread.active_lane()).filter(|_| family == Family::Request);
     if size > isize::MAX as usize {
-        return Err(failure(inside.map(|(control, _)| control), size));
+        return Err(Bailout::OutOfMemory(size));
     }
     let allocated = match (thread, inside) {
         (Some(thread), Some(_)) => {
@@ -127,7 +127,7 @@ pub fn allocate_slow(
         _ => slow::alloc_persistent(size, ALIGN),
     };
     if allocated.block == NONE {
-        return Err(failure(inside.map(|(control, _)| control), size));
+        return Err(failure(allocated, inside.map(|(control, _)| control), size));
     }
     if family == Family::Request && inside.is_none() {
         make_early(allocated.block);
@@ -148,9 +148,9 @@ fn make_early(block: Block) {
 
 /// Why a block of this request, or a persistent one, could not be had.
 #[cold]
-fn failure(control: Option<&Control>, size: usize) -> Bailout {
+fn failure(allocated: Allocated, control: Option<&Control>, size: usize) -> Bailout {
     match control.and_then(LimitExceeded::of) {
-        Some(limit) if limit.asked == size => Bailout::Limit(limit),
+        Some(limit) if allocated.refused => Bailout::Limit(limit),
         _ => Bailout::OutOfMemory(size),
     }
 }
@@ -179,7 +179,7 @@ pub unsafe fn resize(
         family.expect(block, &found);
     }
     if size > isize::MAX as usize {
-        return Err(failure(found.control(), size));
+        return Err(Bailout::OutOfMemory(size));
     }
     // A payload that was moved up to an alignment stays while it is not much too long.
     let capacity = found.capacity(block);
@@ -190,8 +190,12 @@ pub unsafe fn resize(
     let before = thread.map(|thread| thread.site.replace(site));
     let resized =
         if block == found.block { slow::resize_found(block, &found, ALIGN, size) } else { NONE };
-    let fresh =
-        if resized == NONE { slow::alloc_beside_found(&found, ALIGN, size).block } else { NONE };
+    let allocated = if resized == NONE {
+        slow::alloc_beside_found(&found, ALIGN, size)
+    } else {
+        Allocated::NOTHING
+    };
+    let fresh = allocated.block;
     if let (Some(thread), Some(before)) = (thread, before) {
         thread.site.set(before);
     }
@@ -199,9 +203,10 @@ pub unsafe fn resize(
         return Ok(pointer(resized));
     }
     if fresh == NONE {
-        return Err(failure(found.control(), size));
+        return Err(failure(allocated, found.control(), size));
     }
-    if found.header.has(EARLY) {
+    // A survivor, or an early block: it is persistent now, and of the family it was of.
+    if Family::of(&found) == Family::Request && HEAP.find(fresh).span.owner() == 0 {
         make_early(fresh);
     }
     let count = capacity.min(size).min(copy_size);

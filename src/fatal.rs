@@ -213,6 +213,13 @@ pub fn no_request(call: &str) -> ! {
     die("no request is open", &[("call", Text(call))])
 }
 
+/// A function was called that needs what the thread has given back when it exited.
+#[cfg(feature = "capi")]
+#[cold]
+pub fn thread_has_exited(call: &str) -> ! {
+    die("thread has exited", &[("call", Text(call))])
+}
+
 /// `rq_persistent_off` without `rq_persistent_on`.
 #[cfg(feature = "capi")]
 #[cold]

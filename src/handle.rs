@@ -117,7 +117,7 @@ impl RequestBuilder {
         let control = opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()));
         let request = Request { control };
         persistent(|| {
-            self.on_end.into_iter().for_each(|callback| add_callback(request.control, callback));
+            self.on_end.into_iter().for_each(|callback| request.on_end(callback));
         });
         request
     }
@@ -286,13 +286,20 @@ impl Request {
     /// What of this request is not freed just now, but for what [`persist`](crate::persist) kept and for
     /// what other threads that are inside it just now have.
     pub fn leaks(&self) -> Leaks {
+        // Without memory for more, the sums.
         persistent(|| leaks::collect(self.control, self.lane_here(), &HEAP))
+            .unwrap_or_else(|sums| sums)
     }
 
     /// Has `callback` called inside the request before its memory goes, before those added earlier: see
     /// [`RequestBuilder::on_end`].
+    ///
+    /// # Panics
+    /// As a failed allocation does when there is no memory for it.
     pub fn on_end(&self, callback: impl FnOnce() + Send + 'static) {
-        persistent(|| add_callback(self.control, Box::new(callback)));
+        if add_callback(self.control, callback).is_err() {
+            handle_alloc_error(Layout::new::<Control>());
+        }
     }
 
     /// The lane that this thread is in.

@@ -14,9 +14,9 @@ use crate::lane::Lane;
 use crate::page_heap::{MAX_SPAN_PAGES, PageHeap, Taken};
 use crate::pool::Pool;
 use crate::registry::Place;
-use crate::request::Supply;
 use crate::request::close::{self, Outcome, Survivors};
 use crate::request::control::{Control, ControlMemory, Opening};
+use crate::request::{Shortage, Supply};
 use crate::size_class::{
     CLASS_COUNT, Class, FIRST_SINGLE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for,
 };
@@ -138,14 +138,24 @@ pub struct Allocated {
     pub block: Block,
     /// Every byte of it reads as zero.
     pub zeroed: bool,
+    /// There is none since its request is at its limit, not since there is no memory.
+    pub refused: bool,
 }
 
 impl Allocated {
     /// Out of memory.
-    pub const NOTHING: Self = Self { block: NONE, zeroed: false };
+    pub const NOTHING: Self = Self { block: NONE, zeroed: false, refused: false };
+    /// The request is at its limit.
+    const REFUSED: Self = Self { refused: true, ..Self::NOTHING };
 
-    fn used(block: Block) -> Self {
-        Self { block, zeroed: false }
+    /// A block, and whether it reads as zero.
+    fn new(block: Block, zeroed: bool) -> Self {
+        Self { block, zeroed, refused: false }
+    }
+
+    /// A block whose bytes may be anything.
+    pub fn used(block: Block) -> Self {
+        Self::new(block, false)
     }
 }
 
@@ -352,7 +362,7 @@ impl Heap {
         let block = span.base() + 2 * HEADER_BYTES;
         let live = self.persistent_tag().with_class(class.index());
         Raw.header(block).store(live.0, Ordering::Relaxed);
-        Allocated { block, zeroed }
+        Allocated::new(block, zeroed)
     }
 
     // ---- huge blocks -------------------------------------------------------------------------
@@ -361,6 +371,21 @@ impl Heap {
     pub fn alloc_huge(&self, size: usize, align: usize) -> Allocated {
         self.map_huge(size, align, 0, self.persistent_tag().with(LARGE))
             .map_or(Allocated::NOTHING, |(_, allocated)| allocated)
+    }
+
+    /// A block with a class, of a request in a lane of which the caller is and which has none.
+    pub fn alloc_in(
+        &self,
+        control: &Control,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+    ) -> Allocated {
+        match control.alloc_slow(lane, class, asked_bytes, self) {
+            Ok((block, zeroed)) => Allocated::new(block, zeroed),
+            Err(Shortage::Limit) => Allocated::REFUSED,
+            Err(Shortage::Memory) => Allocated::NOTHING,
+        }
     }
 
     /// A block above the largest class, of a request in a lane of which the caller is.
@@ -373,7 +398,7 @@ impl Heap {
     ) -> Allocated {
         let Some(bytes) = mapping_bytes(size, align) else { return Allocated::NOTHING };
         if !control.charge_or_reclaim(lane, bytes, size, self) {
-            return Allocated::NOTHING;
+            return Allocated::REFUSED;
         }
         let tag = Header::tag(control.id(), LIVE | LARGE);
         let Some((span, allocated)) = self.map_huge(size, align, control.address(), tag) else {
@@ -399,7 +424,7 @@ impl Heap {
         span.note.set(size);
         let block = span.base() + 2 * HEADER_BYTES;
         Raw.header(block).store(tag.0, Ordering::Relaxed);
-        Some((span, Allocated { block, zeroed }))
+        Some((span, Allocated::new(block, zeroed)))
     }
 
     // ---- judging what comes back -------------------------------------------------------------
@@ -1038,7 +1063,7 @@ mod tests {
         let mut blocks = Vec::new();
         if let Some(lane) = control.enter(|bytes| heap.pages.meta.take(bytes)) {
             for class in [0, 20, 40, 50].map(|index| Class::from_index(index).unwrap()) {
-                blocks.push(control.alloc_slow(lane, class, class.payload_bytes(), heap).0);
+                blocks.push(heap.alloc_in(control, lane, class, class.payload_bytes()).block);
             }
             blocks.push(heap.alloc_huge_in(control, lane, 2 << 20, 16).block);
             lane.occupancy.leave();

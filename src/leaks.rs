@@ -89,22 +89,42 @@ impl fmt::Display for Leaks {
 /// Room for records beyond those that the request's figures promise.
 const SPARE_TRACES: usize = 64;
 
+/// What describing a request takes at the most, but for its places: if there is not so much, nothing is
+/// described.
+const DESCRIPTION_BYTES: usize = 64 * 1024;
+/// What a place and what leads to it take.
+const SITE_BYTES: usize = 1024;
+
 /// Looks at every block of the request that nobody else can touch. `inside` is the lane that the caller
-/// is in, if any.
-pub fn collect<S: Supply>(control: &Control, inside: Option<&Lane>, supply: &S) -> Leaks {
+/// is in, if any. `Err`: there is no memory for more than the sums.
+pub fn collect<S: Supply>(
+    control: &Control,
+    inside: Option<&Lane>,
+    supply: &S,
+) -> Result<Leaks, Leaks> {
     let expected = if control.leaks.get().traced { control.figures().live_blocks } else { 0 };
-    let mut traces = Vec::with_capacity(expected + SPARE_TRACES);
+    let mut traces = Vec::new();
+    let mut room = expected + SPARE_TRACES;
     loop {
+        let has_room = traces.try_reserve(room).is_ok() && can_describe(room);
         let mut missed = 0;
         let tallies = tally(control, inside, supply, &mut traces, &mut missed);
+        if !has_room {
+            return Err(summary(control, &tallies));
+        }
         if missed == 0 {
-            return describe(control, &tallies, &traces);
+            return Ok(describe(control, &tallies, &traces));
         }
         // Others allocate meanwhile: once more, with more room.
-        let room = traces.len() + missed;
+        room = 2 * (traces.len() + missed);
         traces.clear();
-        traces.reserve(2 * room);
     }
+}
+
+/// Whether there is memory to put so many places into words.
+fn can_describe(site_count: usize) -> bool {
+    let bytes = DESCRIPTION_BYTES + site_count * SITE_BYTES;
+    Vec::<u8>::new().try_reserve(bytes).is_ok()
 }
 
 type Tallies = [(u64, usize); CLASS_COUNT + 1];
@@ -135,6 +155,17 @@ fn tally<S: Supply>(
     tallies
 }
 
+/// The sums: nothing that takes memory.
+fn summary(control: &Control, tallies: &Tallies) -> Leaks {
+    Leaks {
+        request: control.serial(),
+        name: control.name.get(),
+        blocks: tallies.iter().map(|tally| tally.0).sum(),
+        bytes: tallies.iter().map(|tally| tally.1).sum(),
+        ..Leaks::default()
+    }
+}
+
 fn describe(control: &Control, tallies: &Tallies, traces: &[Trace]) -> Leaks {
     let classes: Vec<LeakClass> = tallies
         .iter()
@@ -146,14 +177,7 @@ fn describe(control: &Control, tallies: &Tallies, traces: &[Trace]) -> Leaks {
             bytes,
         })
         .collect();
-    Leaks {
-        request: control.serial(),
-        name: control.name.get(),
-        blocks: classes.iter().map(|class| class.blocks).sum(),
-        bytes: classes.iter().map(|class| class.bytes).sum(),
-        classes,
-        sites: fold(traces),
-    }
+    Leaks { classes, sites: fold(traces), ..summary(control, tallies) }
 }
 
 /// Names the places: once for each stack. Different stacks that lead to one place are one.

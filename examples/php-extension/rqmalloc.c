@@ -41,10 +41,10 @@
  *  BETWEEN  No request of rqmalloc is open. The next block begins one: what a server allocates before it calls
  *           php_request_startup() (FPM: the script's path) belongs to the coming request, as in PHP's own heap.
  *  INSIDE   The request is open.
- *  ENDING   The extensions have had their last call (post_deactivate). PHP still allocates and frees: headers, streams. Then
- *           it frees the arenas of the compiler, the strings that were interned, and the text of the last error. Then it
- *           would reset its own heap; with handlers it does not, and tells nobody. So the free of the oldest arena is
- *           watched for: every request has one.
+ *  ENDING   The extensions have had their last call (post_deactivate). PHP still allocates and frees: headers,
+ *           streams. Then it frees the arenas of the compiler, the strings that were interned, and the text of the
+ *           last error. Then it would reset its own heap; with handlers it does not, and tells nobody. So the free
+ *           of the oldest arena is watched for: every request has one.
  *  OVER     It was freed. From here on this request only frees. The next block ends it and begins the next one. */
 typedef enum { BETWEEN, INSIDE, ENDING, OVER } heap_phase;
 
@@ -157,6 +157,9 @@ static bool is_beyond(size_t limit, size_t size)
 /* PHP from 8.2.35 on does not leave an allocation by a jump any more. It notes that the limit was reached, allocates on
  * up to a hard limit, and raises the error where the executor can stop. Only callers that say so may be given NULL. */
 
+#define HARD_LIMIT_TEXT \
+	"Hard memory limit of %zu bytes exhausted (tried to allocate %zu bytes) in %s on line %" PRIu32 "\n"
+
 /* As PHP computes it: `memory_hard_limit_percent`, else twice the limit but at most 1 GiB more. */
 static size_t hard_memory_limit(void)
 {
@@ -197,8 +200,7 @@ static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t s
 		}
 		if (is_beyond(hard, size)) {
 			/* PHP's own heap leaves the process in this way and with this status. */
-			fprintf(stderr, "Hard memory limit of %zu bytes exhausted (tried to allocate %zu bytes) in %s on line %" PRIu32 "\n",
-				hard, size, zend_get_executed_filename(), zend_get_executed_lineno());
+			fprintf(stderr, HARD_LIMIT_TEXT, hard, size, zend_get_executed_filename(), zend_get_executed_lineno());
 			_exit(137);
 		}
 	}
@@ -208,8 +210,8 @@ static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t s
 }
 
 #else
-/* PHP up to 8.2.34 raises the error at once and jumps out of the allocation. rqmalloc has returned NULL by then: no frame of
- * it is between here and the target of the jump. */
+/* PHP up to 8.2.34 raises the error at once and jumps out of the allocation. rqmalloc has returned NULL by then: no
+ * frame of it is between here and the target of the jump. */
 static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t size)
 {
 	bool at_limit = is_beyond(heap.limit, size);
@@ -219,7 +221,10 @@ static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t s
 	/* What PHP does when its own heap says that it is at its limit: the buffered output makes place for the error. */
 	php_output_discard_all();
 	zend_try {
-		zend_error_noreturn(E_ERROR, at_limit ? LIMIT_TEXT : SYSTEM_TEXT, at_limit ? memory_limit() : rq_memory_usage(true), size);
+		if (at_limit) {
+			zend_error_noreturn(E_ERROR, LIMIT_TEXT, memory_limit(), size);
+		}
+		zend_error_noreturn(E_ERROR, SYSTEM_TEXT, rq_memory_usage(true), size);
 	} zend_end_try();
 	/* Shutdown functions go on with the limit, or with what is in use. */
 	set_limit(MAX(memory_limit(), rq_memory_usage(true)));
@@ -492,15 +497,18 @@ static zend_result post_startup(void)
 
 /* ---- the module ------------------------------------------------------------------------------------------------- */
 
+#define SETTING(name, value) \
+	STD_PHP_INI_BOOLEAN("rqmalloc." #name, value, PHP_INI_SYSTEM, OnUpdateBool, name, zend_rqmalloc_globals, rqmalloc_globals)
+
 PHP_INI_BEGIN()
 	/* Whether PHP's heap is taken over. */
-	STD_PHP_INI_BOOLEAN("rqmalloc.enabled", "1", PHP_INI_SYSTEM, OnUpdateBool, enabled, zend_rqmalloc_globals, rqmalloc_globals)
+	SETTING(enabled, "1")
 	/* Leave what is alive at the end of a request to the request's end. */
-	STD_PHP_INI_BOOLEAN("rqmalloc.fast_shutdown", "1", PHP_INI_SYSTEM, OnUpdateBool, fast_shutdown, zend_rqmalloc_globals, rqmalloc_globals)
+	SETTING(fast_shutdown, "1")
 	/* Ask rqmalloc about every block that is freed, not only where PHP's own heap has several chunks. */
-	STD_PHP_INI_BOOLEAN("rqmalloc.check_owner", "0", PHP_INI_SYSTEM, OnUpdateBool, check_owner, zend_rqmalloc_globals, rqmalloc_globals)
+	SETTING(check_owner, "0")
 	/* Say on standard error how much a request never freed, unless PHP bailed out of it. */
-	STD_PHP_INI_BOOLEAN("rqmalloc.report_leaks", "0", PHP_INI_SYSTEM, OnUpdateBool, report_leaks, zend_rqmalloc_globals, rqmalloc_globals)
+	SETTING(report_leaks, "0")
 PHP_INI_END()
 
 static ZEND_MINIT_FUNCTION(rqmalloc)

@@ -16,7 +16,7 @@
 //!   the request was opened, or since it was measured anew.
 
 use super::limit::{Bound, DEFAULT_RESERVE, limit_pages};
-use super::{Supply, close, sweep};
+use super::{Shortage, Supply, close, sweep};
 use crate::bin::{Kind, Raw};
 use crate::block::{Block, Header, LIVE, NONE, settle_stray};
 use crate::budget::{Budget, Mark};
@@ -344,11 +344,19 @@ impl Control {
         class: Class,
         asked_bytes: usize,
         supply: &S,
-    ) -> (Block, bool) {
+    ) -> Result<(Block, bool), Shortage> {
         if class.is_single() {
             return self.alloc_large(lane, class, asked_bytes, supply);
         }
-        (self.alloc_shared(lane, class, asked_bytes, supply), false)
+        let block = self.alloc_shared(lane, class, asked_bytes, supply);
+        if block != NONE {
+            return Ok((block, false));
+        }
+        if !self.is_over_limit(pages_for(class.stride_bytes() + HEADER_BYTES)) {
+            return Err(Shortage::Memory);
+        }
+        self.set_mark(self.footprint_bytes(), asked_bytes);
+        Err(Shortage::Limit)
     }
 
     fn alloc_shared<S: Supply>(
@@ -399,9 +407,6 @@ impl Control {
                 || self.adopt_region(lane, class, asked_bytes, Bound::Hard, supply))
         {
             return lane.bins.alloc(class);
-        }
-        if self.is_over_limit(pages_for(class.stride_bytes() + HEADER_BYTES)) {
-            self.set_mark(self.footprint_bytes(), asked_bytes);
         }
         NONE
     }

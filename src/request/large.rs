@@ -1,10 +1,10 @@
 //! The blocks of a request that are not in a region: each with a span of pages or a mapping of its own, on
 //! the request's list.
 
-use super::Supply;
 use super::control::Control;
+use super::{Shortage, Supply};
 use crate::bin::Raw;
-use crate::block::{Block, Header, LARGE, LIVE, Memory, NONE};
+use crate::block::{Block, Header, LARGE, LIVE, Memory};
 use crate::lane::Lane;
 use crate::page_heap::Taken;
 use crate::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
@@ -20,22 +20,22 @@ impl Control {
         class: Class,
         asked_bytes: usize,
         supply: &S,
-    ) -> (Block, bool) {
+    ) -> Result<(Block, bool), Shortage> {
         let bytes = class.slab_pages() * PAGE_BYTES;
         if !self.charge_or_reclaim(lane, bytes, asked_bytes, supply) {
-            return (NONE, false);
+            return Err(Shortage::Limit);
         }
         let pages = class.slab_pages();
         let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.address());
         let Some(Taken { span, zeroed }) = taken else {
             self.refund(bytes);
-            return (NONE, false);
+            return Err(Shortage::Memory);
         };
         let block = span.base() + 2 * HEADER_BYTES;
         let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
         Raw.header(block).store(header.0, Ordering::Relaxed);
         self.link_large(span, bytes, supply);
-        (block, zeroed)
+        Ok((block, zeroed))
     }
 
     /// Puts the span of a large block, which is charged for so many bytes, on the request's list.

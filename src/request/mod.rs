@@ -11,6 +11,15 @@ use crate::block::Block;
 use crate::page_heap::Taken;
 use crate::span::{Span, SpanKind};
 
+/// Why a request gets no block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shortage {
+    /// It is at its limit.
+    Limit,
+    /// The system has no more memory.
+    Memory,
+}
+
 /// Where a request gets its spans from and gives them back to.
 pub trait Supply {
     /// A span, from what is free, else reaped, else new. `None`: the system has no more memory.

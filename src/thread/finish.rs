@@ -3,10 +3,11 @@
 
 use super::{EntryKind, FINISHED_WITHOUT_THREAD, HEAP, Thread, current, current_or_start};
 use crate::bin::Raw;
-use crate::leaks;
 use crate::request::close::{Outcome, Survivors};
 use crate::request::control::Control;
 use crate::sync::Ordering;
+use crate::{fatal, leaks};
+use core::alloc::Layout;
 use core::panic::AssertUnwindSafe;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 use std::boxed::Box;
@@ -16,17 +17,54 @@ use std::io::Write;
 #[repr(C)]
 struct Node {
     next: usize,
-    callback: Box<dyn FnOnce() + Send>,
+    /// Frees the node and calls what it has.
+    run: unsafe fn(*mut Node),
 }
 
-/// Has something called inside the request before its memory goes: the last added first.
-///
-/// The caller is inside the request or has a handle, so the list is open; the box is in persistent
-/// memory.
-pub fn add_callback(control: &Control, callback: Box<dyn FnOnce() + Send>) {
-    let node = Box::into_raw(Box::new(Node { next: 0, callback })).expose_provenance();
+/// A node with its closure.
+#[repr(C)]
+struct Callback<F> {
+    node: Node,
+    call: F,
+}
+
+/// # Safety
+/// `node` is the first part of a `Callback<F>` that `add_callback` made, and nobody else's.
+unsafe fn run<F: FnOnce()>(node: *mut Node) {
+    // SAFETY: the caller's contract.
+    let callback = unsafe { Box::from_raw(node.cast::<Callback<F>>()) };
+    let Callback { node: _, call } = *callback;
+    call();
+}
+
+/// Has something called inside the request before its memory goes: the last added first. The caller is
+/// inside the request or has a handle, so the list is open. `Err`: no memory, for so many bytes.
+pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) -> Result<(), usize> {
+    let layout = Layout::new::<Callback<F>>();
+    // SAFETY: a node has a size.
+    let place = in_persistent(|| unsafe { std::alloc::alloc(layout) }).cast::<Callback<F>>();
+    if place.is_null() {
+        return Err(layout.size());
+    }
+    let callback = Callback { node: Node { next: 0, run: run::<F> }, call };
+    // SAFETY: fresh memory for it.
+    unsafe { place.write(callback) };
+    let node = place.expose_provenance();
     // The list is never closed.
     let _ = control.on_end.push(&Raw, node, node);
+    Ok(())
+}
+
+/// Runs `f` with persistent allocations, as far as the thread has room to say so.
+fn in_persistent<R>(f: impl FnOnce() -> R) -> R {
+    let inside = current_or_start().and_then(|thread| {
+        thread.enter_persistent(EntryKind::Persistent).map(|name| (thread, name))
+    });
+    let result = f();
+    if let Some((thread, name)) = inside {
+        thread.leave(name);
+    }
+    result
 }
 
 /// Drops a handle; the last one closes the request.
@@ -64,10 +102,10 @@ fn run_callbacks(control: &'static Control) {
             let mut has_run = false;
             for node in control.on_end.drain().blocks(&Raw) {
                 has_run = true;
+                let node = with_exposed_provenance_mut::<Node>(node);
                 // SAFETY: `add_callback` made the node, and it is off the list.
-                let node = unsafe { Box::from_raw(with_exposed_provenance_mut::<Node>(node)) };
-                let Node { next: _, callback } = *node;
-                drop(std::panic::catch_unwind(AssertUnwindSafe(callback)));
+                let call = || unsafe { ((*node).run)(node) };
+                drop(std::panic::catch_unwind(AssertUnwindSafe(call)));
             }
             if !has_run {
                 break;
@@ -105,19 +143,20 @@ fn report_leaks(control: &Control) {
     if !(policy.reported_after_bailout || is_clean()) {
         return;
     }
-    let inside = current_or_start().and_then(|thread| {
-        thread.enter_persistent(EntryKind::Persistent).map(|name| (thread, name))
+    in_persistent(|| match leaks::collect(control, None, &HEAP) {
+        Ok(leaks) if leaks.blocks > 0 => {
+            let text = std::format!("{leaks}\n");
+            // Nobody to tell if standard error is closed.
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        }
+        Ok(_) => {}
+        // No memory for more than a line.
+        Err(leaks) => {
+            let mut line = fatal::Line::EMPTY;
+            let _ = core::fmt::Write::write_fmt(&mut line, format_args!("{leaks}"));
+            line.print();
+        }
     });
-    let leaks = leaks::collect(control, None, &HEAP);
-    if leaks.blocks > 0 {
-        let text = std::format!("{leaks}\n");
-        // Nobody to tell if standard error is closed.
-        let _ = std::io::stderr().write_all(text.as_bytes());
-    }
-    drop(leaks);
-    if let Some((thread, name)) = inside {
-        thread.leave(name);
-    }
 }
 
 /// Finishes a request whose last handle the caller dropped, and pools its control block.

@@ -125,6 +125,8 @@ pub struct Thread {
     pub try_top: Cell<*mut libc::c_void>,
     /// See `try_top`.
     pub bailout_text: Cell<Line>,
+    /// Whether the error handler of C runs.
+    pub is_telling: Cell<bool>,
     /// Where the allocation is that is going on, when its caller says so.
     pub site: Cell<Site>,
 }
@@ -156,9 +158,14 @@ pub fn current_or_start() -> Option<&'static Thread> {
     current().or_else(start)
 }
 
+/// Whether this thread has given everything back: only its last destructors run.
+pub fn has_exited() -> bool {
+    active().kind() == Kind::Exited
+}
+
 #[cold]
 fn start() -> Option<&'static Thread> {
-    if active().kind() == Kind::Exited {
+    if has_exited() {
         return None;
     }
     HEAP.set_up();
@@ -270,7 +277,10 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         let top = thread.depth.get() - 1;
         thread.leave_index(top);
     }
+    // Nothing of this thread is to be seen by the next one that has its memory.
     thread.try_top.set(null_mut());
+    thread.bailout_text.set(Line::EMPTY);
+    thread.is_telling.set(false);
     thread.catching_count.set(0);
     for control in thread.stash.iter().take(thread.stash_count.replace(0)) {
         // SAFETY: stashed control blocks are this thread's.
@@ -488,22 +498,26 @@ impl Thread {
             .map(|(index, entry)| EntryName { index, serial: entry.serial })
     }
 
-    /// How many entries there are, dead ones below a live one too.
+    /// The serial of the entry that was made last.
     #[cfg(feature = "capi")]
-    pub fn depth(&self) -> usize {
-        self.depth.get()
+    pub fn last_entry(&self) -> u64 {
+        self.entry_serial.get()
     }
 
-    /// Leaves every entry above so many; their requests are not over cleanly.
+    /// Leaves every entry that was made after the one with this serial; their requests are not over
+    /// cleanly. (A depth would not do: an entry from before may have been left, and its place taken.)
     #[cfg(feature = "capi")]
-    pub fn leave_above(&self, depth: usize) {
-        while self.depth.get() > depth {
-            let top = self.depth.get() - 1;
+    pub fn leave_after(&self, serial: u64) {
+        let is_later = |&index: &usize| {
+            let entry = self.entry(index);
+            entry.live && entry.serial > serial
+        };
+        while let Some(index) = (0..self.depth.get()).rev().find(is_later) {
             // SAFETY: null, or a control block, which is type-stable.
-            if let Some(control) = unsafe { self.entry(top).control.as_ref() } {
+            if let Some(control) = unsafe { self.entry(index).control.as_ref() } {
                 control.bailed_out.store(true, Ordering::Relaxed);
             }
-            self.leave_index(top);
+            self.leave_index(index);
         }
     }
 

@@ -71,10 +71,9 @@ fn allocate_plain(control: &Control, lane: &Lane, size: usize, align: usize) -> 
     };
     let popped = lane.bins.alloc(class);
     if popped != NONE {
-        return Allocated { block: popped, zeroed: false };
+        return Allocated::used(popped);
     }
-    let (block, zeroed) = control.alloc_slow(lane, class, size, &HEAP);
-    Allocated { block, zeroed }
+    HEAP.alloc_in(control, lane, class, size)
 }
 
 /// A block with the record of where it was allocated behind it.
@@ -89,7 +88,7 @@ fn allocate_traced(
     let Some(needed) = needed_size(size, align, true) else { return Allocated::NOTHING };
     let allocated = allocate_plain(control, lane, needed, 16);
     if allocated.block == NONE {
-        return Allocated::NOTHING;
+        return allocated;
     }
     let header = Raw.header(allocated.block);
     let traced = Header(header.load(Ordering::Relaxed)).with(TRACED);
@@ -107,14 +106,14 @@ fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: u
 
 /// Moves the payload up to its alignment and writes the word that leads back.
 fn align_block(allocated: Allocated, align: usize) -> Allocated {
-    let Allocated { block, zeroed } = allocated;
+    let block = allocated.block;
     if align <= 16 || block % align == 0 || block == NONE {
         return allocated;
     }
     let payload = block.next_multiple_of(align);
     let word = Raw.header(payload);
     word.store(Header::aligned(payload - block).0, Ordering::Relaxed);
-    Allocated { block: payload, zeroed }
+    Allocated { block: payload, ..allocated }
 }
 
 /// Frees what the fast path refused.

@@ -189,8 +189,13 @@ $programs = [
         $random = new Lcg;
         $document = [];
         for ($i = 0; $i < 1000; $i++) {
-            $document[] = ['id' => $i, 'name' => "name $i", 'tags' => ['a', "b$i", 'c'], 'price' => $random->next(1000) / 8,
-                'nested' => ['on' => true, 'off' => null, 'list' => range(1, 5)]];
+            $document[] = [
+                'id' => $i,
+                'name' => "name $i",
+                'tags' => ['a', "b$i", 'c'],
+                'price' => $random->next(1000) / 8,
+                'nested' => ['on' => true, 'off' => null, 'list' => range(1, 5)],
+            ];
         }
         $length = 0;
         for ($round = 0; $round < 80 * $scale; $round++) {
@@ -271,8 +276,15 @@ $programs = [
     'nbody' => function (int $scale): string {
         $bodies = [];
         for ($i = 0; $i < 5; $i++) {
-            $bodies[] = ['x' => $i * 1.5, 'y' => $i * $i * 0.7, 'z' => 1.0 / ($i + 1), 'vx' => 0.1 * $i, 'vy' => 0.2, 'vz' => 0.0,
-                'mass' => 1.0 / ($i + 1)];
+            $bodies[] = [
+                'x' => $i * 1.5,
+                'y' => $i * $i * 0.7,
+                'z' => 1.0 / ($i + 1),
+                'vx' => 0.1 * $i,
+                'vy' => 0.2,
+                'vz' => 0.0,
+                'mass' => 1.0 / ($i + 1),
+            ];
         }
         for ($step = 0; $step < 25000 * $scale; $step++) {
             for ($i = 0; $i < 5; $i++) {
@@ -312,7 +324,8 @@ $programs = [
         $found = 0;
         for ($round = 0; $round < 12 * $scale; $round++) {
             $found += preg_match_all('/\bword(\d)(\d*)7\b/', $text, $matches, PREG_SET_ORDER);
-            $text = preg_replace_callback('/word(\d+)/', fn(array $match): string => 'word' . ($match[1] + 1) % 5000, $text);
+            $next = fn(array $match): string => 'word' . ($match[1] + 1) % 5000;
+            $text = preg_replace_callback('/word(\d+)/', $next, $text);
             $found += count(preg_split('/\s+/', $text));
         }
         return (string) $found;
@@ -418,7 +431,8 @@ $programs = [
             ob_start();
             echo "<table>\n";
             foreach ($rows as ['id' => $id, 'title' => $title, 'tags' => $tags]) {
-                echo '<tr id="', $id, '"><td>', htmlspecialchars($title), '</td><td>', implode(', ', $tags), "</td></tr>\n";
+                echo '<tr id="', $id, '"><td>', htmlspecialchars($title);
+                echo '</td><td>', implode(', ', $tags), "</td></tr>\n";
             }
             echo "</table>\n";
             $length += strlen(ob_get_clean());

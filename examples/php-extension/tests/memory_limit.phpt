@@ -17,9 +17,10 @@ register_shutdown_function(function () {
     echo "shutdown: ", count($list), "\n";
 });
 $list = [];
-while (true) {
+while (count($list) < 100000) {
     $list[] = str_repeat('x', 1000);
 }
+echo "no limit\n";
 ?>
 --EXPECTF--
 Fatal error: Allowed memory size of 8388608 bytes exhausted (tried to allocate %d bytes) in %s on line %d

@@ -19,7 +19,7 @@ function numbers()
 {
     $noisy = new Noisy;
     $list = [];
-    for ($i = 0;; $i++) {
+    for ($i = 0; $i < 1000000; $i++) {
         $list[] = "number $i";
         yield $i;
     }
@@ -36,9 +36,10 @@ $fiber = new Fiber(function () {
     }
 });
 $fiber->start();
-while (true) {
+while (!$fiber->isTerminated()) {
     $fiber->resume();
 }
+echo "no limit\n";
 ?>
 --EXPECTF--
 Fatal error: Allowed memory size of 8388608 bytes exhausted (tried to allocate %d bytes) in %s on line %d

@@ -9,9 +9,10 @@ html_errors=0
 --FILE--
 <?php
 $list = [];
-while (true) {
+while (count($list) < 1000000) {
     $list[] = new stdClass;
 }
+echo "no limit\n";
 ?>
 --EXPECTF--
 Fatal error: Allowed memory size of 8000001 bytes exhausted (tried to allocate %d bytes) in %s on line %d

@@ -43,9 +43,10 @@ switch ($kind) {
     case 'limit':
         ini_set('memory_limit', '4M');
         nested(5, function () {
-            for ($list = [];;) {
+            for ($list = []; count($list) < 1000;) {
                 $list[] = str_repeat('x', 100000);
             }
+            return "no limit\n";
         });
         break;
     case 'exit':

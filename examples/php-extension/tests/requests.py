@@ -151,6 +151,20 @@ class Server:
         self.log.close()
 
 
+def judge(kind, number, state, first):
+    """What is wrong with the state that a request begins in; `first` is that of request 21."""
+    if state["request"] != first["request"] + number - 20:
+        return f"it has the number {state['request']}, request 21 has {first['request']}"
+    if (state["live_bytes"], state["page_bytes"]) != (first["live_bytes"], first["page_bytes"]):
+        return f"it begins with {state}, request 21 with {first}"
+    previous = state["previous"]
+    if previous["surviving_blocks"] != 0:
+        return f"blocks survived the one before: {previous}"
+    if kind == "leak" and (previous["freed_blocks"] < LEAKED_BLOCKS or previous["freed_bytes"] < LEAKED_BYTES):
+        return f"the end of the one before found {previous}"
+    return None
+
+
 def watch(options, heap, kind):
     """Sends the requests; returns the states the process had: after a tenth, and at the end."""
     faults = []
@@ -170,21 +184,11 @@ def watch(options, heap, kind):
                     # The first requests fill caches: opcache's, the compiled regular expression.
                     if number == 20:
                         first = state
-                    previous = state["previous"]
-                    if number > 20 and (state["live_bytes"], state["page_bytes"]) != (first["live_bytes"], first["page_bytes"]):
-                        faults.append(f"{kind}: request {number + 1} begins with {state}, request 21 with {first}")
-                        break
-                    if number > 20 and state["request"] != first["request"] + number - 20:
-                        faults.append(f"{kind}: request {number + 1} has the number {state['request']}")
-                        break
-                    if number > 20 and previous["surviving_blocks"] != 0:
-                        faults.append(f"{kind}: blocks survived: {previous}")
-                        break
-                    if kind == "leak" and number > 20 and not (
-                        previous["freed_blocks"] >= LEAKED_BLOCKS and previous["freed_bytes"] >= LEAKED_BYTES
-                    ):
-                        faults.append(f"leak: the end found {previous}")
-                        break
+                    if number > 20:
+                        fault = judge(kind, number, state, first)
+                        if fault:
+                            faults.append(f"{kind}, request {number + 1}: {fault}")
+                            break
                 if number == options.requests // 10:
                     early = state
         except (ConnectionError, json.JSONDecodeError, TimeoutError) as error:
