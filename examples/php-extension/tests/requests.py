@@ -166,7 +166,7 @@ def judge(kind, number, state, first):
 
 
 def watch(options, heap, kind):
-    """Sends the requests; returns the states the process had: after a tenth, and at the end."""
+    """Sends the requests; returns the states the process had after a tenth and at the end, and what was wrong."""
     faults = []
     with tempfile.TemporaryDirectory() as directory:
         server = Server(options, heap, directory)
@@ -193,10 +193,9 @@ def watch(options, heap, kind):
                     early = state
         except (ConnectionError, json.JSONDecodeError, TimeoutError) as error:
             faults.append(f"{kind} on {heap}: {error}\n{server.said()}")
-            early = state = None
         finally:
             server.stop()
-    return early, state, faults
+    return (None, None, faults) if faults else (early, state, faults)
 
 
 def main():
