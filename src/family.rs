@@ -3,7 +3,7 @@
 
 use crate::bailout::Bailout;
 use crate::bin::{Bins, Freed, Kind, Raw};
-use crate::block::{Block, EARLY, Header, Memory, NONE};
+use crate::block::{Block, EARLY, Header, LARGE, Memory, NONE};
 use crate::fatal;
 use crate::heap::{Allocated, Found};
 use crate::limit::LimitExceeded;
@@ -216,8 +216,8 @@ pub unsafe fn resize(
     Ok(pointer(fresh))
 }
 
-/// Resizes a block of the bins that are active here, or of the cache's, to another class that shares
-/// spans. `None`: it is none of them, or they have nothing.
+/// Resizes a block of the bins that are active here, or of the cache's: within its class, or to another
+/// one that shares spans. `None`: it is none of them, or they have nothing.
 #[inline]
 fn resize_here(
     block: Block,
@@ -230,10 +230,14 @@ fn resize_here(
     }
     let bins = bins_to_free_to(family)?;
     let header = Header(Raw.header(block).load(Ordering::Relaxed));
-    let old = Class::from_index(header.class_index()).filter(|old| !old.is_single())?;
-    let new = Class::of(size).filter(|new| !new.is_single())?;
-    if !bins.holds(block, old) {
+    let old = Class::from_index(header.class_index())?;
+    let new = Class::of(size)?;
+    if header.without(LARGE) != bins.tag().with_class(old.index()) {
         return None;
+    }
+    if old.is_single() || new.is_single() || header.has(LARGE) {
+        // A mapping has no class.
+        return (old == new && old.is_single()).then(|| pointer(block));
     }
     if old == new || (bins.kind() == Kind::Lane && bins.stretch(block, old, new)) {
         return Some(pointer(block));
