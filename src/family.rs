@@ -133,7 +133,7 @@ pub fn allocate_slow(
         make_early(allocated.block);
     }
     let payload = pointer(allocated.block);
-    if zeroed && !allocated.zeroed {
+    if zeroed && !allocated.is_zeroed() {
         // SAFETY: the payload has at least this size.
         unsafe { payload.write_bytes(0, size) };
     }
@@ -150,7 +150,7 @@ fn make_early(block: Block) {
 #[cold]
 fn failure(allocated: Allocated, control: Option<&Control>, size: usize) -> Bailout {
     match control.and_then(LimitExceeded::of) {
-        Some(limit) if allocated.refused => Bailout::Limit(limit),
+        Some(limit) if allocated.is_refused() => Bailout::Limit(limit),
         _ => Bailout::OutOfMemory(size),
     }
 }

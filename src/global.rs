@@ -142,7 +142,7 @@ fn alloc_zeroed_slow(layout: Layout) -> *mut u8 {
     };
     let (block, zeroed) = if popped == NONE {
         let allocated = slow::alloc_slow(layout.size(), layout.align());
-        (allocated.block, allocated.zeroed)
+        (allocated.block, allocated.is_zeroed())
     } else {
         (popped, false)
     };

@@ -136,21 +136,48 @@ pub struct HeapFigures {
 pub struct Allocated {
     /// The block; `NONE`: out of memory.
     pub block: Block,
-    /// Every byte of it reads as zero.
-    pub zeroed: bool,
-    /// There is none since its request is at its limit, not since there is no memory.
-    pub refused: bool,
+    kind: AllocatedKind,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AllocatedKind {
+    /// A block whose bytes may be anything, or none: out of memory.
+    Used,
+    /// A block that reads as zero.
+    Zeroed,
+    /// None: the request is at its limit.
+    Refused,
+}
+
+static_assertions::const_assert_eq!(size_of::<Allocated>(), 16);
+
 impl Allocated {
+    // A block and one more word of a scalar type come back in registers; a third field would go by
+    // memory, and cost the fast path that ends with the call.
+
     /// Out of memory.
-    pub const NOTHING: Self = Self { block: NONE, zeroed: false, refused: false };
+    pub const NOTHING: Self = Self { block: NONE, kind: AllocatedKind::Used };
     /// The request is at its limit.
-    const REFUSED: Self = Self { refused: true, ..Self::NOTHING };
+    const REFUSED: Self = Self { block: NONE, kind: AllocatedKind::Refused };
 
     /// A block, and whether it reads as zero.
     fn new(block: Block, zeroed: bool) -> Self {
-        Self { block, zeroed, refused: false }
+        Self { block, kind: if zeroed { AllocatedKind::Zeroed } else { AllocatedKind::Used } }
+    }
+
+    /// The same block with its payload moved up.
+    pub fn at(self, payload: Block) -> Self {
+        Self { block: payload, ..self }
+    }
+
+    /// Whether every byte of it reads as zero.
+    pub fn is_zeroed(self) -> bool {
+        self.kind == AllocatedKind::Zeroed
+    }
+
+    /// Whether there is none since its request is at its limit, not since there is no memory.
+    pub fn is_refused(self) -> bool {
+        self.kind == AllocatedKind::Refused
     }
 
     /// A block whose bytes may be anything.
@@ -1139,7 +1166,7 @@ mod tests {
         free(heap, &cache, first);
         let second = heap.alloc_huge(2 << 20, 16);
         assert_eq!(second.block, first, "the mapping of the freed block serves the next");
-        assert!(!second.zeroed);
+        assert!(!second.is_zeroed());
         let (mapped, _) = heap.mappings.figures();
         assert!(mapped >= 16 << 20);
         heap.mappings.decay(&heap.pages, None);

@@ -113,7 +113,7 @@ fn align_block(allocated: Allocated, align: usize) -> Allocated {
     let payload = block.next_multiple_of(align);
     let word = Raw.header(payload);
     word.store(Header::aligned(payload - block).0, Ordering::Relaxed);
-    Allocated { block: payload, ..allocated }
+    allocated.at(payload)
 }
 
 /// Frees what the fast path refused.
