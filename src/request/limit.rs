@@ -16,6 +16,7 @@ const RESERVE_DIVISOR: usize = 8;
 const MAX_DEFAULT_RESERVE_BYTES: usize = 4 * 1024 * 1024;
 /// `reserve_bytes` of a request whose opener did not say.
 pub(super) const DEFAULT_RESERVE: usize = usize::MAX;
+
 /// How far a charge may go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bound {
@@ -39,8 +40,8 @@ impl Control {
     /// Counts bytes of pages in before they are taken (Q2). `false`: they are over the bound.
     ///
     /// At the soft bound a request that has no mark yet is refused, so that the caller reclaims first; at
-    /// the hard bound it is marked and goes on, to its limit. The limit is suspended while the thread panics, and in a lane that
-    /// says so.
+    /// the hard bound it is marked and goes on, to its limit. The limit is suspended while the thread
+    /// panics, and in a lane that says so.
     pub(super) fn charge(
         &self,
         lane: &Lane,
