@@ -1,7 +1,7 @@
 //! How a request is finished: what was asked to run before its memory goes, what it never freed, and
 //! then its memory.
 
-use super::{EntryKind, FINISHED_WITHOUT_THREAD, HEAP, Thread, current, current_or_start};
+use super::{EntryKind, FINISHED_WITHOUT_THREAD, HEAP, Inside, Thread, current, current_or_start};
 use crate::bin::Raw;
 use crate::request::close::{Outcome, Survivors};
 use crate::request::control::Control;
@@ -57,14 +57,10 @@ pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) ->
 
 /// Runs `f` with persistent allocations, as far as the thread has room to say so.
 fn in_persistent<R>(f: impl FnOnce() -> R) -> R {
-    let inside = current_or_start().and_then(|thread| {
-        thread.enter_persistent(EntryKind::Persistent).map(|name| (thread, name))
-    });
-    let result = f();
-    if let Some((thread, name)) = inside {
-        thread.leave(name);
-    }
-    result
+    let _inside = current_or_start()
+        .and_then(|thread| thread.enter_persistent(EntryKind::Persistent))
+        .map(Inside);
+    f()
 }
 
 /// Drops a handle; the last one closes the request.

@@ -97,6 +97,17 @@ pub struct EntryName {
     serial: u64,
 }
 
+/// Being inside an entry of this thread, until it is dropped.
+pub struct Inside(pub EntryName);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(thread) = current() {
+            thread.leave(self.0);
+        }
+    }
+}
+
 /// What the allocator knows of a thread. Type-stable, reused by later threads.
 #[repr(C, align(64))]
 pub struct Thread {
@@ -151,6 +162,11 @@ pub fn active() -> &'static Bins {
 pub fn current() -> Option<&'static Thread> {
     // SAFETY: null, or a thread, which is type-stable.
     unsafe { local::thread().as_ref() }
+}
+
+/// The innermost request that this thread is inside.
+pub fn current_control() -> Option<&'static Control> {
+    current()?.current_control()
 }
 
 /// This thread, made known to the heap if it is not. `None`: it has exited, or there is no memory.
@@ -337,7 +353,7 @@ impl Thread {
     fn make_room_slow(&self) -> bool {
         let old = self.more_capacity.get();
         let wanted = (old * 2).max(INLINE_ENTRIES) * size_of::<Entry>();
-        let block = slow::allocate_persistent(self, wanted, 16).block;
+        let block = slow::allocate_persistent(Some(self), wanted, 16).block;
         if block == NONE {
             return false;
         }

@@ -10,44 +10,43 @@ use crate::size_class::Class;
 use crate::sync::Ordering;
 use crate::trace::{Site, Trace};
 
-/// A persistent block, whatever is active.
-pub fn allocate_persistent(thread: &Thread, size: usize, align: usize) -> Allocated {
-    match padded_size(size, align).map(Class::of) {
+/// A persistent block, whatever is active. A thread that has given its cache back, or that has no memory
+/// for one, is `None`.
+pub fn allocate_persistent(thread: Option<&Thread>, size: usize, align: usize) -> Allocated {
+    if thread.is_none() {
+        HEAP.set_up();
+    }
+    let allocated = match padded_size(size, align).map(Class::of) {
         None => Allocated::NOTHING,
-        Some(Some(class)) => HEAP.alloc_persistent(Some(&thread.cache), class),
+        Some(Some(class)) => HEAP.alloc_persistent(thread.map(|thread| &thread.cache), class),
         Some(None) => HEAP.alloc_huge(size, align),
-    }
-}
-
-/// A persistent block at an alignment, whatever is active.
-pub fn alloc_persistent(size: usize, align: usize) -> Allocated {
-    match current_or_start() {
-        Some(thread) => align_block(allocate_persistent(thread, size, align), align),
-        None => alloc_without_cache(size, align),
-    }
+    };
+    align_block(allocated, align)
 }
 
 /// Allocates where the fast path found nothing, or where no fast path goes.
 #[cold]
 #[inline(never)]
 pub fn alloc_slow(size: usize, align: usize) -> Allocated {
-    let Some(thread) = current_or_start() else { return alloc_without_cache(size, align) };
-    thread.tick();
-    match thread.active_lane() {
-        Some((control, lane)) => allocate_in(thread, control, lane, size, align),
-        None => align_block(allocate_persistent(thread, size, align), align),
+    let thread = current_and_tick();
+    match thread.and_then(|thread| thread.active_lane().map(|inside| (thread, inside))) {
+        Some((thread, (control, lane))) => allocate_in(thread, control, lane, size, align),
+        None => allocate_persistent(thread, size, align),
     }
 }
 
-/// A thread that has given its cache back, or that has no memory for one.
-fn alloc_without_cache(size: usize, align: usize) -> Allocated {
-    HEAP.set_up();
-    let allocated = match padded_size(size, align).map(Class::of) {
-        None => Allocated::NOTHING,
-        Some(Some(class)) => HEAP.alloc_persistent(None, class),
-        Some(None) => HEAP.alloc_huge(size, align),
-    };
-    align_block(allocated, align)
+/// The same for a persistent block, whatever is active.
+pub fn alloc_persistent(size: usize, align: usize) -> Allocated {
+    allocate_persistent(current_and_tick(), size, align)
+}
+
+/// This thread, which now and then looks at the clock.
+fn current_and_tick() -> Option<&'static Thread> {
+    let thread = current_or_start();
+    if let Some(thread) = thread {
+        thread.tick();
+    }
+    thread
 }
 
 /// A block of a request, in a lane of it that this thread is in.
@@ -183,16 +182,16 @@ pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) 
 
 /// The same for a block that was found.
 pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
-    let Some(thread) = current_or_start() else { return alloc_without_cache(new_size, align) };
+    let thread = current_or_start();
     let control = found.control().filter(|_| !found.header.has(crate::block::PERSISTENT));
-    let Some(control) = control else {
-        return align_block(allocate_persistent(thread, new_size, align), align);
+    let (Some(thread), Some(control)) = (thread, control) else {
+        return allocate_persistent(thread, new_size, align);
     };
     if let Some(lane) = thread.lane_inside(control) {
         return allocate_in(thread, control, lane, new_size, align);
     }
     if !control.handles.try_add() {
-        return align_block(allocate_persistent(thread, new_size, align), align);
+        return allocate_persistent(Some(thread), new_size, align);
     }
     let allocated = match control.enter(|bytes| HEAP.pages.meta.take(bytes)) {
         Some(lane) => {

@@ -202,6 +202,25 @@ static void figures(void) {
     CHECK(malloc_trim(0) == 0);
 }
 
+/* What a spike left behind goes back while the program does nothing but ask for large blocks. */
+static void memory_falls_after_a_spike(void) {
+    enum { COUNT = 400000 };
+    void **blocks = malloc_(COUNT * sizeof *blocks);
+    for (int index = 0; index < COUNT; index++)
+        blocks[index] = malloc_(150);
+    for (int index = 0; index < COUNT; index++)
+        free(blocks[index]);
+    free(blocks);
+    size_t spike = mallinfo2().arena;
+    CHECK(spike > (size_t)60 << 20);
+    /* Ten seconds at most, where one would do. */
+    for (int round = 0; round < 10000 && mallinfo2().arena > spike / 2; round++) {
+        free(malloc_(2 << 20));
+        usleep(1000);
+    }
+    CHECK(mallinfo2().arena <= spike / 2);
+}
+
 #define HANDED 2000
 static void *handed[HANDED];
 
@@ -329,6 +348,7 @@ static const struct {
     {"sized_frees_of_c23", sized_frees_of_c23},
     {"what_the_c_library_allocates", what_the_c_library_allocates},
     {"figures", figures},
+    {"memory_falls_after_a_spike", memory_falls_after_a_spike},
     {"from_thread_to_thread", from_thread_to_thread},
     {"forks_beside_threads", forks_beside_threads},
     {"threads_that_come_and_go", threads_that_come_and_go},
