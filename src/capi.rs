@@ -197,11 +197,7 @@ unsafe fn text<'t>(text: *const c_char) -> &'t str {
         return "";
     }
     // SAFETY: the caller's contract.
-    let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
-    match core::str::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
-    }
+    fatal::valid_part(unsafe { CStr::from_ptr(text) }.to_bytes())
 }
 
 // ---- requests ----------------------------------------------------------------------------------
@@ -294,14 +290,10 @@ unsafe fn leave(survivors: Survivors, place: *mut CReport, call: &str) {
     }
 }
 
-fn current_control() -> Option<&'static Control> {
-    thread::current()?.current_control()
-}
-
 /// The number of this thread's request.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_current_request() -> u64 {
-    current_control().map_or(0, Control::serial)
+    thread::current_control().map_or(0, Control::serial)
 }
 
 /// Has a function called before the request's memory goes.
@@ -321,7 +313,7 @@ pub unsafe extern "C" fn rq_on_end(
             self.0
         }
     }
-    let Some(control) = current_control() else { fatal::no_request("rq_on_end") };
+    let Some(control) = thread::current_control() else { fatal::no_request("rq_on_end") };
     let argument = Argument(argument);
     // SAFETY: the caller's contract.
     let added = add_callback(control, move || unsafe { callback(argument.get()) });

@@ -5,6 +5,7 @@ use crate::bailout::Bailout;
 use crate::bin::{Bins, Freed, Kind, Raw};
 use crate::block::{Block, EARLY, Header, LARGE, Memory, NONE};
 use crate::fatal;
+use crate::global::{PAYLOAD_ALIGN, pointer};
 use crate::heap::{Allocated, Found};
 use crate::limit::LimitExceeded;
 use crate::request::control::Control;
@@ -12,10 +13,8 @@ use crate::size_class::{Class, MAX_TABLE_BYTES};
 use crate::sync::Ordering;
 use crate::thread::{self, HEAP, slow};
 use crate::trace::Site;
-use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::ptr::null_mut;
 
-/// Alignment of every block of C.
-pub const ALIGN: usize = 16;
 /// A header before a payload at a multiple of this may lie in a page that is not mapped, when the pointer
 /// is not ours.
 const SYSTEM_PAGE_BYTES: usize = 4096;
@@ -49,10 +48,6 @@ impl Family {
             fatal::wrong_family(payload, is == Self::Persistent);
         }
     }
-}
-
-fn pointer(block: Block) -> *mut u8 {
-    if block == NONE { null_mut() } else { with_exposed_provenance_mut(block) }
 }
 
 /// `count * size + offset`, or why not.
@@ -120,11 +115,11 @@ pub fn allocate_slow(
     let allocated = match (thread, inside) {
         (Some(thread), Some(_)) => {
             let before = thread.site.replace(site);
-            let allocated = slow::alloc_slow(size, ALIGN);
+            let allocated = slow::alloc_slow(size, PAYLOAD_ALIGN);
             thread.site.set(before);
             allocated
         }
-        _ => slow::alloc_persistent(size, ALIGN),
+        _ => slow::alloc_persistent(size, PAYLOAD_ALIGN),
     };
     if allocated.block == NONE {
         return Err(failure(allocated, inside.map(|(control, _)| control), size));
@@ -188,10 +183,13 @@ pub unsafe fn resize(
     }
     let thread = thread::current_or_start();
     let before = thread.map(|thread| thread.site.replace(site));
-    let resized =
-        if block == found.block { slow::resize_found(block, &found, ALIGN, size) } else { NONE };
+    let resized = if block == found.block {
+        slow::resize_found(block, &found, PAYLOAD_ALIGN, size)
+    } else {
+        NONE
+    };
     let allocated = if resized == NONE {
-        slow::alloc_beside_found(&found, ALIGN, size)
+        slow::alloc_beside_found(&found, PAYLOAD_ALIGN, size)
     } else {
         Allocated::NOTHING
     };
@@ -285,7 +283,7 @@ fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
 /// ordinary mismatch to the machine; checked builds want it named before.)
 #[inline(always)]
 fn may_look_before(block: Block) -> bool {
-    block % SYSTEM_PAGE_BYTES != 0 && (!cfg!(debug_assertions) || block % ALIGN == 0)
+    block % SYSTEM_PAGE_BYTES != 0 && (!cfg!(debug_assertions) || block % PAYLOAD_ALIGN == 0)
 }
 
 /// Frees a block if it is one of these bins.

@@ -63,12 +63,7 @@ impl Line {
 
     /// The text. A character that the buffer's end has cut is left out.
     pub fn as_str(&self) -> &str {
-        let text = self.text.get(..self.length).unwrap_or_default();
-        match core::str::from_utf8(text) {
-            Ok(text) => text,
-            Err(error) => core::str::from_utf8(text.get(..error.valid_up_to()).unwrap_or_default())
-                .unwrap_or_default(),
-        }
+        valid_part(self.text.get(..self.length).unwrap_or_default())
     }
 
     fn push(&mut self, byte: u8) {
@@ -123,6 +118,11 @@ impl core::fmt::Write for Line {
         self.text(text);
         Ok(())
     }
+}
+
+/// The text up to the first byte that is none.
+pub fn valid_part(bytes: &[u8]) -> &str {
+    bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }
 
 /// Ends the process with this line.

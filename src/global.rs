@@ -21,13 +21,14 @@ use core::ptr::{null_mut, with_exposed_provenance_mut};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RqMalloc;
 
+/// The payload of a block; null for none.
 #[inline(always)]
-fn pointer(block: Block) -> *mut u8 {
+pub(crate) fn pointer(block: Block) -> *mut u8 {
     if block == NONE { null_mut() } else { with_exposed_provenance_mut(block) }
 }
 
 /// Alignment of every payload: layouts up to it take the fast path.
-const PAYLOAD_ALIGN: usize = 16;
+pub(crate) const PAYLOAD_ALIGN: usize = 16;
 
 // Under Miri the blocks are the system allocator's, so that programs which install this allocator can
 // still be checked; requests then account for nothing.

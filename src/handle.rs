@@ -8,7 +8,7 @@ use crate::request::close::{Outcome, Survivors};
 use crate::request::control::{Control, Opening};
 use crate::sync::Ordering;
 use crate::thread::finish::{add_callback, drop_handle, drop_only_handle};
-use crate::thread::{self, EntryKind, EntryName, HEAP};
+use crate::thread::{self, EntryKind, HEAP, Inside};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
@@ -198,7 +198,7 @@ impl Request {
     /// The innermost request this thread is inside, also within
     /// [`persistent`](crate::persistent); `None` outside requests.
     pub fn current() -> Option<Self> {
-        let control = thread::current()?.current_control()?;
+        let control = thread::current_control()?;
         thread::add_handle(control);
         Some(Self { control })
     }
@@ -227,7 +227,7 @@ impl Request {
                 handle_alloc_error(Layout::new::<Control>());
             }
         }
-        Entered { name, thread: PhantomData }
+        Entered { inside: name.map(Inside), thread: PhantomData }
     }
 
     /// Runs `f` inside the request; its allocations belong to the request, what it returns included.
@@ -392,22 +392,14 @@ impl fmt::Debug for Request {
 /// Being inside a request, from [`Request::enter`] until it is dropped.
 #[must_use = "dropping the guard leaves the request at once"]
 pub struct Entered {
-    name: Option<EntryName>,
+    inside: Option<Inside>,
     /// An entry belongs to its thread: neither `Send` nor `Sync`.
     thread: PhantomData<*const ()>,
 }
 
-impl Drop for Entered {
-    fn drop(&mut self) {
-        if let (Some(name), Some(thread)) = (self.name, thread::current()) {
-            thread.leave(name);
-        }
-    }
-}
-
 impl fmt::Debug for Entered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entered").field("is_inside", &self.name.is_some()).finish()
+        f.debug_struct("Entered").field("is_inside", &self.inside.is_some()).finish()
     }
 }
 
@@ -419,20 +411,10 @@ impl fmt::Debug for Entered {
 /// # Panics
 /// When `f` does, or as a failed allocation does when there is no memory for the entry.
 pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
-    struct Inside(Option<EntryName>);
-    impl Drop for Inside {
-        fn drop(&mut self) {
-            if let (Some(name), Some(thread)) = (self.0, thread::current()) {
-                thread.leave(name);
-            }
-        }
-    }
-    let thread = thread::current_or_start();
-    let _inside = Inside(thread.map(|thread| {
-        thread
-            .enter_persistent(EntryKind::Persistent)
-            .unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
-    }));
+    let _inside = thread::current_or_start().map(|thread| {
+        let name = thread.enter_persistent(EntryKind::Persistent);
+        Inside(name.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>())))
+    });
     f()
 }
 
@@ -442,7 +424,7 @@ pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
 /// # Errors
 /// What the limit is, what was in use and what was asked for then.
 pub fn check() -> Result<(), LimitExceeded> {
-    match thread::current().and_then(thread::Thread::current_control) {
+    match thread::current_control() {
         Some(control) => LimitExceeded::of(control).map_or(Ok(()), Err),
         None => Ok(()),
     }

@@ -8,15 +8,17 @@
 //! those of these that it has not defined pass on to the library that comes next.
 
 use crate::bin::Kind;
-use crate::family::{self, ALIGN, Family, checked_size};
+use crate::block::NONE;
+use crate::family::{self, Family, checked_size};
 use crate::fatal;
+use crate::global::{PAYLOAD_ALIGN, pointer};
 use crate::report::stats;
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 use crate::thread::{self, slow};
 use crate::trace::Site;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::fmt::Write;
-use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::ptr::null_mut;
 
 /// What `valloc` and `pvalloc` align to.
 const SYSTEM_PAGE_BYTES: usize = 4096;
@@ -151,7 +153,7 @@ fn allocate_slow(size: usize, zeroed: bool) -> *mut c_void {
 
 /// A block at an alignment that is a power of two.
 fn allocate_aligned(align: usize, size: usize) -> *mut c_void {
-    if align <= ALIGN {
+    if align <= PAYLOAD_ALIGN {
         return allocate(size, false);
     }
     if size > isize::MAX as usize || align > isize::MAX as usize {
@@ -161,10 +163,7 @@ fn allocate_aligned(align: usize, size: usize) -> *mut c_void {
         Family::Request => slow::alloc_slow(size, align).block,
         Family::Persistent => slow::alloc_persistent(size, align).block,
     };
-    if block == crate::block::NONE {
-        return fail(libc::ENOMEM);
-    }
-    with_exposed_provenance_mut(block)
+    if block == NONE { fail(libc::ENOMEM) } else { pointer(block).cast() }
 }
 
 /// `malloc`. Size 0 gives a unique pointer.
