@@ -2,8 +2,8 @@
 //! from the top.
 //!
 //! - **H1** Every access to a header is a relaxed atomic load or store (plain moves on the
-//!   machine), since a closer or a sweeper on another thread may read it. The one read-modify-write
-//!   is the first step of a stray's free.
+//!   machine), because a closer or a sweeper on another thread may read it. The one read-modify-write
+//!   is the first step of a stray's free. `TRACED` alone is set by a release, after the record.
 //! - **H2** The class in a live header is `Class::of` the size its `Layout` has now; a `realloc` in
 //!   place that changes the class rewrites it.
 //! - **H3** Freeing clears `LIVE`. A stray first sets `FREED`; the drain clears `LIVE`.

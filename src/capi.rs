@@ -622,7 +622,8 @@ pub unsafe extern "C" fn rq_pestrndup(
 /// `pointer` is null or a live block.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_block_size(pointer: *const c_void) -> usize {
-    zend::block_size(pointer.cast())
+    // SAFETY: the caller's contract.
+    unsafe { zend::block_size(pointer.cast()) }
 }
 
 /// `is_zend_ptr`.

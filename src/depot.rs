@@ -3,11 +3,12 @@
 //! Compiled by `loom-tests`. A ring of slots under a lock that is held for moves of one slot only:
 //! magazines go in and out at the top, where they are warm, and are reaped from the bottom.
 //!
-//! - **D1** `bottom` and `count` describe the filled slots; a magazine is in one slot or outside.
+//! - **D1** `filled` describes the filled slots; a magazine is in one slot or outside. It changes by one
+//!   store, so that a process which is forked at any moment has each magazine once.
 //! - **D2** `low` is the least `count` since the last `age`: so many were not needed meanwhile.
 
 use crate::block::Block;
-use crate::sync::{AtomicU32, Lock, Ordering, const_fn};
+use crate::sync::{AtomicU32, Lock, Ordering, const_fn, step};
 
 /// A list of free blocks of one class, moved as one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,14 +42,39 @@ pub trait Slots {
 
 struct Ring<S> {
     slots: S,
-    bottom: u32,
-    count: u32,
+    filled: Filled,
     low: u32,
+}
+
+/// Which slots are filled: the first one above, how many below, in one word.
+#[derive(Clone, Copy)]
+struct Filled(u64);
+
+impl Filled {
+    const NONE: Self = Self(0);
+
+    fn new(bottom: u32, count: u32) -> Self {
+        Self(u64::from(bottom) << u32::BITS | u64::from(count))
+    }
+
+    fn bottom(self) -> u32 {
+        (self.0 >> u32::BITS) as u32
+    }
+
+    fn count(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 impl<S: Slots> Ring<S> {
     fn slot(&self, position: u32) -> u32 {
-        (self.bottom + position) % self.slots.capacity()
+        (self.filled.bottom() + position) % self.slots.capacity()
+    }
+
+    fn fill(&mut self, filled: Filled) {
+        step();
+        self.filled = filled;
+        step();
     }
 }
 
@@ -64,7 +90,7 @@ impl<S> Depot<S> {
         /// An empty store with these slots.
         pub const fn new(slots: S) -> Self {
             Self {
-                ring: Lock::new(Ring { slots, bottom: 0, count: 0, low: 0 }),
+                ring: Lock::new(Ring { slots, filled: Filled::NONE, low: 0 }),
                 hint: AtomicU32::new(0),
             }
         }
@@ -77,56 +103,57 @@ impl<S: Slots> Depot<S> {
         self.ring.lock().slots = slots;
     }
 
-    /// Takes the lock for the time around a `fork`.
-    pub fn hold_for_fork(&self) {
-        self.ring.hold_for_fork();
-    }
-
-    /// Releases the lock, in the parent and in the child.
+    /// Makes the store whole in a process that was just forked.
     ///
     /// # Safety
-    /// This thread, or the one it is a copy of, called `hold_for_fork`.
-    pub unsafe fn release_after_fork(&self) {
-        // SAFETY: the caller's contract.
-        unsafe { self.ring.release_after_fork() };
+    /// As `Lock::recover`.
+    pub unsafe fn recover(&self) {
+        // SAFETY: the caller's contract. What is written under the lock is whole at every step (D1).
+        unsafe {
+            self.ring.recover(|ring, _| {
+                let count = ring.filled.count();
+                ring.low = ring.low.min(count);
+                self.hint.store(count, Ordering::Relaxed);
+            });
+        }
     }
 
     /// Puts a magazine on top; gives it back when every slot is filled.
     pub fn put(&self, magazine: Magazine) -> Result<(), Magazine> {
         let mut ring = self.ring.lock();
-        if ring.count >= ring.slots.capacity() {
+        let (bottom, count) = (ring.filled.bottom(), ring.filled.count());
+        if count >= ring.slots.capacity() {
             return Err(magazine);
         }
-        let slot = ring.slot(ring.count);
+        let slot = ring.slot(count);
         ring.slots.set(slot, magazine);
-        ring.count += 1;
-        self.hint.store(ring.count, Ordering::Relaxed);
+        ring.fill(Filled::new(bottom, count + 1));
+        self.hint.store(count + 1, Ordering::Relaxed);
         Ok(())
     }
 
     /// Takes the magazine on top: the warmest.
     pub fn take(&self) -> Option<Magazine> {
-        self.take_where(|ring| ring.slot(ring.count))
+        self.take_where(|ring, left| (ring.slot(left), ring.filled.bottom()))
     }
 
     /// Takes the magazine at the bottom: the coldest.
     pub fn take_coldest(&self) -> Option<Magazine> {
-        self.take_where(|ring| {
-            let next = ring.slot(1);
-            core::mem::replace(&mut ring.bottom, next)
-        })
+        self.take_where(|ring, _| (ring.slot(0), ring.slot(1)))
     }
 
-    /// Takes the magazine of the slot that `choose` picks in the ring, which counts it no more.
-    fn take_where(&self, choose: impl FnOnce(&mut Ring<S>) -> u32) -> Option<Magazine> {
+    /// Takes the magazine of the slot that `choose` picks for the number of those that stay; and
+    /// the bottom that these have.
+    fn take_where(&self, choose: impl FnOnce(&Ring<S>, u32) -> (u32, u32)) -> Option<Magazine> {
         if self.magazine_count() == 0 {
             return None;
         }
         let mut ring = self.ring.lock();
-        ring.count = ring.count.checked_sub(1)?;
-        ring.low = ring.low.min(ring.count);
-        self.hint.store(ring.count, Ordering::Relaxed);
-        let slot = choose(&mut ring);
+        let left = ring.filled.count().checked_sub(1)?;
+        let (slot, bottom) = choose(&ring, left);
+        ring.fill(Filled::new(bottom, left));
+        ring.low = ring.low.min(left);
+        self.hint.store(left, Ordering::Relaxed);
         Some(ring.slots.get(slot))
     }
 
@@ -137,7 +164,7 @@ impl<S: Slots> Depot<S> {
         }
         let mut ring = self.ring.lock();
         let idle = ring.low;
-        ring.low = ring.count;
+        ring.low = ring.filled.count();
         idle
     }
 
@@ -150,6 +177,6 @@ impl<S: Slots> Depot<S> {
     /// How many blocks there are. Walks every slot under the lock: for statistics.
     pub fn block_count(&self) -> u64 {
         let ring = self.ring.lock();
-        (0..ring.count).map(|position| u64::from(ring.slots.get(ring.slot(position)).count)).sum()
+        (0..ring.filled.count()).map(|position| u64::from(ring.slots.get(ring.slot(position)).count)).sum()
     }
 }

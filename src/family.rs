@@ -320,7 +320,10 @@ fn free_slow(payload: *mut u8, family: Option<Family>) {
 }
 
 /// Bytes that fit into the block; 0 for null. Fatal for what is no live block.
-pub fn block_size(payload: *const u8) -> usize {
+///
+/// # Safety
+/// `payload` is null or points to a live block of this allocator.
+pub unsafe fn block_size(payload: *const u8) -> usize {
     let block = payload.expose_provenance();
     if block == NONE { 0 } else { HEAP.find(block).capacity(block) }
 }

@@ -1,9 +1,11 @@
 //! Misuse of memory ends the process at once with one exact line.
 //!
-//! `rqmalloc: <noun phrase> (<key value, ...>)` goes to standard error by `write(2)` from a stack
+//! `rqmalloc: <noun phrase> (<key value, ...>)` goes to standard error by one `write` from a stack
 //! buffer, then `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and
 //! any lock may be held. Each text stands once, in this file, also those of failures that a request
 //! can be left for instead.
+
+use crate::system_call::write_to_standard_error;
 
 /// A value in the brackets of a fatal line.
 #[derive(Clone, Copy)]
@@ -51,8 +53,8 @@ impl Line {
         whole.text("rqmalloc: ");
         whole.text(self.as_str());
         whole.text[whole.length] = b'\n';
-        // SAFETY: the buffer is initialised, and longer than the text.
-        unsafe { libc::write(2, whole.text.as_ptr().cast(), whole.length + 1) };
+        let with_end = whole.text.get(..=whole.length).unwrap_or_default();
+        write_to_standard_error(with_end);
     }
 
     /// The text, and a 0 behind it.
@@ -195,6 +197,12 @@ pub fn broken(invariant: &'static str, left: usize, right: usize) -> ! {
         "broken invariant",
         &[("name", Text(invariant)), ("left", Count(left as u64)), ("right", Count(right as u64))],
     )
+}
+
+/// A signal handler that interrupted a critical section of this thread allocates or frees.
+#[cold]
+pub fn interrupted() -> ! {
+    die("allocation in a signal handler that interrupted the allocator", &[])
 }
 
 /// A block was freed or resized as one of the family it is not of.

@@ -228,7 +228,7 @@ pub fn is_installed() -> bool {
 #[doc(hidden)]
 pub fn check_structures() {
     if let Some(thread) = thread::current() {
-        thread.cache.check();
+        thread.check();
         if let Some(control) = thread.current_control() {
             control.check(thread.lane_inside(control));
         }
@@ -237,8 +237,11 @@ pub fn check_structures() {
 }
 
 /// How many bytes the block at `payload` holds; for tests of the size classes.
+///
+/// # Safety
+/// `payload` points to a live block of this allocator.
 #[doc(hidden)]
-pub fn usable_size(payload: *const u8) -> usize {
+pub unsafe fn usable_size(payload: *const u8) -> usize {
     let payload = payload.expose_provenance();
     HEAP.find(payload).capacity(payload)
 }

@@ -431,8 +431,11 @@ pub fn check() -> Result<(), LimitExceeded> {
 }
 
 /// Whether the block at `payload` belongs to an open or closed request; for tests.
+///
+/// # Safety
+/// `payload` is null or points to a live block of this allocator.
 #[doc(hidden)]
-pub fn owner_of(payload: *const u8) -> Option<RequestId> {
+pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     let payload = payload.expose_provenance();
     if payload == NONE {
         return None;

@@ -7,6 +7,7 @@ use crate::block::{
     claim_stray,
 };
 use crate::cache::Cache;
+use crate::chunk::CHUNK_BYTES;
 use crate::depot::{Depot, Magazine, Slots};
 use crate::huge::{Mapped, Mappings, mapping_bytes};
 use crate::identity::{PERSISTENT_SERIAL, id_of, serial_of};
@@ -22,7 +23,7 @@ use crate::size_class::{
 };
 use crate::slab::Slabs;
 use crate::span::{Span, SpanKind};
-use crate::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Lock, Ordering, step};
 use crate::trace::{TRACE_BYTES, Trace};
 use crate::{fatal, os};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
@@ -79,6 +80,8 @@ pub struct Heap {
     depots: [Depot<SlotArray>; FIRST_SINGLE_CLASS],
     mappings: Mappings,
     controls: Pool,
+    /// All control blocks there ever were, linked by `Control::all_next`.
+    all_controls: AtomicPtr<Control>,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
     serials: AtomicU64,
     warm_bytes: AtomicUsize,
@@ -210,6 +213,7 @@ impl Heap {
                 FIRST_SINGLE_CLASS],
             mappings: Mappings::new(),
             controls: Pool::new(),
+            all_controls: AtomicPtr::new(null_mut()),
             large_locks: [const { Lock::new(()) }; LARGE_LOCK_COUNT],
             serials: AtomicU64::new(0),
             warm_bytes: AtomicUsize::new(0),
@@ -222,20 +226,28 @@ impl Heap {
         if self.cookie.load(Ordering::Acquire) != 0 {
             return;
         }
-        let mut done = self.setup.lock();
-        if *done {
+        let array_bytes = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
+        let (cookie, slots) = (os::random() | 1, os::map(array_bytes * FIRST_SINGLE_CLASS, 0));
+        let mut is_done = self.setup.lock();
+        if *is_done {
+            drop(is_done);
+            if let Some(base) = slots {
+                // SAFETY: just mapped, unknown to anybody.
+                unsafe { os::unmap(base, array_bytes * FIRST_SINGLE_CLASS) };
+            }
             return;
         }
-        *done = true;
-        let array_bytes = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
         // Without slots a depot is always full, and magazines go back to their slabs.
-        if let Some(base) = os::map(array_bytes * FIRST_SINGLE_CLASS, 0) {
+        if let Some(base) = slots {
             for (index, depot) in self.depots.iter().enumerate() {
                 let first = with_exposed_provenance_mut(base + index * array_bytes);
                 depot.provide(SlotArray { first, capacity: SLOTS_PER_DEPOT });
             }
         }
-        self.cookie.store(os::random() | 1, Ordering::Release);
+        step();
+        self.cookie.store(cookie, Ordering::Release);
+        step();
+        *is_done = true;
     }
 
     fn cookie(&self) -> u64 {
@@ -443,11 +455,16 @@ impl Heap {
         owner: usize,
         tag: Header,
     ) -> Option<(&Span, Allocated)> {
-        let Mapped { span, zeroed } =
-            self.mappings.take(&self.pages, size, align, owner).or_else(|| {
-                self.release_all_idle();
-                self.mappings.take(&self.pages, size, align, owner)
-            })?;
+        let take = || self.mappings.take(&self.pages, size, align, owner);
+        let Mapped { span, zeroed } = take().or_else(|| {
+            // Memory that nobody uses goes only if the block could fit then.
+            let bytes = mapping_bytes(size, align)?;
+            if !os::could_map(bytes.saturating_sub(self.idle_bytes())) {
+                return None;
+            }
+            self.release_all_idle();
+            take()
+        })?;
         span.note.set(size);
         let block = span.base() + 2 * HEADER_BYTES;
         Raw.header(block).store(tag.0, Ordering::Relaxed);
@@ -479,19 +496,27 @@ impl Heap {
         found
     }
 
-    /// Finds the live block of a payload, whatever its layout.
+    /// Finds the live block of a payload, whatever its layout. An address that no block can have is
+    /// named before anything is read by it.
     pub fn find(&self, payload: usize) -> Found<'_> {
         if payload % 16 != 0 || payload == 0 {
             fatal::not_a_block(payload);
         }
         let span = match self.pages.registry.find(payload) {
             None => fatal::not_a_block(payload),
-            Some(Place::Mapping(span)) => span,
-            Some(Place::Chunk(chunk)) => match chunk.span(chunk.page_of(payload - HEADER_BYTES)) {
-                Some(span) => span,
-                // The inside of a span of one block, or a free page.
-                None => self.find_aligned_or_die(payload),
-            },
+            // Chunk numbers are longer than mappings.
+            Some(Place::Mapping(span)) if is_inside(payload, span.base(), span.end()) => span,
+            Some(Place::Mapping(_)) => fatal::not_a_block(payload),
+            Some(Place::Chunk(chunk)) => {
+                if !is_inside(payload, chunk.base(), chunk.base() + CHUNK_BYTES) {
+                    fatal::not_a_block(payload);
+                }
+                match chunk.span(chunk.page_of(payload - HEADER_BYTES)) {
+                    Some(span) => span,
+                    // The inside of a span of one block, or a free page.
+                    None => self.find_aligned_or_die(payload),
+                }
+            }
         };
         let word = Header(Raw.header(payload).load(Ordering::Relaxed));
         match word.aligned_distance() {
@@ -552,10 +577,10 @@ impl Heap {
 
     /// Looks at the header of a block and says what is wrong with it, if anything is.
     fn live_block<'h>(&'h self, payload: usize, block: Block, span: &'h Span) -> Found<'h> {
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
         if !starts_a_block(span, block) {
             fatal::not_a_block(payload);
         }
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
         let owner = span.owner();
         let serial = serial_of(header.id(), self.cookie());
         let expected = match owner {
@@ -756,9 +781,21 @@ impl Heap {
                 let address =
                     self.pages.meta.take(size_of::<Control>().next_multiple_of(128) + 64)?;
                 // SAFETY: fresh zeroed memory, aligned to 64 and longer by as much.
-                Some(unsafe { Control::make(address.next_multiple_of(128)) })
+                let control = unsafe { Control::make(address.next_multiple_of(128)) };
+                control.list_in(&self.all_controls);
+                Some(control)
             }
         }
+    }
+
+    fn all_controls(&self) -> impl Iterator<Item = &Control> {
+        let mut next: *const Control = self.all_controls.load(Ordering::Acquire);
+        core::iter::from_fn(move || {
+            // SAFETY: control blocks are type-stable, and published whole.
+            let control = unsafe { next.as_ref()? };
+            next = control.all_next();
+            Some(control)
+        })
     }
 
     /// Puts a control block back whose request is over.
@@ -790,7 +827,8 @@ impl Heap {
         if owner == 0 {
             return;
         }
-        Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Relaxed);
+        // A release, for what `TRACED` promises to those who see it in this word.
+        Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Release);
         found.span.kept.store(true, Ordering::Relaxed);
         // SAFETY: the owner is a control block, kept by this block (Q1).
         unsafe { Control::at(owner) }.kept.store(true, Ordering::Relaxed);
@@ -799,6 +837,11 @@ impl Heap {
     /// Whether this payload's page or mapping is this heap's.
     pub fn is_ours(&self, payload: usize) -> bool {
         self.pages.registry.find(payload).is_some()
+    }
+
+    /// The lock of the list of large blocks of the request with this control block.
+    fn large_lock(&self, control: usize) -> &Lock<()> {
+        &self.large_locks[(control >> 8) % LARGE_LOCK_COUNT]
     }
 
     // ---- memory goes back --------------------------------------------------------------------
@@ -819,6 +862,16 @@ impl Heap {
             left -= share;
         }
         left < REAPED_BEFORE_GROWTH
+    }
+
+    /// No less than what `release_all_idle` could give back.
+    fn idle_bytes(&self) -> usize {
+        let in_slabs: usize =
+            Class::all().map(|c| self.slabs[c.index()].idle_count() * c.stride_bytes()).sum();
+        let (_, cached) = self.mappings.figures();
+        let (free, _) = self.pages.free_bytes();
+        let warm = self.warm_bytes.load(Ordering::Relaxed);
+        in_slabs + self.depot_bytes() + cached + free + warm
     }
 
     /// About how much the depots hold, by their numbers of magazines.
@@ -916,36 +969,38 @@ impl Heap {
 
     // ---- fork --------------------------------------------------------------------------------
 
-    /// Takes every lock for the time around a `fork`, outer ones first: a mapping that is tightened
-    /// may need memory for a leaf of the registry, the set-up provides the depots.
-    pub fn hold_for_fork(&self) {
-        self.setup.hold_for_fork();
-        self.slabs.iter().for_each(|slabs| slabs.fork_lock().hold_for_fork());
-        self.depots.iter().for_each(Depot::hold_for_fork);
-        self.large_locks.iter().for_each(Lock::hold_for_fork);
-        self.mappings.fork_lock().hold_for_fork();
-        self.pages.meta.fork_lock().hold_for_fork();
-    }
-
-    /// Releases every lock, in the parent and in the child.
+    /// Opens every lock that a thread held which this process, forked just now, does not have, and
+    /// makes whole what such a thread was changing. What it had in hand is lost, nothing else.
     ///
     /// # Safety
-    /// This thread, or the one it is a copy of, called `hold_for_fork`.
-    pub unsafe fn release_after_fork(&self) {
+    /// This is the only thread of the process.
+    pub unsafe fn recover(&self) {
         // SAFETY: the caller's contract, for each of them.
         unsafe {
-            self.pages.meta.fork_lock().release_after_fork();
-            self.mappings.fork_lock().release_after_fork();
-            self.large_locks.iter().rev().for_each(|lock| lock.release_after_fork());
-            self.depots.iter().rev().for_each(|depot| depot.release_after_fork());
-            self.slabs.iter().rev().for_each(|slabs| slabs.fork_lock().release_after_fork());
-            self.setup.release_after_fork();
+            self.pages.meta.recover();
+            self.depots.iter().for_each(|depot| depot.recover());
+            self.setup.recover(|is_done, _| {
+                *is_done = self.cookie.load(Ordering::Relaxed) != 0;
+            });
+            Class::all().for_each(|class| self.slabs[class.index()].recover(class));
+            self.mappings.recover();
+            for lock in &self.large_locks {
+                lock.recover(|(), is_torn| {
+                    let guarded = |control: &&Control| {
+                        core::ptr::eq(self.large_lock(control.address()), lock)
+                    };
+                    if is_torn {
+                        self.all_controls().filter(guarded).for_each(Control::repair_large);
+                    }
+                });
+            }
         }
     }
 
     /// Walks every slab list; fatal when one contradicts itself.
     pub fn check(&self) {
         Class::all().for_each(|class| self.slabs[class.index()].check(class));
+        self.mappings.check();
         self.pages.check();
     }
 }
@@ -1005,7 +1060,7 @@ impl Supply for Heap {
     }
 
     fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R {
-        let _guard = self.large_locks[(control >> 8) % LARGE_LOCK_COUNT].lock();
+        let _guard = self.large_lock(control).lock();
         change()
     }
 }
@@ -1017,6 +1072,11 @@ fn die_of_a_request(payload: usize, serial: u64, header: Header) -> ! {
         fatal::double_free(payload);
     }
     fatal::ended_request(payload, serial)
+}
+
+/// Whether a payload and the word before it lie in memory from `start` to `end`.
+fn is_inside(payload: usize, start: usize, end: usize) -> bool {
+    payload >= start + HEADER_BYTES && payload < end
 }
 
 /// Whether a payload can begin here at all, by the span's geometry.
@@ -1049,8 +1109,8 @@ fn is_cut(span: &Span, end: usize, block: Block) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::CHUNK_BYTES;
     use crate::os::injected::refuse_after;
+    use crate::sync::paused::{Pause, has_come, stop_at};
     use std::boxed::Box;
     use std::vec::Vec;
 
@@ -1180,43 +1240,176 @@ mod tests {
         assert_eq!(heap.mappings.figures(), (0, 0));
     }
 
+    /// What a thread does whose steps are forked at; together they take every lock there is.
+    const FORKED_AT: [(&str, fn(&'static Heap, &Cache)); 7] = [
+        ("set up", |heap, _| heap.set_up()),
+        ("magazines", |heap, cache| {
+            use_class(heap, cache, 2, 40);
+            use_class(heap, cache, 2, 40);
+        }),
+        ("slabs", |heap, cache| {
+            use_class(heap, cache, FIRST_SINGLE_CLASS - 1, 20);
+            heap.release_all_idle();
+            use_class(heap, cache, FIRST_SINGLE_CLASS - 1, 20);
+        }),
+        ("mappings", |heap, cache| {
+            let first = heap.alloc_huge(16 << 20, 16).block;
+            free(heap, cache, first);
+            let loose = heap.alloc_huge(2 << 20, 16).block;
+            heap.mappings.decay(&heap.pages, None);
+            let other = heap.alloc_huge(3 << 20, 16).block;
+            [loose, other].iter().for_each(|&block| free(heap, cache, block));
+            heap.mappings.decay(&heap.pages, None);
+        }),
+        ("requests", |heap, cache| {
+            one_request(heap).iter().for_each(|&block| free(heap, cache, block));
+        }),
+        ("large blocks", |heap, cache| large_blocks(heap, cache)),
+        ("descriptors", |heap, _| {
+            [300 << 10, 64, 200 << 10, 128].iter().for_each(|&bytes| {
+                heap.pages.meta.take(bytes);
+            });
+        }),
+    ];
+
+    /// Blocks of one class, all back in their slabs or depot afterwards.
+    fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
+        let class = Class::from_index(index).unwrap();
+        let blocks: Vec<Block> =
+            (0..count).map(|_| heap.alloc_persistent(Some(cache), class).block).collect();
+        blocks.iter().for_each(|&block| free(heap, cache, block));
+        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    }
+
+    /// Large blocks of one request, freed in another order while others stay on its list.
+    fn large_blocks(heap: &'static Heap, cache: &Cache) {
+        let control = heap.take_control().unwrap();
+        heap.open_request(control, heap.draw_serials(), &Opening::default());
+        let lane = control.enter(|bytes| heap.pages.meta.take(bytes)).unwrap();
+        let class = Class::from_index(FIRST_SINGLE_CLASS).unwrap();
+        let blocks: Vec<Block> =
+            (0..3).map(|_| heap.alloc_in(control, lane, class, 1).block).collect();
+        lane.occupancy.leave();
+        [1, 0, 2].iter().for_each(|&index| free(heap, cache, blocks[index]));
+        assert!(control.handles.drop_if_only());
+        assert!(heap.finish_request(control, Survivors::Live).is_over);
+        heap.recycle(control);
+    }
+
+    /// All that a process does with a heap it has been given by a fork; `live` are blocks that it has.
+    fn use_after_fork(heap: &'static Heap, live: &[Block]) {
+        // SAFETY: the process has one thread.
+        unsafe { heap.recover() };
+        heap.check();
+        heap.set_up();
+        let cache = new_cache(heap);
+        let mut blocks = one_of_everything(heap, &cache);
+        for index in [2, FIRST_SINGLE_CLASS - 1] {
+            let class = Class::from_index(index).unwrap();
+            blocks.extend((0..200).map(|_| heap.alloc_persistent(Some(&cache), class).block));
+        }
+        blocks.extend_from_slice(live);
+        let mut unique = blocks.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert!(unique.len() == blocks.len() && !blocks.contains(&NONE), "a block is had once");
+        blocks.iter().for_each(|&block| free(heap, &cache, block));
+        one_request(heap).iter().for_each(|&block| free(heap, &cache, block));
+        large_blocks(heap, &cache);
+        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.check();
+        for control in heap.all_controls() {
+            control.repair_large();
+            assert!(control.large_figures().0 <= 3);
+        }
+        heap.release_all_idle();
+        // A chunk may have pages in it that the other thread had in hand.
+        assert!(heap.pages.chunk_bytes() <= CHUNK_BYTES, "no more is lost than was in hand");
+    }
+
+    /// Forks; the status that the child ended with: 0 if it ran to its end.
+    fn status_of_a_child(run: impl FnOnce()) -> i32 {
+        // SAFETY: the child uses nothing that another thread of this process could hold.
+        match unsafe { libc::fork() } {
+            0 => {
+                // SAFETY: always callable.
+                unsafe { libc::alarm(20) };
+                let run = std::panic::AssertUnwindSafe(run);
+                let code = i32::from(std::panic::catch_unwind(run).is_err());
+                // SAFETY: always callable.
+                unsafe { libc::_exit(code) }
+            }
+            child => {
+                let mut status = 0;
+                // SAFETY: `status` is writable.
+                unsafe { libc::waitpid(child, &raw mut status, 0) };
+                if child > 0 { status } else { child }
+            }
+        }
+    }
+
     #[test]
-    fn fork_holds_every_lock_in_an_order_that_allocating_threads_do_not_cross() {
+    fn a_fork_at_every_step_of_every_critical_section_loses_nothing_else() {
+        for (name, action) in FORKED_AT {
+            let mut heap = new_heap();
+            let mut live = Vec::new();
+            if name != "set up" {
+                heap.set_up();
+                let cache = new_cache(heap);
+                use_class(heap, &cache, 2, 100);
+                live = one_of_everything(heap, &cache);
+                cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+            }
+            let mut steps = 0;
+            while fork_at(heap, &live, name, action, steps) {
+                steps += 1;
+                if name == "set up" {
+                    heap = new_heap();
+                }
+            }
+            assert!(steps > 4, "{name} has {steps} steps");
+        }
+    }
+
+    /// Forks while a thread is at this step of an action; `false`: the action has fewer.
+    fn fork_at(
+        heap: &'static Heap,
+        live: &[Block],
+        name: &str,
+        action: fn(&'static Heap, &Cache),
+        step: u64,
+    ) -> bool {
+        let pause: &'static Pause = Box::leak(Box::default());
+        let thread = std::thread::spawn(move || {
+            let cache = new_cache(heap);
+            stop_at(step, pause);
+            action(heap, &cache);
+            has_come()
+        });
+        while !pause.has_stopped.load(Ordering::Acquire) && !thread.is_finished() {
+            std::thread::yield_now();
+        }
+        if pause.has_stopped.load(Ordering::Acquire) {
+            let status = status_of_a_child(|| use_after_fork(heap, live));
+            pause.may_go_on.store(true, Ordering::Release);
+            assert_eq!(status, 0, "forked at step {step} of {name}");
+        }
+        thread.join().unwrap()
+    }
+
+    #[test]
+    fn a_fork_by_who_holds_a_lock_leaves_it_held() {
         let heap = new_heap();
         heap.set_up();
         let cache = new_cache(heap);
-        let others: Vec<_> = (0..2)
-            .map(|_| {
-                std::thread::spawn(move || {
-                    let cache = new_cache(heap);
-                    for _ in 0..60 {
-                        // Everything that takes one lock under another is in here: what is freed is
-                        // taken again at another length, and tightened.
-                        one_of_everything(heap, &cache).iter().for_each(|&b| free(heap, &cache, b));
-                        one_request(heap).iter().for_each(|&block| free(heap, &cache, block));
-                        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
-                        heap.mappings.decay(&heap.pages, None);
-                    }
-                })
-            })
-            .collect();
-        let mut passed_through = 0;
-        while others.iter().any(|thread| !thread.is_finished()) {
-            heap.hold_for_fork();
-            // As the handlers of others do that run between ours and the fork.
-            let blocks = one_of_everything(heap, &cache);
-            passed_through += blocks.iter().filter(|&&block| block != NONE).count();
-            blocks.iter().for_each(|&block| free(heap, &cache, block));
-            cache.flush(|class, magazine| heap.put_magazine(class, magazine));
-            // SAFETY: held above, by this thread.
-            unsafe { heap.release_after_fork() };
-            std::thread::yield_now();
-        }
-        others.into_iter().for_each(|thread| thread.join().unwrap());
-        assert!(passed_through >= one_of_everything_count(), "the forking thread could allocate");
-        heap.check();
-        heap.release_all_idle();
-        assert_eq!(heap.pages.chunk_bytes(), 0, "nothing is lost");
+        let held = heap.large_locks[3].lock();
+        let status = status_of_a_child(|| {
+            // SAFETY: the process has one thread.
+            unsafe { heap.recover() };
+            drop(held);
+            use_after_fork(heap, &one_of_everything(heap, &cache));
+        });
+        assert_eq!(status, 0);
     }
 
     #[test]

@@ -15,16 +15,22 @@ use std::alloc::{Layout, handle_alloc_error};
 /// A panic that passes the end leaves the request open; [`Request::run`](crate::Request::run) does
 /// not have that problem.
 ///
+/// On a thread that has given back what the allocator had for it, where only its last thread-local
+/// destructors run, what it allocates is persistent, as with [`Request::run`](crate::Request::run).
+///
 /// # Panics
-/// As a failed allocation does when there is no memory for its control block, or on a thread whose
-/// thread-local destructors have run.
+/// As a failed allocation does when there is no memory for its control block.
 pub fn begin_request() -> RequestId {
     begin(&Opening::default()).unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
 }
 
-/// Begins a request that is opened in this way. `None`: out of memory, or the thread has exited.
+/// Begins a request that is opened in this way. `None`: out of memory.
 pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     let control = open(opening)?;
+    if thread::has_exited() {
+        thread::begin_late(control);
+        return Some(RequestId(control.serial()));
+    }
     let entered = thread::current().and_then(|thread| thread.enter(control, EntryKind::Hook));
     if entered.is_none() {
         drop_handle(control);
@@ -71,7 +77,10 @@ pub fn close_request() -> Report {
 /// Leaves this thread's innermost request that `begin` began, and finishes it if nobody else is inside.
 /// `None`: there is none.
 pub(crate) fn leave(survivors: Survivors) -> Option<Report> {
-    let control: &'static Control = thread::current()?.leave_hook()?;
+    let control: &'static Control = match thread::current() {
+        Some(thread) => thread.leave_hook()?,
+        None => thread::leave_late()?,
+    };
     if drop_only_handle(control) {
         return Some(finish(control, survivors));
     }

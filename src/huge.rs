@@ -5,14 +5,15 @@
 //! while later, if the block is still there, the rest is given back.
 //!
 //! - **U1** A mapping in the store is registered, of kind `Cached`, and nobody else's.
-//! - **U2** A loose mapping's length changes only under the lock.
+//! - **U2** A mapping's length is changed by its block's owner while it is tight, and otherwise by who
+//!   has claimed it (`Looseness`). No system call is made under the lock.
 
 use crate::chunk::CHUNK_BYTES;
-use crate::os;
+use crate::os::{self, MAX_PAGE_BYTES, Resized};
 use crate::page_heap::PageHeap;
-use crate::size_class::{HEADER_BYTES, PAGE_BYTES};
+use crate::size_class::HEADER_BYTES;
 use crate::span::{Span, SpanKind};
-use crate::sync::{AtomicUsize, Lock, Ordering};
+use crate::sync::{AtomicUsize, Lock, Ordering, step, this_thread, wait_for};
 use core::ptr::null;
 
 const ENTRY_COUNT: usize = 16;
@@ -32,7 +33,18 @@ pub struct Mappings {
 
 struct Store {
     cached: [*const Span; ENTRY_COUNT],
-    loose: [*const Span; ENTRY_COUNT],
+    loose: [Loose; ENTRY_COUNT],
+}
+
+/// A loose mapping, and the thread that gives back what it has too much; 0: none does.
+#[derive(Clone, Copy)]
+struct Loose {
+    span: *const Span,
+    claimed_by: usize,
+}
+
+impl Loose {
+    const NONE: Self = Self { span: null(), claimed_by: 0 };
 }
 
 // SAFETY: the pointers are to type-stable descriptors, guarded by the lock.
@@ -63,14 +75,17 @@ fn is_snug(bytes: usize, wanted: usize) -> bool {
 pub fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
     let padding = if align > 16 { align } else { 0 };
     let bytes = size.checked_add(2 * HEADER_BYTES)?.checked_add(padding)?;
-    (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(PAGE_BYTES))
+    (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(MAX_PAGE_BYTES))
 }
 
 impl Mappings {
     /// Nothing is mapped.
     pub const fn new() -> Self {
         Self {
-            store: Lock::new(Store { cached: [null(); ENTRY_COUNT], loose: [null(); ENTRY_COUNT] }),
+            store: Lock::new(Store {
+                cached: [null(); ENTRY_COUNT],
+                loose: [Loose::NONE; ENTRY_COUNT],
+            }),
             cached_bytes: AtomicUsize::new(0),
             mapped_bytes: AtomicUsize::new(0),
         }
@@ -126,6 +141,7 @@ impl Mappings {
             .filter(|(span, _)| span.bytes() >= bytes / 2)
             .min_by_key(|(span, _)| (span.bytes() < bytes, span.bytes().abs_diff(bytes)))?;
         *slot = null();
+        step();
         self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
         Some(span)
     }
@@ -136,33 +152,49 @@ impl Mappings {
             return;
         }
         span.carved_end.set(os::coarse_milliseconds() as usize);
-        span.loose_need.store(wanted, Ordering::Relaxed);
-        let mut store = self.store.lock();
-        match store.loose.iter_mut().find(|slot| slot.is_null()) {
-            Some(slot) => *slot = span,
-            None => self.tighten(pages, span),
+        span.loose_need.set(wanted);
+        span.looseness.loosen();
+        if !self.list_loose(span) && span.looseness.claim() {
+            self.tighten(pages, span);
         }
     }
 
-    /// Gives back what a loose mapping has too much.
+    /// Puts a mapping on the list of loose ones. `false`: there is no room.
+    fn list_loose(&self, span: &Span) -> bool {
+        let mut store = self.store.lock();
+        let slot = store.loose.iter_mut().find(|slot| slot.span.is_null());
+        slot.is_some_and(|slot| {
+            *slot = Loose { span, claimed_by: 0 };
+            true
+        })
+    }
+
+    /// Gives back what a loose mapping has too much, which the caller has claimed.
     fn tighten(&self, pages: &PageHeap, span: &Span) {
-        let wanted = span.loose_need.load(Ordering::Relaxed);
-        if wanted != 0 {
-            self.set_bytes(pages, span, wanted);
-            // Last: who finds 0 goes on without the lock.
-            span.loose_need.store(0, Ordering::Release);
-        }
+        let (base, old, wanted) = (span.base(), span.bytes(), span.loose_need.get());
+        // What is registered must be mapped; and a process that is forked before the pages are gone
+        // loses them, where it would otherwise give them back twice.
+        forget_end(pages, base, old, wanted);
+        step();
+        span.set_bytes(wanted);
+        step();
+        self.mapped_bytes.fetch_sub(old - wanted, Ordering::Relaxed);
+        step();
+        // SAFETY: the end of a mapping that the caller has claimed (U2).
+        unsafe { os::unmap(base + wanted, old - wanted) };
+        span.looseness.settle();
     }
 
     /// The block of a mapping is freed or resized: it is loose no more (U2).
     fn forget_loose(&self, span: &Span) {
-        if span.loose_need.load(Ordering::Acquire) == 0 {
+        if span.looseness.is_tight() {
             return;
         }
+        wait_for(|| span.looseness.try_tighten());
         let mut store = self.store.lock();
-        span.loose_need.store(0, Ordering::Relaxed);
-        if let Some(slot) = store.loose.iter_mut().find(|slot| core::ptr::eq(**slot, span)) {
-            *slot = null();
+        let is_it = |slot: &&mut Loose| core::ptr::eq(slot.span, span) && slot.claimed_by == 0;
+        if let Some(slot) = store.loose.iter_mut().find(is_it) {
+            *slot = Loose::NONE;
         }
     }
 
@@ -188,7 +220,9 @@ impl Mappings {
         if has_room {
             if let Some(slot) = store.cached.iter_mut().find(|slot| slot.is_null()) {
                 *slot = span;
+                step();
                 self.cached_bytes.fetch_add(bytes, Ordering::Relaxed);
+                step();
                 return None;
             }
         }
@@ -203,6 +237,7 @@ impl Mappings {
             .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
             .min_by_key(|(span, _)| span.note.get())?;
         *slot = null();
+        step();
         self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
         Some(span)
     }
@@ -227,17 +262,32 @@ impl Mappings {
             bytes += span.bytes();
             self.release(pages, span);
         }
-        let mut store = self.store.lock();
-        for slot in &mut store.loose {
-            // SAFETY: what the store holds are type-stable descriptors.
-            let Some(span) = (unsafe { slot.as_ref() }) else { continue };
-            if is_old(span.carved_end.get()) {
-                // A system call under the lock: without it the block could be freed meanwhile.
+        for index in 0..ENTRY_COUNT {
+            if let Some(span) = self.claim_loose(index, is_old) {
                 self.tighten(pages, span);
-                *slot = null();
+                self.store.lock().loose[index] = Loose::NONE;
             }
         }
         bytes
+    }
+
+    /// Claims the loose mapping of a slot if it is old; the slot is the caller's then.
+    fn claim_loose<'h>(&self, index: usize, is_old: impl Fn(usize) -> bool) -> Option<&'h Span> {
+        let mut store = self.store.lock();
+        let slot = &mut store.loose[index];
+        // SAFETY: what the store holds are type-stable descriptors.
+        let span = unsafe { slot.span.as_ref() }.filter(|_| slot.claimed_by == 0)?;
+        if !is_old(span.carved_end.get()) {
+            return None;
+        }
+        slot.claimed_by = this_thread();
+        step();
+        if !span.looseness.claim() {
+            // Its block was freed or resized meanwhile.
+            *slot = Loose::NONE;
+            return None;
+        }
+        Some(span)
     }
 
     fn take_old<'h>(&self, is_old: impl Fn(usize) -> bool) -> Option<&'h Span> {
@@ -277,9 +327,15 @@ impl Mappings {
             forget_end(pages, base, old, new);
         }
         // SAFETY: the mapping is the caller's.
-        if unsafe { os::resize(base, old, new) } {
-            span.set_bytes(new);
-        } else if new < old || !self.relocate(pages, span, new) {
+        let is_done = match unsafe { os::resize(base, old, new) } {
+            Resized::Done => {
+                span.set_bytes(new);
+                true
+            }
+            Resized::NoRoom => new > old && self.relocate(pages, span, new),
+            Resized::Fixed => false,
+        };
+        if !is_done {
             pages.registry.add_mapping(span);
             return false;
         }
@@ -303,16 +359,49 @@ impl Mappings {
         let moved = unsafe { os::move_pages(base, old, target, new) };
         if moved {
             span.describe_mapping(target, new);
-        } else {
-            // SAFETY: as above.
-            unsafe { os::unmap(target, new) };
         }
+        // Otherwise the addresses at `target` are lost: they may be anybody's already.
         moved
     }
 
-    /// The lock, for the time around a `fork`.
-    pub fn fork_lock(&self) -> &Lock<impl Sized + use<>> {
-        &self.store
+    /// Makes the store whole in a process that was just forked.
+    ///
+    /// # Safety
+    /// As `Lock::recover`.
+    pub unsafe fn recover(&self) {
+        let repair = |store: &mut Store, _| {
+            let this = this_thread();
+            for slot in &mut store.loose {
+                // SAFETY: what the store holds are type-stable descriptors.
+                let Some(span) = (unsafe { slot.span.as_ref() }) else { continue };
+                if slot.claimed_by != 0 && slot.claimed_by != this {
+                    *slot = Loose::NONE;
+                    span.looseness.settle();
+                }
+            }
+            // SAFETY: as above.
+            let cached = store.cached.iter().filter_map(|slot| unsafe { slot.as_ref() });
+            self.cached_bytes.store(cached.map(Span::bytes).sum(), Ordering::Relaxed);
+        };
+        // SAFETY: the caller's contract.
+        unsafe { self.store.recover(repair) };
+    }
+
+    /// Walks the store; fatal when it contradicts itself.
+    pub fn check(&self) {
+        let store = self.store.lock();
+        let mut bytes = 0;
+        // SAFETY: what the store holds are type-stable descriptors.
+        for span in store.cached.iter().filter_map(|slot| unsafe { slot.as_ref() }) {
+            if span.kind() != SpanKind::Cached {
+                crate::fatal::broken("kind of a cached mapping", span.base(), span.bytes());
+            }
+            bytes += span.bytes();
+        }
+        let counted = self.cached_bytes.load(Ordering::Relaxed);
+        if bytes != counted {
+            crate::fatal::broken("bytes of cached mappings", bytes, counted);
+        }
     }
 
     /// Bytes of all mappings, and of those in the store.

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `bins` | see `bin` | |
 //! | `occupancy` | who enters and leaves | anybody |
+//! | `occupant` | the occupant, after it entered and before it leaves | anybody |
+//! | `entry_count` | the occupant | the same |
 //! | `regions`, `warm`, `cut_bytes`, `range_..`, `pieces`, `limit_is_suspended` | the occupant; when there is none, who closes the request | the same |
 //! | `next` | who adds a lane, before it is published | anybody |
 //!
@@ -39,6 +41,11 @@ pub struct Lane {
     pub bins: Bins,
     /// Whether a thread is in the lane.
     pub occupancy: Occupancy,
+    /// What tells the thread whose entries are in the lane from others; 0: none are. Only a thread
+    /// that is in the lane finds itself here.
+    pub occupant: Gauge,
+    /// How many of the thread's entries are in the lane.
+    pub entry_count: Cell<usize>,
     /// The regions, the one that is being cut first.
     regions: Cell<*const Span>,
     /// Regions of earlier requests, empty, the shortest first.

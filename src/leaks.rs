@@ -2,7 +2,6 @@
 //!
 //! Collecting allocates: the caller is in `persistent`, or no request would stay as it is.
 
-use crate::block::TRACED;
 use crate::lane::Lane;
 use crate::quantity::{Blocks, Bytes};
 use crate::request::Supply;
@@ -138,19 +137,17 @@ fn tally<S: Supply>(
     missed: &mut usize,
 ) -> Tallies {
     let mut tallies = [(0, 0); CLASS_COUNT + 1];
-    control.each_leak(inside, supply, |header, block, block_bytes, class| {
-        let tally = &mut tallies[class.map_or(CLASS_COUNT, Class::index)];
+    control.each_leak(inside, supply, |leak| {
+        let tally = &mut tallies[leak.class.map_or(CLASS_COUNT, Class::index)];
         tally.0 += 1;
-        tally.1 += class.map_or(block_bytes, Class::stride_bytes);
-        if !header.has(TRACED) {
-            return;
-        }
+        tally.1 += leak.class.map_or(leak.block_bytes, Class::stride_bytes);
+        let Some(traced_bytes) = leak.traced_bytes else { return };
         if traces.len() == traces.capacity() {
             *missed += 1;
             return;
         }
-        // SAFETY: the block is live as far as the request knows, and traced.
-        traces.push(unsafe { Trace::read(block, block_bytes) });
+        // SAFETY: the record was there when the walk looked, and stays readable during the visit.
+        traces.extend(unsafe { Trace::read(leak.block, traced_bytes) });
     });
     tallies
 }

@@ -10,11 +10,14 @@ compile_error!("rqmalloc's block header holds 48-bit addresses and ids: 64-bit t
 extern crate std;
 
 // Layer 0
-mod fatal;
 mod quantity;
 mod size_class;
-mod sync;
+mod system_call;
 // Layer 1
+mod fatal;
+// Layer 2
+mod sync;
+// Layer 3
 mod bitmap;
 mod block;
 mod budget;
@@ -23,48 +26,49 @@ mod lifecycle;
 mod os;
 mod pool;
 mod run_index;
-// Layer 2
+mod versioned;
+// Layer 4
 mod bin;
 mod identity;
 mod span;
 mod stray;
 mod trace;
-// Layer 3
+// Layer 5
 mod chunk;
 mod meta;
-// Layer 4
-mod registry;
-// Layer 5
-mod page_heap;
 // Layer 6
+mod registry;
+// Layer 7
+mod page_heap;
+// Layer 8
 mod huge;
 mod slab;
-// Layer 7
+// Layer 9
 mod cache;
 mod lane;
-// Layer 8
+// Layer 10
 mod request;
-// Layer 9
+// Layer 11
 mod heap;
 mod leaks;
-// Layer 10
+// Layer 12
 mod thread;
-// Layer 11
+// Layer 13
 mod global;
 mod limit;
 mod report;
-// Layer 12
+// Layer 14
 mod handle;
-// Layer 13
+// Layer 15
 mod bailout;
 mod hooks;
-// Layer 14
+// Layer 16
 mod family;
 #[cfg(feature = "async")]
 mod scope;
-// Layer 15
+// Layer 17
 pub mod zend;
-// Layer 16
+// Layer 18
 #[cfg(feature = "capi")]
 mod capi;
 #[cfg(all(feature = "preload", target_os = "linux"))]

@@ -114,7 +114,12 @@ impl LargeCount {
 
     /// None, in a request that nobody else knows yet.
     pub fn open(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.recount(0);
+    }
+
+    /// So many, by the only thread there is.
+    pub fn recount(&self, count: u64) {
+        self.0.store(count, Ordering::Relaxed);
     }
 
     /// One more, on the list by now.

@@ -3,7 +3,7 @@
 
 use crate::os;
 use crate::pool::ALIGN;
-use crate::sync::{AtomicUsize, Lock, Ordering};
+use crate::sync::{AtomicUsize, Lock, Ordering, step};
 
 /// How much is mapped at once.
 const STEP_BYTES: usize = 256 * 1024;
@@ -11,6 +11,12 @@ const STEP_BYTES: usize = 256 * 1024;
 struct Rest {
     at: usize,
     end: usize,
+}
+
+impl Rest {
+    fn bytes(&self) -> usize {
+        self.end.saturating_sub(self.at)
+    }
 }
 
 /// A bump allocator that never frees.
@@ -31,30 +37,42 @@ impl Meta {
         if let Some(address) = self.cut(bytes) {
             return Some(address);
         }
-        let step = bytes.next_multiple_of(STEP_BYTES);
-        let fresh = os::map(step, 0)?;
-        self.mapped_bytes.fetch_add(step, Ordering::Relaxed);
+        let fresh_bytes = bytes.next_multiple_of(STEP_BYTES);
+        let fresh = os::map(fresh_bytes, 0)?;
+        self.mapped_bytes.fetch_add(fresh_bytes, Ordering::Relaxed);
         let mut rest = self.rest.lock();
         // Keep the longer rest; what is dropped of the other was never touched.
-        if step - bytes > rest.end - rest.at {
-            *rest = Rest { at: fresh + bytes, end: fresh + step };
+        if fresh_bytes - bytes > rest.bytes() {
+            // Empty meanwhile: a process that is forked now must not see half of each.
+            rest.end = 0;
+            step();
+            rest.at = fresh + bytes;
+            step();
+            rest.end = fresh + fresh_bytes;
+            step();
         }
         Some(fresh)
     }
 
     fn cut(&self, bytes: usize) -> Option<usize> {
         let mut rest = self.rest.lock();
-        if rest.end - rest.at < bytes {
+        if rest.bytes() < bytes {
             return None;
         }
         let address = rest.at;
+        step();
         rest.at += bytes;
+        step();
         Some(address)
     }
 
-    /// The lock, for the time around a `fork`.
-    pub fn fork_lock(&self) -> &Lock<impl Sized + use<>> {
-        &self.rest
+    /// Makes it whole in a process that was just forked.
+    ///
+    /// # Safety
+    /// As `Lock::recover`.
+    pub unsafe fn recover(&self) {
+        // SAFETY: the caller's contract. What is written under the lock is whole at every step.
+        unsafe { self.rest.recover(|_, _| ()) };
     }
 
     /// Bytes mapped so far.

@@ -1,11 +1,20 @@
 //! What is asked of the operating system, and the one place where its answers are judged: out of
 //! memory is returned, everything else is a fault of ours and fatal.
 //!
-//! System calls: `mmap`, `munmap`, `madvise`, `mremap`, `getrandom`, and `clock_gettime` through the
-//! vdso. `sync` adds `sched_yield`, `fatal` adds `write` and `abort`.
+//! System calls: `mmap`, `munmap`, `madvise`, `mremap`, `prctl(PR_SET_VMA)`, and `clock_gettime`
+//! through the vdso. `system_call` adds those that are made without the C library: `nanosleep`,
+//! `write`, `getpid` and `getrandom`.
+//!
+//! The system's pages have 4, 16 or 64 KiB. Lengths of mappings are multiples of the largest, so
+//! their ends are ends of pages everywhere; only `purge` has to ask.
 
 use crate::fatal;
+use crate::sync::{AtomicUsize, Ordering};
+use crate::system_call::{errno, keeping_errno, random_bytes};
 use core::ptr::{null_mut, without_provenance_mut};
+
+/// The largest page of any system this runs on: mappings are as long as some of these.
+pub const MAX_PAGE_BYTES: usize = 64 * 1024;
 
 #[cfg(not(test))]
 mod injected {
@@ -13,36 +22,6 @@ mod injected {
     pub(super) fn refuses() -> bool {
         false
     }
-}
-
-#[cfg(target_os = "linux")]
-unsafe fn errno_place() -> *mut i32 {
-    // SAFETY: always callable; the result is this thread's.
-    unsafe { libc::__errno_location() }
-}
-
-#[cfg(target_os = "macos")]
-unsafe fn errno_place() -> *mut i32 {
-    // SAFETY: always callable; the result is this thread's.
-    unsafe { libc::__error() }
-}
-
-fn errno() -> i32 {
-    // SAFETY: the place belongs to this thread.
-    unsafe { *errno_place() }
-}
-
-/// Runs `call` and leaves the thread's `errno` as it was: callers of `malloc` and of Rust's
-/// allocator do not expect it to change.
-fn keeping_errno<R>(call: impl FnOnce() -> R) -> R {
-    // SAFETY: the place belongs to this thread and stays valid.
-    let place = unsafe { errno_place() };
-    // SAFETY: as above.
-    let before = unsafe { *place };
-    let result = call();
-    // SAFETY: as above.
-    unsafe { *place = before };
-    result
 }
 
 /// Maps `bytes` of zeroed memory near `hint` (0: anywhere). `None` when the system has no more.
@@ -63,6 +42,7 @@ pub fn map(bytes: usize, hint: usize) -> Option<usize> {
             )
         };
         if address != libc::MAP_FAILED {
+            name_mapping(address, bytes);
             return Some(address.expose_provenance());
         }
         match errno() {
@@ -71,6 +51,49 @@ pub fn map(bytes: usize, hint: usize) -> Option<usize> {
         }
     })
 }
+
+/// Whether the system would map `bytes` more.
+pub fn could_map(bytes: usize) -> bool {
+    if bytes == 0 {
+        return true;
+    }
+    match map(bytes, 0) {
+        Some(address) => {
+            // SAFETY: just mapped, never handed out.
+            unsafe { unmap(address, bytes) };
+            true
+        }
+        None => false,
+    }
+}
+
+/// Names a mapping in `/proc/self/maps`, where the kernel can: since Linux 5.17, if it was built so.
+#[cfg(target_os = "linux")]
+fn name_mapping(address: *mut libc::c_void, bytes: usize) {
+    const IS_REFUSED: usize = 1;
+    /// Whether the kernel has refused once: then it always does.
+    static REFUSAL: AtomicUsize = AtomicUsize::new(0);
+    if REFUSAL.load(Ordering::Relaxed) == IS_REFUSED {
+        return;
+    }
+    // SAFETY: names a mapping made here, by a text; nothing else changes.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_SET_VMA,
+            libc::PR_SET_VMA_ANON_NAME,
+            address,
+            bytes,
+            c"rqmalloc".as_ptr(),
+        )
+    };
+    if result != 0 {
+        REFUSAL.store(IS_REFUSED, Ordering::Relaxed);
+    }
+}
+
+/// Names a mapping. This system cannot.
+#[cfg(not(target_os = "linux"))]
+fn name_mapping(_address: *mut libc::c_void, _bytes: usize) {}
 
 /// Maps `bytes` of zeroed memory at a multiple of `align`, first trying `hint`.
 pub fn map_aligned(bytes: usize, align: usize, hint: usize) -> Option<usize> {
@@ -115,17 +138,42 @@ pub unsafe fn unmap(address: usize, bytes: usize) {
     });
 }
 
+/// The part of `bytes` from `address` that is whole pages of the system: its address and length.
+pub fn whole_pages(address: usize, bytes: usize) -> (usize, usize) {
+    let page = page_bytes();
+    let start = address.next_multiple_of(page);
+    let end = (address + bytes) / page * page;
+    (start, end.saturating_sub(start))
+}
+
+/// How long a page of the system is, asked for once.
+pub fn page_bytes() -> usize {
+    /// 0: not asked for yet.
+    static PAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
+    match PAGE_BYTES.load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: always callable.
+            let asked = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+            let bytes = usize::try_from(asked).unwrap_or(MAX_PAGE_BYTES);
+            PAGE_BYTES.store(bytes, Ordering::Relaxed);
+            bytes
+        }
+        bytes => bytes,
+    }
+}
+
 /// Gives the memory of pages back and keeps the addresses: the pages read as zero afterwards.
 ///
 /// # Safety
-/// `bytes` from `address` are whole pages mapped here whose contents nobody needs.
+/// `bytes` from `address` are whole pages of the system, mapped here, whose contents nobody needs.
 pub unsafe fn purge(address: usize, bytes: usize) {
     keeping_errno(|| {
         // SAFETY: the caller's contract.
         let result = unsafe { libc::madvise(pointer(address), bytes, libc::MADV_DONTNEED) };
         if result != 0 {
             match errno() {
-                // Locked pages cannot be given back; they must still read as zero.
+                // Locked pages, and pages longer than the system says, cannot be given back; they
+                // must still read as zero.
                 // SAFETY: the caller's contract.
                 libc::EINVAL | libc::EAGAIN => unsafe { pointer(address).write_bytes(0, bytes) },
                 error => fatal::system_call("madvise", error),
@@ -134,18 +182,33 @@ pub unsafe fn purge(address: usize, bytes: usize) {
     });
 }
 
-/// Changes the length of a mapping where it stands. `false`: it could not and is as it was.
+/// What became of a mapping that was to get another length where it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resized {
+    /// It has it.
+    Done,
+    /// It has no room there and is as it was. Its pages can be moved.
+    NoRoom,
+    /// It is as it was, and its pages cannot be moved: parts of it were locked or advised apart.
+    Fixed,
+}
+
+/// Changes the length of a mapping where it stands.
 ///
 /// # Safety
-/// `old_bytes` from `address` are one mapping made here.
+/// `old_bytes` from `address` are mapped here, by one call or by several.
 #[cfg(target_os = "linux")]
-pub unsafe fn resize(address: usize, old_bytes: usize, new_bytes: usize) -> bool {
+pub unsafe fn resize(address: usize, old_bytes: usize, new_bytes: usize) -> Resized {
     if new_bytes > old_bytes && injected::refuses() {
-        return false;
+        return Resized::NoRoom;
     }
     keeping_errno(|| {
         // SAFETY: the caller's contract; without MREMAP_MAYMOVE the mapping stays in place.
-        unsafe { libc::mremap(pointer(address), old_bytes, new_bytes, 0) != libc::MAP_FAILED }
+        let result = unsafe { libc::mremap(pointer(address), old_bytes, new_bytes, 0) };
+        if result != libc::MAP_FAILED {
+            return Resized::Done;
+        }
+        if errno() == libc::ENOMEM { Resized::NoRoom } else { Resized::Fixed }
     })
 }
 
@@ -154,15 +217,16 @@ pub unsafe fn resize(address: usize, old_bytes: usize, new_bytes: usize) -> bool
 /// # Safety
 /// `old_bytes` from `address` are one mapping made here.
 #[cfg(not(target_os = "linux"))]
-pub unsafe fn resize(_address: usize, _old_bytes: usize, _new_bytes: usize) -> bool {
-    false
+pub unsafe fn resize(_address: usize, _old_bytes: usize, _new_bytes: usize) -> Resized {
+    Resized::Fixed
 }
 
-/// Moves a mapping's pages onto the start of another mapping without copying them.
-/// `false`: nothing has changed.
+/// Moves a mapping's pages onto the start of another mapping without copying them. `false`: they are
+/// where they were, and the other mapping may be there or not: the kernel removes it first. Nobody
+/// can tell whether another thread has been given its addresses since, so they must be left alone.
 ///
 /// # Safety
-/// `bytes` from each address are mapped here, and nothing refers to those at `to`.
+/// `bytes` from `from` and `to_bytes` from `to` are mapped here, and nothing refers to those at `to`.
 #[cfg(target_os = "linux")]
 pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) -> bool {
     keeping_errno(|| {
@@ -204,20 +268,32 @@ pub fn coarse_milliseconds() -> u64 {
 /// A number an attacker or a bug is unlikely to guess.
 pub fn random() -> u64 {
     let mut value = [0u8; 8];
-    #[cfg(target_os = "linux")]
-    keeping_errno(|| {
-        // SAFETY: the buffer is eight writable bytes. A refusal leaves zeros, and the address and
-        // the clock below still differ from run to run.
-        unsafe { libc::getrandom(value.as_mut_ptr().cast(), value.len(), libc::GRND_NONBLOCK) }
-    });
-    #[cfg(target_os = "macos")]
-    // SAFETY: the buffer is eight writable bytes.
-    unsafe {
-        libc::arc4random_buf(value.as_mut_ptr().cast(), value.len());
-    }
+    // A refusal leaves zeros, and the address and the clock still differ from run to run.
+    random_bytes(&mut value);
     u64::from_ne_bytes(value)
         ^ (value.as_ptr().addr() as u64).rotate_left(20)
         ^ coarse_milliseconds()
+}
+
+/// Has pages read as zero in processes that are forked from now on. `false`: this system cannot.
+///
+/// # Safety
+/// `bytes` from `address` are whole pages, mapped here.
+#[cfg(target_os = "linux")]
+pub unsafe fn clear_in_children(address: usize, bytes: usize) -> bool {
+    keeping_errno(|| {
+        // SAFETY: the caller's contract.
+        unsafe { libc::madvise(pointer(address), bytes, libc::MADV_WIPEONFORK) == 0 }
+    })
+}
+
+/// Has pages read as zero in processes that are forked from now on. This system cannot.
+///
+/// # Safety
+/// `bytes` from `address` are whole pages, mapped here.
+#[cfg(not(target_os = "linux"))]
+pub unsafe fn clear_in_children(_address: usize, _bytes: usize) -> bool {
+    false
 }
 
 fn pointer(address: usize) -> *mut libc::c_void {

@@ -293,6 +293,13 @@ impl PageHeap {
         let mask = chunk.purgeable(aged_only);
         let bytes: usize = runs(&mask)
             .map(|(first, count)| {
+                // Where the system's pages are longer than ours, the ends of a run stay.
+                let base = chunk.base();
+                let (from, bytes) = os::whole_pages(base + first * PAGE_BYTES, count * PAGE_BYTES);
+                let (first, count) = ((from - base) / PAGE_BYTES, bytes / PAGE_BYTES);
+                if count == 0 {
+                    return 0;
+                }
                 chunk.purge_run(first, count, |address, bytes| {
                     // SAFETY: the pages are claimed: nobody else's, and free until then.
                     unsafe { os::purge(address, bytes) }

@@ -344,7 +344,8 @@ pub unsafe extern "C" fn malloc_usable_size(pointer: *mut c_void) -> usize {
     if !is_in_charge() {
         return pass_on!("malloc_usable_size", fn(*mut c_void) -> usize, pointer);
     }
-    family::block_size(pointer.cast())
+    // SAFETY: the caller's contract.
+    unsafe { family::block_size(pointer.cast()) }
 }
 
 /// `malloc_trim`: 1 if memory went back to the system.

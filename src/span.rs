@@ -9,7 +9,9 @@
 //! | `slab`, `next`, `previous` | under the class's lock | - | - |
 //! | `next`, `carved_end` | - | the lane it is cut in; then the closer | - |
 //! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
-//! | `loose_need` | - | - | the owner; back to 0 under the lock of the mappings |
+//! | `looseness` | - | - | see `Looseness`; by it, who changes `bytes` |
+//! | `loose_need` | - | - | the owner, before the mapping is loose |
+//! | `traced_bytes` | - | - | the owner, after it has written the record |
 //! | `charged_bytes`, `kept` | - | - | the owner |
 //! | `sweeper` | - | who occupies the region's lane; read by who sweeps others | - |
 //! | `count`, `held_pages` | - | the closer, then who frees a survivor | - |
@@ -51,6 +53,52 @@ pub struct SlabBlocks {
     pub listed: Cell<bool>,
 }
 
+/// Whether a mapping is longer than its block needs.
+///
+/// Who moves it away from `LOOSE` may change the mapping's length: the owner of the block, which
+/// makes it tight, or the thread that gives back what is too much, which makes it tight afterwards.
+pub struct Looseness(AtomicU8);
+
+const TIGHT: u8 = 0;
+const LOOSE: u8 = 1;
+const TIGHTENING: u8 = 2;
+
+impl Looseness {
+    fn open(&self) {
+        self.0.store(TIGHT, Ordering::Relaxed);
+    }
+
+    /// The mapping is as long as its block needs, as far as is known.
+    pub fn is_tight(&self) -> bool {
+        self.0.load(Ordering::Acquire) == TIGHT
+    }
+
+    /// The mapping is longer, by its block's owner.
+    pub fn loosen(&self) {
+        self.0.store(LOOSE, Ordering::Release);
+    }
+
+    /// Claims what is too much, to give it back.
+    pub fn claim(&self) -> bool {
+        self.change(LOOSE, TIGHTENING)
+    }
+
+    /// What was claimed is given back.
+    pub fn settle(&self) {
+        self.0.store(TIGHT, Ordering::Release);
+    }
+
+    /// The owner has the whole mapping to itself again. `None`: another thread has claimed the end of
+    /// it, and is not done.
+    pub fn try_tighten(&self) -> Option<()> {
+        (self.is_tight() || self.change(LOOSE, TIGHT)).then_some(())
+    }
+
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+}
+
 /// A descriptor.
 #[repr(C, align(64))]
 pub struct Span {
@@ -81,8 +129,13 @@ pub struct Span {
     /// Huge: bytes of the block that were asked for. Cached: when it was put there. Region: bytes
     /// that its control block is charged for.
     pub note: Gauge,
-    /// Huge: bytes the block needs of a loose mapping; 0 when it is not loose.
-    pub loose_need: AtomicUsize,
+    /// Huge: whether its mapping is longer than the block needs, and who may change that.
+    pub looseness: Looseness,
+    /// Huge: bytes the block needs of a loose mapping.
+    pub loose_need: Gauge,
+    /// Large and huge: bytes of the block that its `Trace` stands at the end of, from when it is
+    /// written there; 0: the block has none.
+    pub traced_bytes: AtomicUsize,
     /// Large and huge: bytes that the request is charged for.
     pub charged_bytes: Gauge,
 }
@@ -112,7 +165,9 @@ impl Span {
         self.kept.store(false, Ordering::Relaxed);
         self.detached.set(false);
         self.note.set(0);
-        self.loose_need.store(0, Ordering::Relaxed);
+        self.looseness.open();
+        self.loose_need.set(0);
+        self.traced_bytes.store(0, Ordering::Relaxed);
         self.charged_bytes.set(0);
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
@@ -172,10 +227,7 @@ impl Span {
 
     /// Bytes of a mapping that its block needs: what is more may be given back at any time.
     pub fn needed_bytes(&self) -> usize {
-        match self.loose_need.load(Ordering::Relaxed) {
-            0 => self.bytes(),
-            need => need,
-        }
+        if self.looseness.is_tight() { self.bytes() } else { self.loose_need.get() }
     }
 
     /// Changes whose the blocks are.

@@ -6,7 +6,8 @@
 
 use core::ops::{Deref, DerefMut};
 pub use core::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence,
+    fence,
 };
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
@@ -19,107 +20,210 @@ macro_rules! const_fn {
 }
 pub(crate) use const_fn;
 
-/// How often a waiter tries before it gives its time slice away: the holder of a lock may not be
-/// running, and every critical section here is shorter than this many attempts.
-const SPINS_BEFORE_YIELD: u32 = 128;
+/// How often a waiter tries before it sleeps: the holder of a lock may not be running, and every
+/// critical section here is shorter than this many attempts.
+const SPINS_BEFORE_SLEEP: u32 = 128;
+/// How long a waiter sleeps at first and at most. The holder may be a thread of lower priority on
+/// the same processor, which yielding would never let run.
+const SLEEP_NANOSECONDS: core::ops::RangeInclusive<u32> = 20_000..=1_000_000;
 
-/// A spin lock that yields to the scheduler after a bounded spin. Nothing under it may allocate
-/// from the heap, call the operating system, or fault where that can be helped.
+/// A spin lock that records its holder and sleeps after a bounded spin. Nothing under it may
+/// allocate from the heap, call the operating system, or fault where that can be helped.
 ///
-/// Around a `fork` the forking thread holds every lock, so that the child finds none held by a
-/// thread it does not have. Handlers of others that allocate meanwhile run on the same thread: they
-/// pass through what it holds.
+/// No lock is held across a `fork`, so the child may have locks of threads that it does not have.
+/// `recover` opens those. What they guard is written so that every [`step`] leaves a state that
+/// can be repaired.
 pub struct Lock<T> {
     mutex: SpinMutex<T>,
-    /// The thread that holds the lock around a `fork`; 0: none does.
-    forking: AtomicUsize,
+    /// The thread that holds it; 0: nobody, or a thread that is about to say so.
+    holder: AtomicUsize,
 }
 
-/// A lock that is held, or passed through.
-pub enum Guard<'l, T> {
-    /// Released when dropped.
-    Held(SpinMutexGuard<'l, T>),
-    /// This thread holds the lock around a `fork`.
-    Passed(&'l mut T),
+/// A lock that is held, until it is dropped.
+pub struct Guard<'l, T> {
+    /// Before the lock opens, which is when `mutex` is dropped.
+    _holder: Holder<'l>,
+    mutex: SpinMutexGuard<'l, T>,
+}
+
+/// Says who holds a lock, until it is dropped.
+struct Holder<'l>(&'l AtomicUsize);
+
+impl Drop for Holder<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 impl<T> Deref for Guard<'_, T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        match self {
-            Self::Held(guard) => guard,
-            Self::Passed(value) => value,
-        }
+        &self.mutex
     }
 }
 
 impl<T> DerefMut for Guard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        match self {
-            Self::Held(guard) => guard,
-            Self::Passed(value) => value,
-        }
+        &mut self.mutex
     }
 }
 
-fn this_thread() -> usize {
+/// What tells this thread from the others that run.
+pub fn this_thread() -> usize {
     // SAFETY: always callable.
     unsafe { libc::pthread_self() as usize }
+}
+
+/// What a thread does that waits for a lock for long: a `fn()`, or null.
+static LONG_WAIT: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Has `look` called by threads that wait long for a lock. In a forked process whose handlers have
+/// not run it opens the locks of the threads that are not there.
+pub fn set_long_wait(look: fn()) {
+    LONG_WAIT.store(look as *mut (), Ordering::Release);
+}
+
+fn wait_long() {
+    let look = LONG_WAIT.load(Ordering::Acquire);
+    if !look.is_null() {
+        // SAFETY: only `set_long_wait` stores there, and it stores a function of this type.
+        let look = unsafe { core::mem::transmute::<*mut (), fn()>(look) };
+        look();
+    }
+}
+
+/// Waits until `attempt` has a result: spins for a while, then sleeps between attempts.
+#[cold]
+pub fn wait_for<R>(mut attempt: impl FnMut() -> Option<R>) -> R {
+    let mut spins = 0;
+    let mut pause = *SLEEP_NANOSECONDS.start();
+    loop {
+        if let Some(result) = attempt() {
+            return result;
+        }
+        if spins < SPINS_BEFORE_SLEEP {
+            spins += 1;
+            core::hint::spin_loop();
+        } else {
+            wait_long();
+            crate::system_call::sleep(pause);
+            pause = (pause * 2).min(*SLEEP_NANOSECONDS.end());
+        }
+    }
 }
 
 impl<T> Lock<T> {
     /// An open lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self { mutex: SpinMutex::new(value), forking: AtomicUsize::new(0) }
+        Self { mutex: SpinMutex::new(value), holder: AtomicUsize::new(0) }
     }
 
     /// Waits for the lock and holds it until the guard is dropped.
     #[inline]
     pub fn lock(&self) -> Guard<'_, T> {
         match self.mutex.try_lock() {
-            Some(guard) => Guard::Held(guard),
+            Some(mutex) => self.hold(mutex),
             None => self.lock_slow(),
         }
     }
 
+    #[inline]
+    fn hold<'l>(&'l self, mutex: SpinMutexGuard<'l, T>) -> Guard<'l, T> {
+        self.holder.store(this_thread(), Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        step();
+        Guard { _holder: Holder(&self.holder), mutex }
+    }
+
     #[cold]
     fn lock_slow(&self) -> Guard<'_, T> {
-        if self.forking.load(Ordering::Relaxed) == this_thread() {
-            // SAFETY: this thread took the lock in `hold_for_fork`, outside any critical section,
-            // and is not in one now: `prepare` handlers run one after the other.
-            return Guard::Passed(unsafe { &mut *self.mutex.as_mut_ptr() });
+        if self.holder.load(Ordering::Relaxed) == this_thread() {
+            crate::fatal::interrupted();
         }
-        let mut spins = 0;
-        loop {
-            if spins < SPINS_BEFORE_YIELD {
-                spins += 1;
-                core::hint::spin_loop();
-            } else {
-                // SAFETY: `sched_yield` takes no arguments and has no preconditions.
-                unsafe { libc::sched_yield() };
-            }
-            if let Some(guard) = self.mutex.try_lock() {
-                return Guard::Held(guard);
-            }
-        }
+        let mutex = wait_for(|| self.mutex.try_lock());
+        self.hold(mutex)
     }
 
-    /// Takes the lock for the time around a `fork`.
-    pub fn hold_for_fork(&self) {
-        core::mem::forget(self.lock());
-        self.forking.store(this_thread(), Ordering::Relaxed);
-    }
-
-    /// Releases the lock, in the parent and in the child.
+    /// Has `repair` look at what the lock guards, and whether a thread held it that is not here: then
+    /// it may be halfway through a change, and the lock is open afterwards. A lock that this thread
+    /// holds stays as it is: a signal handler forked, and what it interrupted goes on in the child.
     ///
     /// # Safety
-    /// This thread, or the one it is a copy of, called `hold_for_fork`.
-    pub unsafe fn release_after_fork(&self) {
-        self.forking.store(0, Ordering::Relaxed);
-        // SAFETY: the caller's contract; no guard is out.
-        unsafe { self.mutex.force_unlock() };
+    /// This is the only thread of a process that was just forked.
+    pub unsafe fn recover(&self, repair: impl FnOnce(&mut T, bool)) {
+        let is_held = self.mutex.is_locked();
+        if is_held && self.holder.load(Ordering::Relaxed) == this_thread() {
+            return;
+        }
+        // SAFETY: the caller's contract: a thread that held the lock is not in this process.
+        repair(unsafe { &mut *self.mutex.as_mut_ptr() }, is_held);
+        if is_held {
+            self.holder.store(0, Ordering::Relaxed);
+            // SAFETY: as above.
+            unsafe { self.mutex.force_unlock() };
+        }
+    }
+}
+
+/// The boundary between two statements of a critical section: a process that is forked there has
+/// what was written before it and nothing of what is written after it.
+#[inline(always)]
+pub fn step() {
+    // Plain stores of one thread arrive in their order on x86; elsewhere this makes them.
+    fence(Ordering::Release);
+    #[cfg(test)]
+    paused::step();
+}
+
+#[cfg(test)]
+pub mod paused {
+    //! Threads that stop at a step, so that a test can fork there.
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A thread that stops, and who waits for it.
+    #[derive(Default)]
+    pub struct Pause {
+        /// The thread has stopped.
+        pub has_stopped: AtomicBool,
+        /// The thread may go on.
+        pub may_go_on: AtomicBool,
+    }
+
+    std::thread_local! {
+        static STEPS_LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+        static PAUSE: Cell<Option<&'static Pause>> = const { Cell::new(None) };
+    }
+
+    /// This thread stops at its step with this number, counted from now and from 0, once.
+    pub fn stop_at(step: u64, pause: &'static Pause) {
+        PAUSE.set(Some(pause));
+        STEPS_LEFT.set(step);
+    }
+
+    /// Whether the thread came to its step since `stop_at`.
+    pub fn has_come() -> bool {
+        STEPS_LEFT.get() == u64::MAX
+    }
+
+    pub(super) fn step() {
+        let left = STEPS_LEFT.get();
+        if left == u64::MAX {
+            return;
+        }
+        if left > 0 {
+            return STEPS_LEFT.set(left - 1);
+        }
+        STEPS_LEFT.set(u64::MAX);
+        let Some(pause) = PAUSE.get() else { return };
+        pause.has_stopped.store(true, Ordering::Release);
+        while !pause.may_go_on.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -4,10 +4,11 @@
 //! keeps it off the fast paths.
 
 use crate::block::Block;
-use core::ptr::{null, with_exposed_provenance, with_exposed_provenance_mut};
+use crate::versioned::Versioned;
+use core::ptr::{null, with_exposed_provenance};
 
 /// How much longer a traced block is: the record, and what aligning it may take.
-pub const TRACE_BYTES: usize = size_of::<Trace>() + align_of::<Trace>();
+pub const TRACE_BYTES: usize = size_of::<Record>() + align_of::<Record>();
 /// Return addresses that are kept: enough to lead out of the collections of the standard library.
 pub const FRAME_COUNT: usize = 20;
 
@@ -39,9 +40,16 @@ impl Site {
     }
 }
 
-/// The record.
+/// The words of a record: what was asked for, the site's three, the frames.
+const WORD_COUNT: usize = 4 + FRAME_COUNT;
+/// A record as it stands in a block, where others may look at it while its owner writes it anew.
+type Record = Versioned<WORD_COUNT>;
+
+/// How often a record that is being written is looked at again.
+const ATTEMPTS: usize = 8;
+
+/// What a record says.
 #[derive(Clone, Copy)]
-#[repr(C)]
 pub struct Trace {
     /// Bytes that were asked for.
     pub asked_bytes: usize,
@@ -51,7 +59,7 @@ pub struct Trace {
     pub frames: [usize; FRAME_COUNT],
 }
 
-static_assertions::const_assert_eq!(align_of::<Trace>(), 8);
+static_assertions::const_assert_eq!(align_of::<Record>(), 8);
 
 impl Trace {
     /// A record of what was asked for here.
@@ -65,28 +73,50 @@ impl Trace {
 
     /// Where in a traced block of so many bytes the record stands; what is before is the caller's.
     pub fn place(block_bytes: usize) -> usize {
-        (block_bytes - size_of::<Self>()) & !(align_of::<Self>() - 1)
+        (block_bytes - size_of::<Record>()) & !(align_of::<Record>() - 1)
     }
 
-    /// Writes the record of a traced block.
+    /// Writes the record of a traced block. Others may read it meanwhile.
     ///
     /// # Safety
     /// The block is the caller's and has `block_bytes`, at least `TRACE_BYTES`.
     pub unsafe fn write(self, block: Block, block_bytes: usize) {
-        let place = with_exposed_provenance_mut::<Self>(block + Self::place(block_bytes));
-        // SAFETY: the caller's contract; the place is aligned and inside the block.
-        unsafe { place.write(self) };
+        let mut words = [0; WORD_COUNT];
+        let head = [
+            self.asked_bytes,
+            self.site.file.expose_provenance(),
+            self.site.file_length,
+            self.site.line as usize,
+        ];
+        for (word, value) in words.iter_mut().zip(head.iter().chain(&self.frames)) {
+            *word = *value as u64;
+        }
+        // SAFETY: the caller's contract.
+        unsafe { record(block, block_bytes) }.write(&words);
     }
 
-    /// Reads the record of a traced block.
+    /// Reads the record of a traced block; `None`: its owner is writing it.
     ///
     /// # Safety
-    /// The block is live, traced, and has `block_bytes`.
-    pub unsafe fn read(block: Block, block_bytes: usize) -> Self {
-        let place = with_exposed_provenance::<Self>(block + Self::place(block_bytes));
-        // SAFETY: the caller's contract: `write` was there.
-        unsafe { place.read() }
+    /// The block has `block_bytes`, its memory stays what it is, and the caller has seen that a
+    /// record was written there.
+    pub unsafe fn read(block: Block, block_bytes: usize) -> Option<Self> {
+        // SAFETY: the caller's contract.
+        let record = unsafe { record(block, block_bytes) };
+        let [asked, file, file_length, line, frames @ ..] =
+            (0..ATTEMPTS).find_map(|_| record.read())?.map(|word| word as usize);
+        let site = Site { file: with_exposed_provenance(file), file_length, line: line as u32 };
+        Some(Self { asked_bytes: asked, site, frames })
     }
+}
+
+/// The record of a traced block.
+///
+/// # Safety
+/// The block has `block_bytes`, at least `TRACE_BYTES`, and stays mapped.
+unsafe fn record<'b>(block: Block, block_bytes: usize) -> &'b Record {
+    // SAFETY: the caller's contract; the place is aligned and inside the block.
+    unsafe { &*with_exposed_provenance::<Record>(block + Trace::place(block_bytes)) }
 }
 
 /// Walks the stack by the unwinder's tables, without a lock and without symbols.
@@ -117,8 +147,8 @@ mod tests {
         for asked in 0..100 {
             let block_bytes = asked + TRACE_BYTES;
             let place = Trace::place(block_bytes);
-            assert!(place >= asked && place + size_of::<Trace>() <= block_bytes);
-            assert_eq!(place % align_of::<Trace>(), 0);
+            assert!(place >= asked && place + size_of::<Record>() <= block_bytes);
+            assert_eq!(place % align_of::<Record>(), 0);
         }
     }
 }

@@ -215,10 +215,14 @@ pub fn pestrndup(text: &[u8], persistent: bool) -> *mut c_char {
     copy.cast()
 }
 
-/// Bytes that fit into the block, at least what was asked for; 0 for null. Fatal for what is no live block.
-/// ZendMM's `zend_mem_block_size`.
-pub fn block_size(block: *const u8) -> usize {
-    family::block_size(block)
+/// Bytes that fit into the block, at least what was asked for; 0 for null. ZendMM's `zend_mem_block_size`.
+///
+/// # Safety
+/// `block` is null or a live block. (What is none ends the process with the fault's name, as far as it
+/// can be told.)
+pub unsafe fn block_size(block: *const u8) -> usize {
+    // SAFETY: the caller's contract.
+    unsafe { family::block_size(block) }
 }
 
 /// Whether the address lies in memory of this allocator, inside a block or not. Never faults. ZendMM's

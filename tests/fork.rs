@@ -449,7 +449,8 @@ fn fork_inside_a_request() {
         let pid = fork(|| {
             assert_eq!(Request::current().unwrap().id(), id);
             persistent(|| exercise_a_process(round));
-            assert_eq!(rqmalloc::owner_of(hooked.as_ptr()), Some(id));
+            // SAFETY: the block is live.
+            assert_eq!(unsafe { rqmalloc::owner_of(hooked.as_ptr()) }, Some(id));
             over(rqmalloc::close_request());
             assert_eq!(Request::current().unwrap().id(), outer.id());
             expect_block(&hooked);

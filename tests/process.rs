@@ -140,7 +140,10 @@ fn the_first_allocation_is_a_constructor_s() {
     let (tree, expected) = EARLY.lock().unwrap().take().unwrap();
     assert_eq!(sum(&tree), expected);
     assert_eq!(
-        rqmalloc::owner_of(tree.values().find(|bytes| !bytes.is_empty()).unwrap().as_ptr()),
+        // SAFETY: the block is live.
+        unsafe {
+            rqmalloc::owner_of(tree.values().find(|bytes| !bytes.is_empty()).unwrap().as_ptr())
+        },
         None
     );
     std::thread::spawn(move || drop(tree)).join().unwrap();
@@ -356,7 +359,8 @@ fn requests_after_the_allocator_s_destructor() {
         let request = Request::new();
         // This thread can be in none any more: what it allocates is persistent.
         let bytes = request.run(|| vec![3_u8; 1000]);
-        assert_eq!(rqmalloc::owner_of(bytes.as_ptr()), None);
+        // SAFETY: the block is live.
+        assert_eq!(unsafe { rqmalloc::owner_of(bytes.as_ptr()) }, None);
         assert_eq!(rqmalloc::persistent(|| vec![3_u8; 1000]), bytes);
         assert!(Request::current().is_none());
         assert!(!request.close().unwrap().still_open);
@@ -737,7 +741,8 @@ fn ten_thousand_open_requests() {
     ids.dedup();
     assert_eq!(ids.len(), 10_000);
     for (number, (request, bytes)) in open.into_iter().enumerate() {
-        assert_eq!(rqmalloc::owner_of(bytes.as_ptr()), Some(request.id()));
+        // SAFETY: the block is live.
+        assert_eq!(unsafe { rqmalloc::owner_of(bytes.as_ptr()) }, Some(request.id()));
         assert!(bytes.iter().all(|&byte| byte == number as u8));
         let is_freed = number % 2 == 0;
         if is_freed {

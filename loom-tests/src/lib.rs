@@ -22,3 +22,5 @@ pub mod pool;
 pub mod run_index;
 #[path = "../../src/stray.rs"]
 pub mod stray;
+#[path = "../../src/versioned.rs"]
+pub mod versioned;

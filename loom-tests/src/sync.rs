@@ -25,16 +25,14 @@ impl<T> Lock<T> {
         self.0.lock().expect("a model stops at its first panic")
     }
 
-    /// Takes the lock for the time around a `fork`.
-    pub fn hold_for_fork(&self) {
-        core::mem::forget(self.lock());
-    }
-
     /// A model has no `fork`.
     ///
     /// # Safety
     /// Never called.
-    pub unsafe fn release_after_fork(&self) {
+    pub unsafe fn recover(&self, _repair: impl FnOnce(&mut T, bool)) {
         unreachable!("a model has no fork");
     }
 }
+
+/// The boundary of two statements: a model has no `fork`.
+pub fn step() {}

@@ -71,6 +71,8 @@ pub struct Control {
     /// What lanes hand on to one another; made with the second lane, stays with the control block.
     exchange: AtomicPtr<Exchange>,
     successor: AtomicU64,
+    /// The control block that was made before this one, written before this one is published.
+    all_next: Cell<*const Control>,
     serial: AtomicU64,
     id: AtomicU64,
     /// What the request is called in reports.
@@ -93,6 +95,8 @@ pub struct Control {
     /// What is called before the memory goes, the last one first. Its words are those of `StrayList`, its
     /// nodes are not blocks.
     pub on_end: StrayList,
+    /// The request that hooks began before this one in a thread that has exited.
+    pub begun_before: Cell<*const Control>,
     /// Whether a bailout gave the request up.
     pub bailed_out: AtomicBool,
     /// Whether `persist` was called on a block.
@@ -176,6 +180,7 @@ impl Control {
             others: AtomicPtr::new(null_mut()),
             exchange: AtomicPtr::new(null_mut()),
             successor: AtomicU64::new(0),
+            all_next: Cell::new(null()),
             serial: AtomicU64::new(0),
             id: AtomicU64::new(0),
             name: Cell::new(None),
@@ -191,6 +196,7 @@ impl Control {
             reserve_bytes: AtomicUsize::new(0),
             mark: Mark::new(),
             on_end: StrayList::new(),
+            begun_before: Cell::new(null()),
             bailed_out: AtomicBool::new(false),
             kept: AtomicBool::new(false),
             shared: AtomicBool::new(false),
@@ -199,6 +205,24 @@ impl Control {
             warm_bytes: AtomicUsize::new(0),
             strays: Strays { list: StrayList::new(), pending: AtomicU64::new(0) },
         }
+    }
+
+    /// Puts a new control block on the list of all.
+    pub fn list_in(&self, all: &AtomicPtr<Self>) {
+        let this = core::ptr::from_ref(self).cast_mut();
+        let mut first = all.load(Ordering::Relaxed);
+        loop {
+            self.all_next.set(first);
+            match all.compare_exchange_weak(first, this, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// The next one on the list of all.
+    pub fn all_next(&self) -> *const Self {
+        self.all_next.get()
     }
 
     /// Opens a new request. The control block comes from the pool: it is the caller's alone.

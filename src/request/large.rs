@@ -9,7 +9,7 @@ use crate::lane::Lane;
 use crate::page_heap::Taken;
 use crate::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
 use crate::span::{Span, SpanKind};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, step};
 use core::ptr::null;
 
 impl Control {
@@ -41,17 +41,40 @@ impl Control {
     /// Puts the span of a large block, which is charged for so many bytes, on the request's list.
     pub fn link_large<S: Supply>(&self, span: &Span, charged_bytes: usize, supply: &S) {
         supply.with_large_lock(self.address(), || {
+            let second = self.large.get();
             span.previous.set(null());
-            span.next.set(self.large.get());
-            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
-            if let Some(first) = unsafe { self.large.get().as_ref() } {
-                first.previous.set(span);
-            }
-            self.large.set(span);
+            span.next.set(second);
             span.charged_bytes.set(charged_bytes);
+            step();
+            self.large.set(span);
+            step();
+            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
+            if let Some(second) = unsafe { second.as_ref() } {
+                second.previous.set(span);
+                step();
+            }
             self.large_count.add();
+            step();
             self.large_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
+            step();
         });
+    }
+
+    /// Makes anew, in a process that was just forked, what follows from the list of large blocks from
+    /// its first on: that is whole at every step.
+    pub fn repair_large(&self) {
+        let (mut count, mut bytes) = (0, 0);
+        let (mut previous, mut at) = (null(), self.large.get());
+        // SAFETY: the list holds type-stable descriptors, and this is the only thread.
+        while let Some(span) = unsafe { at.as_ref() } {
+            span.previous.set(previous);
+            count += 1;
+            bytes += span.charged_bytes.get();
+            previous = at;
+            at = span.next.get();
+        }
+        self.large_count.recount(count);
+        self.large_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Takes a large block's span off the list and counts it out; `false`: a closer has done so.
@@ -67,13 +90,17 @@ impl Control {
                 Some(previous) => previous.next.set(next),
                 None => self.large.set(next),
             }
+            step();
             // SAFETY: as above.
             if let Some(next) = unsafe { next.as_ref() } {
                 next.previous.set(previous);
+                step();
             }
             let bytes = span.charged_bytes.get();
             self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            step();
             self.refund(bytes);
+            step();
             self.large_count.drop_one();
             true
         })

@@ -2,12 +2,40 @@
 
 use super::Supply;
 use super::control::Control;
-use crate::bin::Raw;
-use crate::block::{Block, FREED, Header, LIVE, Memory, PERSISTENT};
+use crate::block::{Block, FREED, LIVE, PERSISTENT, TRACED};
 use crate::lane::{Lane, walk};
 use crate::size_class::{Class, HEADER_BYTES};
-use crate::span::SpanKind;
-use crate::sync::Ordering;
+use crate::span::{Span, SpanKind};
+use crate::sync::{Ordering, fence};
+
+/// A block that was not freed. Its owner may use, move or free it at any time, so nothing is said here
+/// that is not known without looking at its memory; only its record may be read.
+pub struct Leak {
+    /// The block.
+    pub block: Block,
+    /// Its bytes.
+    pub block_bytes: usize,
+    /// Its class; `None`: it has a mapping of its own.
+    pub class: Option<Class>,
+    /// Bytes that its record stands at the end of, if it has one.
+    pub traced_bytes: Option<usize>,
+}
+
+impl Leak {
+    /// A large or mapped block, by its descriptor: its header may be on the move.
+    fn of_span(span: &Span) -> Self {
+        let class = (span.kind() == SpanKind::Large)
+            .then(|| Class::from_index(span.class_index()))
+            .flatten();
+        let traced_bytes = span.traced_bytes.load(Ordering::Acquire);
+        Self {
+            block: span.base() + 2 * HEADER_BYTES,
+            block_bytes: class.map_or(span.note.get(), Class::payload_bytes),
+            class,
+            traced_bytes: (traced_bytes != 0).then_some(traced_bytes),
+        }
+    }
+}
 
 impl Control {
     /// Walks the lane the caller is in, every lane nobody is in, and their regions; fatal when a
@@ -29,14 +57,14 @@ impl Control {
         }
     }
 
-    /// Visits the blocks that were not freed and that nobody persisted: the header, the block, its bytes
-    /// and its class, which a block with a mapping of its own has not. Leaves out the lanes that other
-    /// threads are in.
+    /// Visits the blocks that were not freed and that nobody persisted. Leaves out the lanes that other
+    /// threads are in. A record that is there stays readable during the visit: large blocks that have
+    /// one do not move, and are not released without the lock that is held meanwhile.
     pub fn each_leak<S: Supply>(
         &self,
         inside: Option<&Lane>,
         supply: &S,
-        mut visit: impl FnMut(Header, Block, usize, Option<Class>),
+        mut visit: impl FnMut(Leak),
     ) {
         let strays = inside.unwrap_or(&self.first);
         if inside.is_some() || strays.occupancy.try_enter() {
@@ -49,9 +77,18 @@ impl Control {
             lane.retire_range();
             for region in lane.regions() {
                 for (block, header, class) in walk(region, self.id()) {
-                    if header.has(LIVE) && !header.has(FREED | PERSISTENT) {
-                        visit(header, block, class.payload_bytes(), Some(class));
+                    if !header.has(LIVE) || header.has(FREED | PERSISTENT) {
+                        continue;
                     }
+                    // The flag was set after the record was written.
+                    fence(Ordering::Acquire);
+                    let block_bytes = class.payload_bytes();
+                    visit(Leak {
+                        block,
+                        block_bytes,
+                        class: Some(class),
+                        traced_bytes: header.has(TRACED).then_some(block_bytes),
+                    });
                 }
             }
         });
@@ -60,15 +97,9 @@ impl Control {
             // SAFETY: the list holds type-stable descriptors, guarded by the lock.
             while let Some(span) = unsafe { next.as_ref() } {
                 next = span.next.get();
-                let block = span.base() + 2 * HEADER_BYTES;
-                let header = Header(Raw.header(block).load(Ordering::Relaxed));
-                if span.kept.load(Ordering::Relaxed) {
-                    continue;
+                if !span.kept.load(Ordering::Relaxed) {
+                    visit(Leak::of_span(span));
                 }
-                let class = (span.kind() == SpanKind::Large)
-                    .then(|| Class::from_index(span.class_index()))
-                    .flatten();
-                visit(header, block, class.map_or(span.note.get(), Class::payload_bytes), class);
             }
         });
     }

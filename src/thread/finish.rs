@@ -3,15 +3,16 @@
 
 use super::{EntryKind, FINISHED_WITHOUT_THREAD, HEAP, Inside, Thread, current, current_or_start};
 use crate::bin::Raw;
+use crate::lane::Lane;
 use crate::request::close::{Outcome, Survivors};
 use crate::request::control::Control;
 use crate::sync::Ordering;
+use crate::system_call::write_to_standard_error;
 use crate::{fatal, leaks};
 use core::alloc::Layout;
 use core::panic::AssertUnwindSafe;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 use std::boxed::Box;
-use std::io::Write;
 
 /// A callback on its request's list. The first word is the list's.
 #[repr(C)]
@@ -101,7 +102,7 @@ fn run_callbacks(control: &'static Control) {
                 let node = with_exposed_provenance_mut::<Node>(node);
                 // SAFETY: `add_callback` made the node, and it is off the list.
                 let call = || unsafe { ((*node).run)(node) };
-                drop(std::panic::catch_unwind(AssertUnwindSafe(call)));
+                call_contained(call);
             }
             if !has_run {
                 break;
@@ -114,21 +115,52 @@ fn run_callbacks(control: &'static Control) {
     }
 }
 
+/// Calls what the user gave. A panic ends it and goes no further; nor does one of the payload's drop.
+fn call_contained(call: impl FnOnce()) {
+    if let Err(payload) = std::panic::catch_unwind(AssertUnwindSafe(call)) {
+        // A payload's drop that panics has a payload too: that one is not dropped, or this might
+        // never end.
+        core::mem::forget(std::panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
+    }
+}
+
 /// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts to
 /// whoever called: Rust frames lie between.
 pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) -> R {
-    let Some(thread) = thread else { return f() };
-    let lane = thread.active_lane().map(|(_, lane)| lane);
-    let was_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.replace(true));
-    let try_top = thread.try_top.replace(null_mut());
-    let catching = thread.catching_count.replace(0);
-    let result = f();
-    thread.catching_count.set(catching);
-    thread.try_top.set(try_top);
-    if let Some(lane) = lane {
-        lane.limit_is_suspended.set(was_suspended);
+    let _suspended = thread.map(Suspended::new);
+    f()
+}
+
+/// A thread whose request's limit is suspended and that no bailout leaves, until it is dropped.
+struct Suspended {
+    thread: &'static Thread,
+    lane: Option<&'static Lane>,
+    was_suspended: bool,
+    try_top: *mut libc::c_void,
+    catching_count: usize,
+}
+
+impl Suspended {
+    fn new(thread: &'static Thread) -> Self {
+        let lane = thread.active_lane().map(|(_, lane)| lane);
+        Self {
+            thread,
+            lane,
+            was_suspended: lane.is_some_and(|lane| lane.limit_is_suspended.replace(true)),
+            try_top: thread.try_top.replace(null_mut()),
+            catching_count: thread.catching_count.replace(0),
+        }
     }
-    result
+}
+
+impl Drop for Suspended {
+    fn drop(&mut self) {
+        self.thread.catching_count.set(self.catching_count);
+        self.thread.try_top.set(self.try_top);
+        if let Some(lane) = self.lane {
+            lane.limit_is_suspended.set(self.was_suspended);
+        }
+    }
 }
 
 /// Lists on standard error what the request never freed, if its policy says so for such an end.
@@ -141,9 +173,7 @@ fn report_leaks(control: &Control) {
     }
     in_persistent(|| match leaks::collect(control, None, &HEAP) {
         Ok(leaks) if leaks.blocks > 0 => {
-            let text = std::format!("{leaks}\n");
-            // Nobody to tell if standard error is closed.
-            let _ = std::io::stderr().write_all(text.as_bytes());
+            write_to_standard_error(std::format!("{leaks}\n").as_bytes());
         }
         Ok(_) => {}
         // No memory for more than a line.

@@ -8,6 +8,7 @@
 
 use super::{Thread, UNUSED};
 use crate::bin::Bins;
+use crate::request::control::Control;
 use core::arch::{asm, global_asm};
 
 global_asm!(
@@ -24,6 +25,12 @@ global_asm!(
     ".type rqmalloc_local_thread, @object",
     ".size rqmalloc_local_thread, 8",
     "rqmalloc_local_thread:",
+    ".quad 0",
+    ".globl rqmalloc_local_late",
+    ".hidden rqmalloc_local_late",
+    ".type rqmalloc_local_late, @object",
+    ".size rqmalloc_local_late, 8",
+    "rqmalloc_local_late:",
     ".quad 0",
     ".popsection",
     unused = sym UNUSED,
@@ -81,4 +88,14 @@ pub fn thread() -> *const Thread {
 /// Makes this thread known, or unknown.
 pub fn set_thread(thread: *const Thread) {
     write!("rqmalloc_local_thread", thread);
+}
+
+/// The request that was begun last after the thread had exited, and not ended; null: none.
+pub fn late() -> *const Control {
+    read!("rqmalloc_local_late")
+}
+
+/// Sets what `late` says.
+pub fn set_late(control: *const Control) {
+    write!("rqmalloc_local_late", control);
 }

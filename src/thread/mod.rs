@@ -6,11 +6,14 @@
 //!
 //! - **T1** `active` is the bins of the topmost live entry, or the cache's when there is none.
 //! - **T2** An entry owns a handle of its request from when it is pushed until it is left.
-//! - **T3** A lane that a thread is in is owned by exactly one of its live entries.
+//! - **T3** A lane that a thread is in knows the thread, and how many of its live entries are in it; the
+//!   last one leaves it.
 //! - **T4** Inside a request that traces its leaks `active` is a sentinel too: every allocation and every
 //!   free goes the slow way, which finds the lane by the entry.
 
+mod entries;
 pub mod finish;
+mod fork;
 #[cfg_attr(
     all(feature = "capi", target_os = "linux", target_arch = "x86_64"),
     path = "local_initial_exec.rs"
@@ -18,8 +21,10 @@ pub mod finish;
 mod local;
 pub mod slow;
 
+pub use entries::EntryKind;
+
 use crate::bin::{Bins, Kind};
-use crate::block::{Block, NONE};
+use crate::block::NONE;
 use crate::cache::Cache;
 use crate::fatal::Line;
 use crate::heap::{Heap, SERIALS_PER_DRAW, TICK_MILLISECONDS};
@@ -27,9 +32,10 @@ use crate::lane::Lane;
 use crate::os;
 use crate::pool::{Pool, Successors};
 use crate::request::control::{Control, Opening};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
 use crate::trace::Site;
 use core::cell::Cell;
+use entries::{Entries, Entry, EntryName};
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
 /// The heap of the process.
@@ -49,53 +55,8 @@ static FINISHED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
 
 /// Slow paths between two looks at the clock.
 const SLOW_PATHS_PER_LOOK: u32 = 32;
-/// Entries that a thread has room for before it allocates.
-const INLINE_ENTRIES: usize = 8;
 /// Pooled control blocks that a thread keeps for itself.
 const MAX_STASHED: usize = 4;
-
-/// Why a thread is where it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EntryKind {
-    /// A guard.
-    Guard,
-    /// `begin_request`.
-    Hook,
-    /// `persistent`.
-    Persistent,
-    /// `rq_persistent_on`.
-    #[cfg(feature = "capi")]
-    PersistentHook,
-}
-
-/// A thread's being inside a request, or inside `persistent`.
-#[derive(Clone, Copy)]
-struct Entry {
-    bins: *const Bins,
-    control: *const Control,
-    lane: *const Lane,
-    serial: u64,
-    kind: EntryKind,
-    owns_lane: bool,
-    live: bool,
-}
-
-const NO_ENTRY: Entry = Entry {
-    bins: null(),
-    control: null(),
-    lane: null(),
-    serial: 0,
-    kind: EntryKind::Persistent,
-    owns_lane: false,
-    live: false,
-};
-
-/// Names an entry of the current thread.
-#[derive(Clone, Copy)]
-pub struct EntryName {
-    index: usize,
-    serial: u64,
-}
 
 /// Being inside an entry of this thread, until it is dropped.
 pub struct Inside(pub EntryName);
@@ -122,12 +83,7 @@ pub struct Thread {
     /// Requests this thread opened and finished; for figures.
     opened_count: Gauge,
     finished_count: Gauge,
-    entry_serial: Cell<u64>,
-    inline_entries: Cell<[Entry; INLINE_ENTRIES]>,
-    /// Entries beyond the inline ones: a persistent block.
-    more_entries: Cell<*mut Entry>,
-    more_capacity: Cell<usize>,
-    depth: Cell<usize>,
+    entries: Entries,
     slow_count: Cell<u32>,
     next_age: Cell<u64>,
     /// How many callers up the stack wait for a bailout by unwinding.
@@ -192,7 +148,7 @@ fn start() -> Option<&'static Thread> {
     local::set_thread(thread);
     local::set_active(&raw const thread.cache.bins);
     on_exit(thread);
-    on_fork();
+    fork::handle();
     Some(thread)
 }
 
@@ -206,7 +162,7 @@ fn take_thread() -> Option<&'static Thread> {
     // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for what
     // holds an enum or is not all zeros when empty: written here.
     let thread = unsafe {
-        (&raw mut (*place).inline_entries).write(Cell::new([NO_ENTRY; INLINE_ENTRIES]));
+        (&raw mut (*place).entries).write(Entries::new());
         (&raw mut (*place).site).write(Cell::new(Site::NONE));
         (&raw mut (*place).bailout_text).write(Cell::new(Line::EMPTY));
         &*place
@@ -252,46 +208,10 @@ fn exit_key() -> Option<libc::pthread_key_t> {
     Some((EXIT_KEY.load(Ordering::Relaxed) - 1) as libc::pthread_key_t)
 }
 
-// ---- fork ------------------------------------------------------------------------------------
-
-static HANDLES_FORK: AtomicBool = AtomicBool::new(false);
-
-/// Registers what is done around a `fork`, once. Without memory for it (`ENOMEM`) a child forked while
-/// another thread is in a slow path may wait for ever, as without any handler.
-fn on_fork() {
-    if !HANDLES_FORK.swap(true, Ordering::Relaxed) {
-        // SAFETY: the handlers are functions for ever.
-        unsafe {
-            libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork_in_child))
-        };
-    }
-}
-
-extern "C" fn before_fork() {
-    EXIT_KEY_LOCK.hold_for_fork();
-    HEAP.hold_for_fork();
-}
-
-extern "C" fn after_fork() {
-    // SAFETY: `before_fork` ran in this thread.
-    unsafe {
-        HEAP.release_after_fork();
-        EXIT_KEY_LOCK.release_after_fork();
-    }
-}
-
-/// The child has one thread. What the others had in their caches and lanes is lost to it, and the
-/// requests they were inside never close.
-extern "C" fn after_fork_in_child() {
-    after_fork();
-    RUNNING_COUNT.store(usize::from(current().is_some()), Ordering::Relaxed);
-}
-
 extern "C" fn exit(_thread: *mut libc::c_void) {
-    let Some(thread) = current() else { return };
-    while thread.depth.get() > 0 {
-        let top = thread.depth.get() - 1;
-        thread.leave_index(top);
+    let Some(thread) = current() else { return close_late() };
+    while let Some((name, _)) = thread.entries.newest() {
+        thread.leave(name);
     }
     // Nothing of this thread is to be seen by the next one that has its memory.
     thread.try_top.set(null_mut());
@@ -302,11 +222,7 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         // SAFETY: stashed control blocks are this thread's.
         HEAP.recycle(unsafe { &*control.get() });
     }
-    let more = thread.more_entries.replace(null_mut());
-    if !more.is_null() {
-        thread.more_capacity.set(0);
-        free_persistent_block(more.expose_provenance());
-    }
+    thread.free_room(thread.entries.take_idle_room(true));
     local::set_active(&raw const EXITED);
     local::set_thread(null());
     thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
@@ -314,227 +230,190 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
     POOL.put(&ThreadMemory, core::ptr::from_ref(thread).expose_provenance());
 }
 
-fn free_persistent_block(block: Block) {
-    let found = HEAP.find(block);
-    HEAP.free_found(&found, current().map(|thread| &thread.cache), None);
+// ---- requests of an exited thread --------------------------------------------------------------
+
+/// `begin_request` in a thread that has exited: as with `Request::run` there, what it allocates is
+/// persistent. The request is closed by its end, or when the C library runs destructors again.
+pub fn begin_late(control: &'static Control) {
+    control.begun_before.set(local::late());
+    local::set_late(control);
+    if let Some(key) = exit_key() {
+        // SAFETY: the key exists; the value is not null, so the destructor runs once more.
+        unsafe { libc::pthread_setspecific(key, core::ptr::from_ref(control).cast()) };
+    }
+}
+
+/// Takes the request that `begin_late` was called with last, and its handle.
+pub fn leave_late() -> Option<&'static Control> {
+    // SAFETY: null, or a control block, which is type-stable.
+    let control = unsafe { local::late().as_ref() }?;
+    local::set_late(control.begun_before.get());
+    Some(control)
+}
+
+fn close_late() {
+    while let Some(control) = leave_late() {
+        finish::drop_handle(control);
+    }
 }
 
 // ---- entries ---------------------------------------------------------------------------------
 
 impl Thread {
-    fn entry(&self, index: usize) -> Entry {
-        if index < INLINE_ENTRIES {
-            // SAFETY: only this thread reaches its entries; copies one, not the array.
-            unsafe { (*self.inline_entries.as_ptr())[index] }
-        } else {
-            // SAFETY: `index < depth`, and pushing made room for every entry.
-            unsafe { *self.more_entries.get().add(index - INLINE_ENTRIES) }
-        }
-    }
-
-    fn set_entry(&self, index: usize, entry: Entry) {
-        if index < INLINE_ENTRIES {
-            // SAFETY: only this thread reaches its entries, and no reference to them is out.
-            unsafe { (*self.inline_entries.as_ptr())[index] = entry };
-        } else {
-            // SAFETY: as in `entry`.
-            unsafe { *self.more_entries.get().add(index - INLINE_ENTRIES) = entry };
-        }
-    }
-
-    fn make_room(&self, index: usize) -> bool {
-        if index < INLINE_ENTRIES + self.more_capacity.get() {
-            return true;
-        }
-        self.make_room_slow()
+    #[inline]
+    fn make_room(&self) -> bool {
+        self.entries.has_room() || self.make_room_slow()
     }
 
     #[cold]
     fn make_room_slow(&self) -> bool {
-        let old = self.more_capacity.get();
-        let wanted = (old * 2).max(INLINE_ENTRIES) * size_of::<Entry>();
-        let block = slow::allocate_persistent(Some(self), wanted, 16).block;
+        let block = slow::allocate_persistent(Some(self), self.entries.wanted_bytes(), 16).block;
         if block == NONE {
             return false;
         }
-        let fresh = with_exposed_provenance_mut::<Entry>(block);
-        let before = self.more_entries.replace(fresh);
-        self.more_capacity.set(wanted / size_of::<Entry>());
-        if !before.is_null() {
-            // SAFETY: both are persistent blocks of at least `old` entries.
-            unsafe { fresh.copy_from_nonoverlapping(before, old) };
-            free_persistent_block(before.expose_provenance());
-        }
+        // SAFETY: a fresh block of that size.
+        let before = unsafe { self.entries.grow(with_exposed_provenance_mut(block)) };
+        self.free_room(before);
         true
+    }
+
+    /// Frees a block that entries were in; null is ignored.
+    fn free_room(&self, room: *mut u8) {
+        if !room.is_null() {
+            let found = HEAP.find(room.expose_provenance());
+            HEAP.free_found(&found, Some(&self.cache), None);
+        }
     }
 
     /// Enters a request; the entry takes over a handle that the caller has for it (T2).
     /// `None`: out of memory, and the handle is still the caller's.
     #[inline]
     pub fn enter(&self, control: &'static Control, kind: EntryKind) -> Option<EntryName> {
-        if !self.make_room(self.depth.get()) {
+        if !self.make_room() {
             return None;
         }
-        let (lane, owns_lane) = match self.lane_inside(control) {
-            Some(lane) => (lane, false),
-            None => (control.enter(|bytes| HEAP.pages.meta.take(bytes))?, true),
+        let lane = match self.lane_inside(control) {
+            Some(lane) => lane,
+            None => {
+                let lane = control.enter(|bytes| HEAP.pages.meta.take(bytes))?;
+                lane.occupant.set(self.address());
+                lane
+            }
         };
+        lane.entry_count.set(lane.entry_count.get() + 1);
         lane.bins.set_cache(&raw const self.cache.bins);
         let is_traced = control.leaks.get().traced;
-        Some(self.push(Entry {
-            bins: if is_traced { &raw const TRACED } else { &raw const lane.bins },
-            control,
-            lane,
-            serial: 0,
-            kind,
-            owns_lane,
-            live: true,
-        }))
+        let bins = if is_traced { &raw const TRACED } else { &raw const lane.bins };
+        Some(self.push(Entry::new(kind, bins).in_lane(control, lane)))
+    }
+
+    /// What a lane knows the thread by.
+    fn address(&self) -> usize {
+        core::ptr::from_ref(self).addr()
     }
 
     /// The lane of a request that this thread is in already.
-    pub fn lane_inside(&self, control: &Control) -> Option<&'static Lane> {
-        (0..self.depth.get())
-            .map(|index| self.entry(index))
-            .find(|entry| entry.live && core::ptr::eq(entry.control, control))
-            // SAFETY: a live entry's lane is this thread's.
-            .map(|entry| unsafe { &*entry.lane })
+    #[inline]
+    pub fn lane_inside<'c>(&self, control: &'c Control) -> Option<&'c Lane> {
+        control.lanes().find(|lane| lane.occupant.get() == self.address())
     }
 
     /// The lane the thread allocates from, and its request; `None`: its allocations are persistent.
     pub fn active_lane(&self) -> Option<(&'static Control, &'static Lane)> {
-        let top = self.depth.get().checked_sub(1).map(|top| self.entry(top))?;
-        // SAFETY: the topmost entry is live (T1), its lane is this thread's, and its handle keeps the
-        // control block.
-        unsafe { top.lane.as_ref().map(|lane| (&*top.control, lane)) }
+        let (_, newest) = self.entries.newest()?;
+        // SAFETY: an entry's lane is this thread's, and its handle keeps the control block (T2).
+        unsafe { newest.lane.as_ref().map(|lane| (&*newest.control, lane)) }
     }
 
     /// Enters the persistent lifetime.
     pub fn enter_persistent(&self, kind: EntryKind) -> Option<EntryName> {
-        self.make_room(self.depth.get()).then(|| {
-            let bins = &raw const self.cache.bins;
-            self.push(Entry { bins, kind, live: true, ..NO_ENTRY })
-        })
+        self.make_room().then(|| self.push(Entry::new(kind, &raw const self.cache.bins)))
     }
 
+    #[inline]
     fn push(&self, entry: Entry) -> EntryName {
-        let index = self.depth.get();
-        let serial = self.entry_serial.get() + 1;
-        self.entry_serial.set(serial);
-        self.set_entry(index, Entry { serial, ..entry });
-        self.depth.set(index + 1);
         local::set_active(entry.bins);
-        EntryName { index, serial }
+        self.entries.push(entry)
     }
 
-    /// Leaves an entry, whatever lies above it. What it owned goes: the lane, then the handle.
+    /// Leaves an entry, whatever is newer. What it owned goes: the lane, then the handle.
     pub fn leave(&self, name: EntryName) {
         if let Some(control) = self.leave_keeping_handle(name) {
             finish::drop_handle(control);
         }
     }
 
-    fn leave_index(&self, index: usize) {
-        let serial = self.entry(index).serial;
-        self.leave(EntryName { index, serial });
-        // A dead entry on top, left earlier.
-        self.pop_dead();
-    }
-
     /// Leaves an entry and hands its handle to the caller. `None`: it has none, or was left before.
+    #[inline]
     fn leave_keeping_handle(&self, name: EntryName) -> Option<&'static Control> {
-        if name.index >= self.depth.get() {
-            return None;
+        let entry = self.entries.remove(name)?;
+        let cache = &raw const self.cache.bins;
+        local::set_active(self.entries.newest().map_or(cache, |(_, newest)| newest.bins));
+        // SAFETY: null, or a lane of this thread's.
+        if let Some(lane) = unsafe { entry.lane.as_ref() } {
+            let left = lane.entry_count.get() - 1;
+            lane.entry_count.set(left);
+            if left == 0 {
+                lane.occupant.set(0);
+                lane.occupancy.leave();
+            }
         }
-        let entry = self.entry(name.index);
-        if entry.serial != name.serial || !entry.live {
-            return None;
-        }
-        self.set_entry(name.index, Entry { live: false, owns_lane: false, ..entry });
-        self.pop_dead();
-        if entry.owns_lane && !self.pass_lane_on(entry.lane) {
-            // SAFETY: the entry owned the lane.
-            unsafe { &*entry.lane }.occupancy.leave();
+        let idle_room = self.entries.take_idle_room(false);
+        if !idle_room.is_null() {
+            self.free_room(idle_room);
         }
         // SAFETY: null, or a control block, which is type-stable.
         unsafe { entry.control.as_ref() }
     }
 
-    /// Another live entry in the same lane becomes its owner (T3).
-    fn pass_lane_on(&self, lane: *const Lane) -> bool {
-        for index in 0..self.depth.get() {
-            let entry = self.entry(index);
-            if entry.live && core::ptr::eq(entry.lane, lane) {
-                self.set_entry(index, Entry { owns_lane: true, ..entry });
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Pops what is dead on top and makes the topmost live entry active (T1).
-    fn pop_dead(&self) {
-        let mut depth = self.depth.get();
-        let mut bins = &raw const self.cache.bins;
-        while depth > 0 {
-            let top = self.entry(depth - 1);
-            if top.live {
-                bins = top.bins;
-                break;
-            }
-            depth -= 1;
-        }
-        self.depth.set(depth);
-        local::set_active(bins);
-    }
-
-    /// The innermost live entry that is in a request, hook or not.
+    /// The request of the newest entry that is in one.
     pub fn current_control(&self) -> Option<&'static Control> {
-        let inside = (0..self.depth.get())
-            .rev()
-            .map(|index| self.entry(index))
-            .find(|entry| entry.live && !entry.control.is_null());
-        // SAFETY: a live entry's handle keeps its control block.
-        inside.map(|entry| unsafe { &*entry.control })
+        let of_kind = |kind| self.entries.newest_of(kind);
+        let (_, entry) = [of_kind(EntryKind::Guard), of_kind(EntryKind::Hook)]
+            .into_iter()
+            .flatten()
+            .max_by_key(|(name, _)| name.serial())?;
+        // SAFETY: a live entry's handle keeps its control block (T2).
+        unsafe { entry.control.as_ref() }
     }
 
-    /// Leaves the innermost entry that `begin_request` made; its request, whose handle the caller
-    /// has now.
+    /// Leaves the newest entry that `begin_request` made; its request, whose handle the caller has
+    /// now.
     pub fn leave_hook(&self) -> Option<&'static Control> {
-        let name = self.innermost(EntryKind::Hook)?;
-        self.leave_keeping_handle(name)
+        self.leave_keeping_handle(self.innermost(EntryKind::Hook)?)
     }
 
-    /// The innermost live entry of a kind.
+    /// The newest entry of a kind.
     pub fn innermost(&self, kind: EntryKind) -> Option<EntryName> {
-        (0..self.depth.get())
-            .rev()
-            .map(|index| (index, self.entry(index)))
-            .find(|(_, entry)| entry.live && entry.kind == kind)
-            .map(|(index, entry)| EntryName { index, serial: entry.serial })
+        self.entries.newest_of(kind).map(|(name, _)| name)
     }
 
     /// The serial of the entry that was made last.
     #[cfg(feature = "capi")]
     pub fn last_entry(&self) -> u64 {
-        self.entry_serial.get()
+        self.entries.last_serial()
     }
 
     /// Leaves every entry that was made after the one with this serial; their requests are not over
     /// cleanly. (A depth would not do: an entry from before may have been left, and its place taken.)
     #[cfg(feature = "capi")]
     pub fn leave_after(&self, serial: u64) {
-        let is_later = |&index: &usize| {
-            let entry = self.entry(index);
-            entry.live && entry.serial > serial
-        };
-        while let Some(index) = (0..self.depth.get()).rev().find(is_later) {
+        while let Some((name, entry)) = self.entries.newest() {
+            if name.serial() <= serial {
+                break;
+            }
             // SAFETY: null, or a control block, which is type-stable.
-            if let Some(control) = unsafe { self.entry(index).control.as_ref() } {
+            if let Some(control) = unsafe { entry.control.as_ref() } {
                 control.bailed_out.store(true, Ordering::Relaxed);
             }
-            self.leave_index(index);
+            self.leave(name);
         }
+    }
+
+    /// Walks what the thread has; fatal when it contradicts itself.
+    pub fn check(&self) {
+        self.entries.check();
+        self.cache.check();
     }
 
     // ---- requests ----------------------------------------------------------------------------

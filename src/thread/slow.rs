@@ -89,16 +89,27 @@ fn allocate_traced(
     if allocated.block == NONE {
         return allocated;
     }
+    let class = Class::of(needed);
+    write_trace(allocated.block, class, needed, size, thread.site.get());
+    // Others that look at the request's blocks read the record as soon as they are told of it.
     let header = Raw.header(allocated.block);
     let traced = Header(header.load(Ordering::Relaxed)).with(TRACED);
-    header.store(traced.0, Ordering::Relaxed);
-    write_trace(allocated.block, Class::of(needed), needed, size, thread.site.get());
+    header.store(traced.0, Ordering::Release);
+    if class.is_none_or(Class::is_single) {
+        let span = HEAP.find(allocated.block).span;
+        span.traced_bytes.store(traced_block_bytes(class, needed), Ordering::Release);
+    }
     align_block(allocated, align)
+}
+
+/// Bytes of a traced block that holds `needed` bytes: its record stands at their end.
+fn traced_block_bytes(class: Option<Class>, needed: usize) -> usize {
+    class.map_or(needed, Class::payload_bytes)
 }
 
 /// Writes the record of a traced block that holds `needed` bytes.
 fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: usize, site: Site) {
-    let block_bytes = class.map_or(needed, Class::payload_bytes);
+    let block_bytes = traced_block_bytes(class, needed);
     // SAFETY: the block is the caller's, and traced: it is longer than was asked for by a record.
     unsafe { Trace::here(asked_bytes, site).write(block, block_bytes) };
 }

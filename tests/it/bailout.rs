@@ -338,7 +338,8 @@ fn a_traced_request_knows_where() {
         for size in [50, 5_000, 100_000, 3 << 20, 20] {
             // SAFETY: a live block.
             block = unsafe { zend::erealloc(block, size) };
-            assert!(zend::block_size(block) >= size);
+            // SAFETY: as above.
+            assert!(unsafe { zend::block_size(block) } >= size);
             // SAFETY: as long as it says.
             unsafe { block.write_bytes(0x5a, zend::block_size(block)) };
         }

@@ -368,7 +368,8 @@ mod child {
         let place = [0u128; 4];
         let address: *const u8 = (&raw const place[1]).cast();
         tell_address(address);
-        zend::block_size(address);
+        // SAFETY: none; the process must end.
+        unsafe { zend::block_size(address) };
     }
 
     pub fn emalloc_over_the_limit() {
@@ -585,14 +586,19 @@ mod child {
         free_elsewhere(block, 64, 4096);
     }
 
+    fn usable_size(block: *const u8) -> usize {
+        // SAFETY: the callers pass live blocks.
+        unsafe { rqmalloc::usable_size(block) }
+    }
+
     pub fn over_aligned_freed_as_plain() {
         // Two, as one of them may stand at the alignment without help.
         let block = [take(64, 4096), take(64, 4096)]
             .into_iter()
-            .find(|block| rqmalloc::usable_size(*block) < payload_for(64 + 4096 - 16))
+            .find(|block| usable_size(*block) < payload_for(64 + 4096 - 16))
             .unwrap();
         tell_address(block);
-        tell("capacity", format_args!("{}", rqmalloc::usable_size(block)));
+        tell("capacity", format_args!("{}", usable_size(block)));
         free(block, 64, 8);
     }
 

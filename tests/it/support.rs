@@ -183,7 +183,8 @@ impl Held {
     }
 
     pub fn owner(&self) -> Option<rqmalloc::RequestId> {
-        rqmalloc::owner_of(self.pointer)
+        // SAFETY: the block is live.
+        unsafe { rqmalloc::owner_of(self.pointer) }
     }
 
     /// What its request is charged for it. A block that could have a span of its own is cut from
@@ -195,7 +196,8 @@ impl Held {
     }
 
     pub fn usable(&self) -> usize {
-        rqmalloc::usable_size(self.pointer)
+        // SAFETY: the block is live.
+        unsafe { rqmalloc::usable_size(self.pointer) }
     }
 }
 

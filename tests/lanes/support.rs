@@ -119,7 +119,8 @@ impl Held {
     }
 
     pub fn owner(&self) -> Option<RequestId> {
-        owner_of(self.pointer)
+        // SAFETY: the block is live.
+        unsafe { owner_of(self.pointer) }
     }
 }
 

@@ -1,0 +1,100 @@
+//! System calls that are made without the C library's wrapper: most of its wrappers are cancellation
+//! points, and a thread that is cancelled inside the allocator would never leave what it holds.
+
+#[cfg(target_os = "linux")]
+unsafe fn errno_place() -> *mut i32 {
+    // SAFETY: always callable; the result is this thread's.
+    unsafe { libc::__errno_location() }
+}
+
+#[cfg(target_os = "macos")]
+unsafe fn errno_place() -> *mut i32 {
+    // SAFETY: always callable; the result is this thread's.
+    unsafe { libc::__error() }
+}
+
+/// The error of this thread's last call.
+pub fn errno() -> i32 {
+    // SAFETY: the place belongs to this thread.
+    unsafe { *errno_place() }
+}
+
+/// Runs `call` and leaves the thread's `errno` as it was: callers of `malloc` and of Rust's
+/// allocator do not expect it to change.
+pub fn keeping_errno<R>(call: impl FnOnce() -> R) -> R {
+    // SAFETY: the place belongs to this thread and stays valid.
+    let place = unsafe { errno_place() };
+    // SAFETY: as above.
+    let before = unsafe { *place };
+    let result = call();
+    // SAFETY: as above.
+    unsafe { *place = before };
+    result
+}
+
+/// Standard error.
+const STANDARD_ERROR: libc::c_int = 2;
+
+/// Writes all bytes to standard error, as far as they can be written.
+pub fn write_to_standard_error(mut bytes: &[u8]) {
+    keeping_errno(|| {
+        while !bytes.is_empty() {
+            match write_some(bytes) {
+                Some(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                None if errno() == libc::EINTR => {}
+                None => return,
+            }
+        }
+    });
+}
+
+/// How many bytes were written, at least one; `None`: an error.
+fn write_some(bytes: &[u8]) -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the bytes can be read.
+    let count = unsafe {
+        libc::syscall(libc::SYS_write, STANDARD_ERROR, bytes.as_ptr(), bytes.len()) as isize
+    };
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: the bytes can be read.
+    let count = unsafe { libc::write(STANDARD_ERROR, bytes.as_ptr().cast(), bytes.len()) };
+    usize::try_from(count).ok().filter(|&count| count > 0)
+}
+
+/// Gives the processor away for so long, to threads of lower priority too, which yielding would not.
+pub fn sleep(nanoseconds: u32) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds.into() };
+    keeping_errno(|| {
+        #[cfg(target_os = "linux")]
+        // SAFETY: the time can be read; what is left of it after a signal is not asked for.
+        unsafe {
+            libc::syscall(libc::SYS_nanosleep, &raw const time, core::ptr::null_mut::<u8>());
+        }
+        #[cfg(not(target_os = "linux"))]
+        // SAFETY: as above.
+        unsafe {
+            libc::nanosleep(&raw const time, core::ptr::null_mut());
+        }
+    });
+}
+
+/// Fills `value` with random bytes, as far as the system has them without waiting.
+pub fn random_bytes(value: &mut [u8; 8]) {
+    #[cfg(target_os = "linux")]
+    keeping_errno(|| {
+        // SAFETY: the buffer is eight writable bytes.
+        unsafe {
+            libc::syscall(
+                libc::SYS_getrandom,
+                value.as_mut_ptr(),
+                value.len(),
+                libc::GRND_NONBLOCK,
+            )
+        }
+    });
+    #[cfg(target_os = "macos")]
+    // SAFETY: the buffer is eight writable bytes.
+    unsafe {
+        libc::arc4random_buf(value.as_mut_ptr().cast(), value.len());
+    }
+}

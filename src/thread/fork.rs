@@ -1,0 +1,66 @@
+//! What is done around a `fork`: nothing before it and nothing in the parent. No lock is held across it,
+//! so a handler of another library can wait for whatever another thread holds meanwhile, and a signal
+//! handler may fork that interrupted the allocator.
+//!
+//! The child has one thread. Locks that others held are opened, and what they were changing is made
+//! whole. What the others had in their caches and lanes is lost to it, and the requests they were
+//! inside never close.
+
+use super::{EXIT_KEY_LOCK, HEAP, RUNNING_COUNT, current};
+use crate::os;
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, Ordering, set_long_wait};
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+
+static IS_HANDLED: AtomicBool = AtomicBool::new(false);
+
+/// A word that is 1 in the process that wrote it, and 0 in one that was forked from it and has not
+/// recovered yet; null where the system has no such memory.
+static WITNESS: AtomicPtr<AtomicU32> = AtomicPtr::new(null_mut());
+
+/// Registers what is done in a child, once. Without memory for it (`ENOMEM`) the locks of threads that a
+/// child does not have are opened by whoever waits for one.
+pub fn handle() {
+    if IS_HANDLED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    if let Some(address) = os::map(os::MAX_PAGE_BYTES, 0) {
+        // SAFETY: just mapped, and nobody else's.
+        if unsafe { os::clear_in_children(address, os::MAX_PAGE_BYTES) } {
+            let witness = with_exposed_provenance_mut::<AtomicU32>(address);
+            // SAFETY: zeroed memory that is never given back.
+            unsafe { &*witness }.store(1, Ordering::Relaxed);
+            WITNESS.store(witness, Ordering::Release);
+            // For handlers that run before ours, and for children without any.
+            set_long_wait(recover_if_forked);
+        } else {
+            // SAFETY: mapped above, unknown to anybody.
+            unsafe { os::unmap(address, os::MAX_PAGE_BYTES) };
+        }
+    }
+    // SAFETY: the handler is a function for ever.
+    unsafe { libc::pthread_atfork(None, None, Some(recover)) };
+}
+
+fn witness() -> Option<&'static AtomicU32> {
+    // SAFETY: null, or a word that is never unmapped.
+    unsafe { WITNESS.load(Ordering::Acquire).as_ref() }
+}
+
+fn recover_if_forked() {
+    if witness().is_some_and(|witness| witness.load(Ordering::Relaxed) == 0) {
+        recover();
+    }
+}
+
+/// The child's only thread makes everything whole.
+extern "C" fn recover() {
+    if let Some(witness) = witness() {
+        witness.store(1, Ordering::Relaxed);
+    }
+    // SAFETY: a child has one thread, and it is here.
+    unsafe {
+        EXIT_KEY_LOCK.recover(|(), _| ());
+        HEAP.recover();
+    }
+    RUNNING_COUNT.store(usize::from(current().is_some()), Ordering::Relaxed);
+}
