@@ -120,6 +120,9 @@ impl Request {
     /// (then what it returned is dropped). The value is an error then, the process and other requests go
     /// on. ZendMM's `zend_try` and `zend_catch`.
     ///
+    /// An allocation that was refused at the limit gives the request up by itself only if it ends in one of
+    /// these: a failed `try_reserve` that `f` can do without does not.
+    ///
     /// Destructors run as for a panic. Nothing else is freed: what was not is freed by
     /// [`end`](Self::end), or reported by [`close`](Self::close). `f` may leave what it shares with others
     /// half done, as with [`catch_unwind`].
@@ -131,9 +134,9 @@ impl Request {
     /// When `f` panics, or as [`enter`](Self::enter) does.
     pub fn catch<R>(&self, f: impl FnOnce() -> R) -> Result<R, Bailout> {
         let _entered = self.enter();
-        let result = catching(f).and_then(|value| match self.check() {
-            Ok(()) => Ok(value),
-            Err(limit) => {
+        let result = catching(f).and_then(|value| match self.given_up() {
+            None => Ok(value),
+            Some(limit) => {
                 drop(value);
                 Err(limit.into())
             }

@@ -7,7 +7,7 @@
 //!   that is accepted is not below `used`. Only `charge_beyond` passes it.
 //! - **G2** Who sees a mark sees what was in use and what was asked for when it was set.
 
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, const_fn};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, const_fn};
 
 /// No limit: more pages than any address space has.
 pub const NO_LIMIT: u32 = u32::MAX;
@@ -105,42 +105,62 @@ pub struct Marked {
     pub asked_bytes: usize,
 }
 
-/// That a request has come near its limit, for whoever looks.
+/// That a request has come near its limit, or was refused memory at it, for whoever looks.
 pub struct Mark {
-    is_set: AtomicBool,
+    reasons: AtomicU32,
     in_use_bytes: AtomicUsize,
     asked_bytes: AtomicUsize,
 }
+
+/// The request holds more than its limit less its reserve.
+const NEAR: u32 = 1;
+/// It was refused memory: whether its program can do without, it alone knows.
+const REFUSED: u32 = 2;
 
 impl Mark {
     const_fn! {
         /// Not set.
         pub const fn new() -> Self {
             Self {
-                is_set: AtomicBool::new(false),
+                reasons: AtomicU32::new(0),
                 in_use_bytes: AtomicUsize::new(0),
                 asked_bytes: AtomicUsize::new(0),
             }
         }
     }
 
-    /// Sets it, or says anew why it is set.
+    /// Says that the request is near its limit, or says anew why.
     pub fn set(&self, marked: Marked) {
+        self.say(NEAR, marked);
+    }
+
+    /// Says that it was refused memory.
+    pub fn note_refusal(&self, marked: Marked) {
+        self.say(REFUSED, marked);
+    }
+
+    fn say(&self, reason: u32, marked: Marked) {
         self.in_use_bytes.store(marked.in_use_bytes, Ordering::Relaxed);
         self.asked_bytes.store(marked.asked_bytes, Ordering::Relaxed);
-        self.is_set.store(true, Ordering::Release);
+        self.reasons.fetch_or(reason, Ordering::Release);
     }
 
     /// Takes it back.
     #[inline]
     pub fn clear(&self) {
-        self.is_set.store(false, Ordering::Relaxed);
+        self.reasons.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether it says that the request is near its limit.
+    #[inline]
+    pub fn is_near(&self) -> bool {
+        self.reasons.load(Ordering::Relaxed) & NEAR != 0
     }
 
     /// Why it is set, if it is.
     #[inline]
     pub fn get(&self) -> Option<Marked> {
-        if !self.is_set.load(Ordering::Acquire) {
+        if self.reasons.load(Ordering::Acquire) == 0 {
             return None;
         }
         Some(Marked {

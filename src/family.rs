@@ -115,7 +115,7 @@ pub fn allocate_slow(
     let allocated = match (thread, inside) {
         (Some(thread), Some(_)) => {
             let before = thread.site.replace(site);
-            let allocated = slow::alloc_slow(size, PAYLOAD_ALIGN);
+            let allocated = slow::allocate_active(size, PAYLOAD_ALIGN);
             thread.site.set(before);
             allocated
         }

@@ -30,18 +30,18 @@ impl Line {
     /// No text.
     pub const EMPTY: Self = Self { text: [0; LINE_BYTES], length: 0 };
 
-    fn of(noun: &str, values: &[(&str, Value<'_>)]) -> Self {
+    fn of<'t>(noun: &str, values: impl IntoIterator<Item = (&'t str, Value<'t>)>) -> Self {
         let mut line = Self::EMPTY;
         line.text(noun);
         let mut before = " (";
-        for &(key, value) in values {
+        for (key, value) in values {
             line.text(before);
             line.text(key);
             line.push(b' ');
             line.value(value);
             before = ", ";
         }
-        if !values.is_empty() {
+        if before == ", " {
             line.push(b')');
         }
         line
@@ -139,7 +139,7 @@ pub fn die_of(line: &Line) -> ! {
 #[cold]
 #[inline(never)]
 fn die(noun: &str, values: &[(&str, Value<'_>)]) -> ! {
-    die_of(&Line::of(noun, values))
+    die_of(&Line::of(noun, values.iter().copied()))
 }
 
 use Value::{Address, Count, Text, Word};
@@ -242,12 +242,14 @@ pub fn no_try(reason: &str) -> ! {
     die("bailout without a try", &[("reason", Text(reason))])
 }
 
+const MEMORY_LIMIT: &str = "memory limit reached";
+
 /// A request is at its memory limit, or at its mark below it.
 #[cold]
 pub fn memory_limit(limit_bytes: usize, in_use_bytes: usize, asked_bytes: usize) -> Line {
     Line::of(
-        "memory limit reached",
-        &[
+        MEMORY_LIMIT,
+        [
             ("limit", Count(limit_bytes as u64)),
             ("in use", Count(in_use_bytes as u64)),
             ("asked", Count(asked_bytes as u64)),
@@ -255,19 +257,46 @@ pub fn memory_limit(limit_bytes: usize, in_use_bytes: usize, asked_bytes: usize)
     )
 }
 
+/// A request was refused memory at its limit, and so many others since that was last said.
+#[cold]
+pub fn refused_at_limit(
+    request: u64,
+    name: Option<&str>,
+    limit_bytes: usize,
+    in_use_bytes: usize,
+    asked_bytes: usize,
+    left_out: u64,
+) -> Line {
+    let values = [
+        ("request", Count(request)),
+        ("name", Text(name.unwrap_or_default())),
+        ("limit", Count(limit_bytes as u64)),
+        ("in use", Count(in_use_bytes as u64)),
+        ("asked", Count(asked_bytes as u64)),
+    ];
+    let named = values.iter().filter(|(key, _)| *key != "name" || name.is_some());
+    let mut line = Line::of(MEMORY_LIMIT, named.copied());
+    if left_out > 0 {
+        line.text(" and ");
+        line.number(left_out, 10);
+        line.text(" more");
+    }
+    line
+}
+
 /// A limit below what is in use was refused.
 #[cold]
 pub fn limit_below_use(limit_bytes: usize, in_use_bytes: usize) -> Line {
     Line::of(
         "memory limit below what is in use",
-        &[("limit", Count(limit_bytes as u64)), ("in use", Count(in_use_bytes as u64))],
+        [("limit", Count(limit_bytes as u64)), ("in use", Count(in_use_bytes as u64))],
     )
 }
 
 /// The system has no more memory.
 #[cold]
 pub fn out_of_memory(asked_bytes: usize) -> Line {
-    Line::of("out of memory", &[("asked", Count(asked_bytes as u64))])
+    Line::of("out of memory", [("asked", Count(asked_bytes as u64))])
 }
 
 /// `count * size + offset` is no size.
@@ -275,7 +304,7 @@ pub fn out_of_memory(asked_bytes: usize) -> Line {
 pub fn overflow(count: usize, size: usize, offset: usize) -> Line {
     Line::of(
         "integer overflow in an allocation",
-        &[
+        [
             ("count", Count(count as u64)),
             ("size", Count(size as u64)),
             ("offset", Count(offset as u64)),
@@ -286,5 +315,5 @@ pub fn overflow(count: usize, size: usize, offset: usize) -> Line {
 /// A text of the program's own, as far as it fits.
 #[cold]
 pub fn reason(text: &str) -> Line {
-    Line::of(text, &[])
+    Line::of(text, [])
 }

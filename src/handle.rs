@@ -108,6 +108,15 @@ impl RequestBuilder {
         self
     }
 
+    /// Whether the first allocation that the request is refused at its memory limit is said on standard
+    /// error, in one line with its name, limit and size: what follows may be the end of the process. It
+    /// is, unless this or `RQMALLOC_REPORT_LIMIT=0` in the environment says otherwise. A process writes
+    /// some lines a second, and how many it has left out.
+    pub fn report_limit(mut self, report: bool) -> Self {
+        self.opening.hides_limit = !report;
+        self
+    }
+
     /// Opens the request.
     ///
     /// # Panics
@@ -125,12 +134,13 @@ impl RequestBuilder {
 
 impl fmt::Debug for RequestBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { name, limit_bytes, reserve_bytes, leaks } = self.opening;
+        let Opening { name, limit_bytes, reserve_bytes, leaks, hides_limit } = self.opening;
         f.debug_struct("RequestBuilder")
             .field("name", &name)
             .field("memory_limit", &limit_bytes)
             .field("reserve", &reserve_bytes)
             .field("leaks", &leaks)
+            .field("report_limit", &!hides_limit)
             .field("on_end", &self.on_end.len())
             .finish()
     }
@@ -254,6 +264,11 @@ impl Request {
     /// What the limit is, what was in use and what was asked for then.
     pub fn check(&self) -> Result<(), LimitExceeded> {
         LimitExceeded::of(self.control).map_or(Ok(()), Err)
+    }
+
+    /// Why the request is marked: it is to be given up then by whoever runs it.
+    pub(crate) fn given_up(&self) -> Option<LimitExceeded> {
+        self.control.is_to_be_given_up().then(|| LimitExceeded::of(self.control)).flatten()
     }
 
     /// Sets the memory limit, in bytes of pages; `None`: no limit. A request that has room again is not

@@ -9,7 +9,7 @@ use crate::block::{
 use crate::cache::Cache;
 use crate::chunk::CHUNK_BYTES;
 use crate::depot::{Depot, Magazine, Slots};
-use crate::huge::{Mapped, Mappings, mapping_bytes};
+use crate::huge::{Mapped, Mappings, needed_bytes};
 use crate::identity::{PERSISTENT_SERIAL, id_of, serial_of};
 use crate::lane::Lane;
 use crate::page_heap::{MAX_SPAN_PAGES, PageHeap, Taken};
@@ -435,7 +435,7 @@ impl Heap {
         size: usize,
         align: usize,
     ) -> Allocated {
-        let Some(bytes) = mapping_bytes(size, align) else { return Allocated::NOTHING };
+        let Some(bytes) = needed_bytes(size, align) else { return Allocated::NOTHING };
         if !control.charge_or_reclaim(lane, bytes, size, self) {
             return Allocated::REFUSED;
         }
@@ -458,7 +458,7 @@ impl Heap {
         let take = || self.mappings.take(&self.pages, size, align, owner);
         let Mapped { span, zeroed } = take().or_else(|| {
             // Memory that nobody uses goes only if the block could fit then.
-            let bytes = mapping_bytes(size, align)?;
+            let bytes = needed_bytes(size, align)?;
             if !os::could_map(bytes.saturating_sub(self.idle_bytes())) {
                 return None;
             }
@@ -709,13 +709,18 @@ impl Heap {
     }
 
     /// Makes a large or huge block longer or shorter where it is, or moves its pages; the block, or
-    /// `NONE` when that cannot be done. The block's alignment is at most 16. `lane` is the lane of the
-    /// block's request that the caller is in, if any.
-    pub fn resize_alone(&self, found: &Found<'_>, lane: Option<&Lane>, new_size: usize) -> Block {
+    /// what stands in the way: only a limit may give way. The block's alignment is at most 16. `lane` is
+    /// the lane of the block's request that the caller is in, if any.
+    pub fn resize_alone(
+        &self,
+        found: &Found<'_>,
+        lane: Option<&Lane>,
+        new_size: usize,
+    ) -> Result<Block, Shortage> {
         let span = found.span;
         let class = Class::of(new_size);
         let wanted = match (span.kind(), class) {
-            (SpanKind::Huge, None) => mapping_bytes(new_size, 1),
+            (SpanKind::Huge, None) => needed_bytes(new_size, 1),
             (SpanKind::Large, Some(class)) if class.is_single() => {
                 Some(class.slab_pages() * PAGE_BYTES)
             }
@@ -726,12 +731,12 @@ impl Heap {
             }
             _ => None,
         };
-        let Some(wanted) = wanted.filter(|_| !found.header.has(TRACED)) else { return NONE };
+        let wanted = wanted.filter(|_| !found.header.has(TRACED)).ok_or(Shortage::Memory)?;
         let control = found.control();
         let growth = wanted.saturating_sub(span.charged_bytes.get());
         if let Some(control) = control {
             if growth > 0 && !control.charge_growth(lane, growth, new_size, self) {
-                return NONE;
+                return Err(Shortage::Limit);
             }
         }
         let is_resized = match class {
@@ -747,7 +752,7 @@ impl Heap {
                 control.recharge_large(span, growth, if is_huge { wanted } else { span.bytes() });
             }
         }
-        if is_resized { span.base() + 2 * HEADER_BYTES } else { NONE }
+        if is_resized { Ok(span.base() + 2 * HEADER_BYTES) } else { Err(Shortage::Memory) }
     }
 
     fn resize_mapping(&self, span: &Span, new_size: usize) -> bool {
@@ -1418,10 +1423,10 @@ mod tests {
         heap.set_up();
         let cache = new_cache(heap);
         let block = heap.alloc_persistent(Some(&cache), Class::of(50_000).unwrap()).block;
-        assert_eq!(heap.resize_alone(&heap.find(block), None, 500_000), block);
+        assert_eq!(heap.resize_alone(&heap.find(block), None, 500_000), Ok(block));
         let found = heap.judge(block, 500_000, 8);
         assert!(found.span.bytes() >= 500_000);
-        assert_eq!(heap.resize_alone(&found, None, 400_000), block);
+        assert_eq!(heap.resize_alone(&found, None, 400_000), Ok(block));
         free(heap, &cache, block);
         cache.flush(|class, magazine| heap.put_magazine(class, magazine));
         heap.release_all_idle();

@@ -11,7 +11,7 @@
 use crate::chunk::CHUNK_BYTES;
 use crate::os::{self, MAX_PAGE_BYTES, Resized};
 use crate::page_heap::PageHeap;
-use crate::size_class::HEADER_BYTES;
+use crate::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::span::{Span, SpanKind};
 use crate::sync::{AtomicUsize, Lock, Ordering, step, this_thread, wait_for};
 use core::ptr::null;
@@ -71,11 +71,16 @@ fn is_snug(bytes: usize, wanted: usize) -> bool {
     bytes - wanted <= wanted / SLACK_DIVISOR
 }
 
-/// The length of the mapping for `size` bytes of payload, wherever in it an alignment puts them.
-pub fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
+/// Bytes of pages that a block of `size` bytes needs, wherever in a mapping an alignment puts it.
+pub fn needed_bytes(size: usize, align: usize) -> Option<usize> {
     let padding = if align > 16 { align } else { 0 };
     let bytes = size.checked_add(2 * HEADER_BYTES)?.checked_add(padding)?;
-    (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(MAX_PAGE_BYTES))
+    (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(PAGE_BYTES))
+}
+
+/// The length of its mapping: whole pages of any system.
+fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
+    needed_bytes(size, align).map(|bytes| bytes.next_multiple_of(MAX_PAGE_BYTES))
 }
 
 impl Mappings {

@@ -222,7 +222,7 @@ fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
             }
             let function = symbol.name().map(|name| std::format!("{name:#}"));
             // A generic function of the standard library has its file and not its name.
-            let is_of_std = symbol.filename().is_some_and(|file| file.starts_with("/rustc/"));
+            let is_of_std = symbol.filename().is_some_and(is_file_of_std);
             if is_of_std || function.as_deref().is_some_and(is_internal) {
                 return;
             }
@@ -240,6 +240,15 @@ fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
         last = Some(frame);
     }
     last.map_or_else(unknown, |frame| std::format!("{frame:#x}"))
+}
+
+/// Whether a source file is the standard library's: it was built elsewhere, or its source is installed
+/// with the toolchain.
+#[cfg(feature = "trace")]
+fn is_file_of_std(file: &std::path::Path) -> bool {
+    let of_toolchain = std::path::Path::new("lib/rustlib/src/rust/library");
+    file.starts_with("/rustc/")
+        || file.ancestors().any(|ancestor| ancestor.ends_with(of_toolchain))
 }
 
 /// Whether a function only stands between the program and the allocator.

@@ -25,6 +25,7 @@ mod depot;
 mod lifecycle;
 mod os;
 mod pool;
+mod refusals;
 mod run_index;
 mod versioned;
 // Layer 4

@@ -88,7 +88,7 @@ impl<F: Future> Future for Scope<F> {
         let entered = inside.enter();
         let catching = Catching::new();
         let output = running.poll(context);
-        let marked = inside.check().err();
+        let marked = inside.given_up();
         if output.is_pending() && marked.is_none() {
             return output;
         }

@@ -9,6 +9,8 @@
 //! | `large` | under the heap's large lock | the same |
 //! | `large_count`, `large_bytes`, `peak_bytes`, `warm_bytes` | who takes or gives a span, by read-modify-write | anybody |
 //! | `kept`, `bailed_out` | who decrees a survivor, who gives the request up | who closes |
+//! | `left_by_reclaim`, `reclaims_in_vain` | who reclaims; two at once only sweep too often or too rarely | the same |
+//! | `refusal_is_told` | who is refused memory at the limit | the same |
 //!
 //! - **Q1** A live block of the request keeps its control block from being recycled.
 //! - **Q2** The *footprint*, what `budget` has in use, is the sum of the request's regions and of what its
@@ -48,6 +50,8 @@ pub struct Opening {
     pub reserve_bytes: Option<usize>,
     /// What is said of blocks that were never freed.
     pub leaks: LeakPolicy,
+    /// Nothing is said when it is refused memory at its limit.
+    pub hides_limit: bool,
 }
 
 /// What is said, when a request is over, of blocks that were never freed.
@@ -106,6 +110,11 @@ pub struct Control {
     /// Bytes of the ranges that were taken since the last sweep.
     unswept_bytes: AtomicUsize,
     sweeps_in_vain: AtomicU32,
+    /// Bytes of free blocks that the last sweep at a bound has left, less those used since.
+    pub(super) left_by_reclaim: AtomicUsize,
+    pub(super) reclaims_in_vain: AtomicU32,
+    /// Whether it was said that the request was refused memory at its limit, or nothing is to be said.
+    refusal_is_told: AtomicBool,
     /// Bytes of warm regions that this control block is charged for.
     pub warm_bytes: AtomicUsize,
     /// Written by other threads: on cache lines of its own.
@@ -202,6 +211,9 @@ impl Control {
             shared: AtomicBool::new(false),
             unswept_bytes: AtomicUsize::new(0),
             sweeps_in_vain: AtomicU32::new(0),
+            left_by_reclaim: AtomicUsize::new(0),
+            reclaims_in_vain: AtomicU32::new(0),
+            refusal_is_told: AtomicBool::new(false),
             warm_bytes: AtomicUsize::new(0),
             strays: Strays { list: StrayList::new(), pending: AtomicU64::new(0) },
         }
@@ -245,6 +257,9 @@ impl Control {
         self.bailed_out.store(false, Ordering::Relaxed);
         self.kept.store(false, Ordering::Relaxed);
         self.note_swept(0);
+        self.left_by_reclaim.store(0, Ordering::Relaxed);
+        self.reclaims_in_vain.store(0, Ordering::Relaxed);
+        self.refusal_is_told.store(opening.hides_limit, Ordering::Relaxed);
         // The other lanes are opened by who enters them.
         self.first.bins.open(Kind::Lane, Header::tag(id, LIVE));
         if self.shared.load(Ordering::Relaxed) {
@@ -261,6 +276,12 @@ impl Control {
     #[inline]
     pub fn retire(&self) {
         self.serial.store(NO_SERIAL, Ordering::Relaxed);
+    }
+
+    /// Whether it is to be said now that the request was refused memory at its limit: once.
+    pub fn tells_refusal(&self) -> bool {
+        !self.refusal_is_told.load(Ordering::Relaxed)
+            && !self.refusal_is_told.swap(true, Ordering::Relaxed)
     }
 
     /// Its address, as spans name it.
@@ -379,7 +400,7 @@ impl Control {
         if !self.is_over_limit(pages_for(class.stride_bytes() + HEADER_BYTES)) {
             return Err(Shortage::Memory);
         }
-        self.set_mark(self.footprint_bytes(), asked_bytes);
+        self.note_refusal(asked_bytes);
         Err(Shortage::Limit)
     }
 
@@ -418,7 +439,7 @@ impl Control {
         // At the mark, at the limit or out of memory: what is free inside the request comes first, then
         // what it may have is looked at once more.
         let worth_bytes = self.region_bytes() / SOFT_WORTH_DIVISOR;
-        let is_swept = self.reclaim(lane, worth_bytes, supply).is_some();
+        let is_swept = self.reclaim_at_bound(lane, worth_bytes, supply).is_some();
         if self.has_free(lane, class)
             || self.adopt_region(lane, class, asked_bytes, Bound::Hard, supply)
         {
@@ -426,7 +447,7 @@ impl Control {
         }
         // Before null any free block is worth it.
         if !is_swept
-            && self.reclaim(lane, class.stride_bytes(), supply).is_some()
+            && self.reclaim_at_bound(lane, class.stride_bytes(), supply).is_some()
             && (self.has_free(lane, class)
                 || self.adopt_region(lane, class, asked_bytes, Bound::Hard, supply))
         {
@@ -586,7 +607,7 @@ impl Control {
         supply: &'l S,
     ) -> Option<&'l Span> {
         if let Some(span) = lane.take_warm(stride) {
-            if self.charge(lane, span.bytes(), asked_bytes, bound) {
+            if self.charge(Some(lane), span.bytes(), asked_bytes, bound) {
                 span.carved_end.set(span.base() + HEADER_BYTES);
                 span.count.arm();
                 return Some(span);
@@ -594,7 +615,7 @@ impl Control {
             lane.put_warm(span);
         }
         let take = |pages: usize| {
-            if !self.charge(lane, pages * PAGE_BYTES, asked_bytes, bound) {
+            if !self.charge(Some(lane), pages * PAGE_BYTES, asked_bytes, bound) {
                 return None;
             }
             let taken = supply.take_span(SpanKind::Region, 0, pages, self.address());

@@ -1,7 +1,8 @@
 //! What a request may hold: charged in pages before memory is taken, up to a mark and to a limit.
 //!
 //! At the mark, and again at the limit, what is free inside the request is reclaimed first; then the
-//! request is marked, or refused. See `budget` for the words that decide.
+//! request is marked, or refused. Reclaiming that was in vain is not tried again before enough was freed
+//! that it may be worth it. See `budget` for the words that decide.
 
 use super::Supply;
 use super::control::Control;
@@ -16,6 +17,13 @@ const RESERVE_DIVISOR: usize = 8;
 const MAX_DEFAULT_RESERVE_BYTES: usize = 4 * 1024 * 1024;
 /// `reserve_bytes` of a request whose opener did not say.
 pub(super) const DEFAULT_RESERVE: usize = usize::MAX;
+
+/// Reclaiming at a bound is worth it again once the first part of the regions was freed since, and later
+/// each time it is in vain, up to the second part.
+const FREED_DIVISORS: [usize; 2] = [1024, 32];
+
+/// From the shortest interval to the longest.
+const MAX_DOUBLINGS: u32 = (FREED_DIVISORS[0] / FREED_DIVISORS[1]).ilog2();
 
 /// How far a charge may go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,27 +50,31 @@ impl Control {
     /// At the soft bound a request that has no mark yet is refused, so that the caller reclaims first; at
     /// the hard bound it is marked and goes on, to its limit. The limit is suspended while the thread
     /// panics, and in a lane that says so.
+    ///
+    /// `lane` is the lane that the caller is in; a caller outside has none.
     pub(super) fn charge(
         &self,
-        lane: &Lane,
+        lane: Option<&Lane>,
         bytes: usize,
         asked_bytes: usize,
         bound: Bound,
     ) -> bool {
         let pages = pages_of(bytes);
         let headroom = self.headroom_pages();
-        let soft = (bound == Bound::Soft && self.mark.get().is_none()).then_some(headroom);
+        let soft = (bound == Bound::Soft && !self.mark.is_near()).then_some(headroom);
         let granted = self.budget.charge(pages, soft.unwrap_or(0)).or_else(|| {
-            let is_suspended = lane.limit_is_suspended.get() || std::thread::panicking();
+            let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
+                || std::thread::panicking();
             is_suspended.then(|| self.budget.charge_beyond(pages)).flatten()
         });
         let Some(used) = granted else {
             return false;
         };
-        self.peak_bytes.fetch_max(used as usize * PAGE_BYTES, Ordering::Relaxed);
+        let used_bytes = used as usize * PAGE_BYTES;
+        self.peak_bytes.fetch_max(used_bytes, Ordering::Relaxed);
         let limit = self.budget.limit();
-        if limit != NO_LIMIT && used > limit.saturating_sub(headroom) && self.mark.get().is_none() {
-            self.set_mark(used as usize * PAGE_BYTES, asked_bytes);
+        if limit != NO_LIMIT && used > limit.saturating_sub(headroom) && !self.mark.is_near() {
+            self.mark.set(Marked { in_use_bytes: used_bytes, asked_bytes });
         }
         true
     }
@@ -80,19 +92,20 @@ impl Control {
         asked_bytes: usize,
         supply: &S,
     ) -> bool {
-        if self.charge(lane, bytes, asked_bytes, Bound::Soft) {
+        if self.charge(Some(lane), bytes, asked_bytes, Bound::Soft) {
             return true;
         }
-        self.reclaim(lane, PAGE_BYTES, supply);
-        self.charge(lane, bytes, asked_bytes, Bound::Hard) || {
+        self.reclaim_at_bound(lane, PAGE_BYTES, supply);
+        self.charge(Some(lane), bytes, asked_bytes, Bound::Hard) || {
             if self.limit().is_some() {
-                self.set_mark(self.footprint_bytes(), asked_bytes);
+                self.note_refusal(asked_bytes);
             }
             false
         }
     }
 
-    /// Charges for a block that grows, whoever resizes it: there may be no lane to reclaim in.
+    /// Charges for a block that grows, whoever resizes it. A caller outside has no lane to reclaim in: it
+    /// can enter one and try again.
     pub fn charge_growth<S: Supply>(
         &self,
         lane: Option<&Lane>,
@@ -102,8 +115,10 @@ impl Control {
     ) -> bool {
         match lane {
             Some(lane) => self.charge_or_reclaim(lane, bytes, asked_bytes, supply),
-            // The first lane is the request's in any case; only its flag is looked at.
-            None => self.charge(&self.first, bytes, asked_bytes, Bound::Soft),
+            None => {
+                let charge = |bound| self.charge(None, bytes, asked_bytes, bound);
+                charge(Bound::Soft) || charge(Bound::Hard)
+            }
         }
     }
 
@@ -126,14 +141,22 @@ impl Control {
         })
     }
 
-    pub(super) fn set_mark(&self, in_use_bytes: usize, asked_bytes: usize) {
-        self.mark.set(Marked { in_use_bytes, asked_bytes });
+    /// An allocation was refused at the limit.
+    pub(super) fn note_refusal(&self, asked_bytes: usize) {
+        self.mark.note_refusal(Marked { in_use_bytes: self.footprint_bytes(), asked_bytes });
     }
 
-    /// Why the request is marked, if it is.
+    /// Why the request is marked, or was refused memory, if so.
     #[inline]
     pub fn marked(&self) -> Option<Marked> {
         self.mark.get()
+    }
+
+    /// Whether the request is marked, so that it should be given up. A refusal alone is no reason: who
+    /// asked may do without.
+    #[inline]
+    pub fn is_to_be_given_up(&self) -> bool {
+        self.mark.is_near()
     }
 
     /// The limit in bytes, if there is one.
@@ -173,15 +196,46 @@ impl Control {
     /// blocks are worth so many bytes together. Returns the bytes of pages that went; `None`: it was not
     /// worth it.
     pub fn reclaim<S: Supply>(&self, lane: &Lane, worth_bytes: usize, supply: &S) -> Option<usize> {
-        let before = self.footprint_bytes();
+        let held_bytes = self.held_bytes(lane);
+        (held_bytes > 0 && held_bytes >= worth_bytes).then(|| self.sweep(lane, supply))
+    }
+
+    /// The same before the request is marked or refused memory: unless it was in vain, and too little
+    /// was freed since.
+    pub(super) fn reclaim_at_bound<S: Supply>(
+        &self,
+        lane: &Lane,
+        worth_bytes: usize,
+        supply: &S,
+    ) -> Option<usize> {
+        let held_bytes = self.held_bytes(lane);
+        let left_bytes = self.left_by_reclaim.load(Ordering::Relaxed).min(held_bytes);
+        self.left_by_reclaim.store(left_bytes, Ordering::Relaxed);
+        let region_bytes = self.region_bytes();
+        let doubled = (region_bytes / FREED_DIVISORS[0])
+            .saturating_mul(1 << self.reclaims_in_vain.load(Ordering::Relaxed));
+        let wanted_bytes = doubled.min(region_bytes / FREED_DIVISORS[1]).max(worth_bytes);
+        let is_worth = held_bytes >= worth_bytes && held_bytes - left_bytes >= wanted_bytes;
+        is_worth.then(|| self.sweep(lane, supply))
+    }
+
+    /// Bytes of the request's free blocks, as far as is known; strays among them now.
+    fn held_bytes(&self, lane: &Lane) -> usize {
         if !self.strays.list.is_empty() {
             self.drain_into(lane);
         }
-        let held_bytes: usize = self.lanes().map(|lane| lane.held().1).sum();
-        if held_bytes == 0 || held_bytes < worth_bytes {
-            return None;
-        }
+        self.lanes().map(|lane| lane.held().1).sum()
+    }
+
+    fn sweep<S: Supply>(&self, lane: &Lane, supply: &S) -> usize {
+        let before = self.footprint_bytes();
         sweep::sweep(self, lane, supply);
-        Some(before.saturating_sub(self.footprint_bytes()))
+        let went_bytes = before.saturating_sub(self.footprint_bytes());
+        self.left_by_reclaim.store(self.held_bytes(lane), Ordering::Relaxed);
+        let in_vain = self.reclaims_in_vain.load(Ordering::Relaxed);
+        let is_in_vain = went_bytes == 0;
+        let in_vain = if is_in_vain { (in_vain + 1).min(MAX_DOUBLINGS) } else { 0 };
+        self.reclaims_in_vain.store(in_vain, Ordering::Relaxed);
+        went_bytes
     }
 }

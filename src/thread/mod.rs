@@ -31,10 +31,12 @@ use crate::heap::{Heap, SERIALS_PER_DRAW, TICK_MILLISECONDS};
 use crate::lane::Lane;
 use crate::os;
 use crate::pool::{Pool, Successors};
+use crate::refusals::Refusals;
 use crate::request::control::{Control, Opening};
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
 use crate::trace::Site;
 use core::cell::Cell;
+use core::ffi::CStr;
 use entries::{Entries, Entry, EntryName};
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -49,6 +51,8 @@ static TRACED: Bins = Bins::new(Kind::Traced);
 static POOL: Pool = Pool::new();
 static ALL: AtomicPtr<Thread> = AtomicPtr::new(null_mut());
 static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
+/// What was said of requests that were refused memory at their limit.
+static REFUSALS: Refusals = Refusals::new();
 /// Requests opened and finished by threads that have no cache; the others count their own.
 static OPENED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
 static FINISHED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
@@ -488,12 +492,15 @@ pub fn add_handle(control: &Control) {
     }
 }
 
-/// What the environment says of tracing: 0: not looked at yet, 1: nothing, 2: every request is traced.
-static TRACES_ALL: AtomicU8 = AtomicU8::new(0);
+/// What the environment says of all requests, as these flags; 0: it was not looked at yet.
+static OF_ALL_REQUESTS: AtomicU8 = AtomicU8::new(0);
+const IS_KNOWN: u8 = 1;
+const ARE_TRACED: u8 = 2;
+const HIDE_LIMITS: u8 = 4;
 
 #[inline]
 fn open(control: &Control, serial: u64, opening: &Opening) {
-    if TRACES_ALL.load(Ordering::Relaxed) == 1 {
+    if OF_ALL_REQUESTS.load(Ordering::Relaxed) == IS_KNOWN {
         return HEAP.open_request(control, serial, opening);
     }
     open_slow(control, serial, opening);
@@ -501,15 +508,27 @@ fn open(control: &Control, serial: u64, opening: &Opening) {
 
 #[cold]
 fn open_slow(control: &Control, serial: u64, opening: &Opening) {
-    // SAFETY: a text; whoever changes the environment while others read it breaks its contract.
-    let value = unsafe { libc::getenv(c"RQMALLOC_TRACE".as_ptr()) };
-    // SAFETY: as above.
-    let is_set = !value.is_null() && unsafe { *value } == b'1' as libc::c_char;
-    TRACES_ALL.store(if is_set { 2 } else { 1 }, Ordering::Relaxed);
+    let mut flags = IS_KNOWN;
+    if begins_with(c"RQMALLOC_TRACE", b'1') {
+        flags |= ARE_TRACED;
+    }
+    if begins_with(c"RQMALLOC_REPORT_LIMIT", b'0') {
+        flags |= HIDE_LIMITS;
+    }
+    OF_ALL_REQUESTS.store(flags, Ordering::Relaxed);
     let mut opening = *opening;
-    opening.leaks.traced |= is_set;
-    opening.leaks.reported |= is_set;
+    opening.leaks.traced |= flags & ARE_TRACED != 0;
+    opening.leaks.reported |= flags & ARE_TRACED != 0;
+    opening.hides_limit |= flags & HIDE_LIMITS != 0;
     HEAP.open_request(control, serial, &opening);
+}
+
+/// Whether a variable of the environment begins with this byte.
+fn begins_with(name: &CStr, first: u8) -> bool {
+    // SAFETY: a text; whoever changes the environment while others read it breaks its contract.
+    let value = unsafe { libc::getenv(name.as_ptr()) };
+    // SAFETY: as above.
+    !value.is_null() && unsafe { *value } == first as libc::c_char
 }
 
 /// Opens a request in a thread that has exited or has no memory for a cache.

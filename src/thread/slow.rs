@@ -1,14 +1,16 @@
 //! Allocation and freeing where the fast path has no answer.
 
-use super::{HEAP, Thread, current, current_or_start, finish};
+use super::{HEAP, REFUSALS, Thread, current, current_control, current_or_start, finish};
 use crate::bin::{Bins, Kind, Raw};
 use crate::block::{Block, Header, Memory, NONE, TRACED};
 use crate::heap::{Allocated, Found, needed_size, padded_size};
 use crate::lane::Lane;
+use crate::request::Shortage;
 use crate::request::control::Control;
 use crate::size_class::Class;
 use crate::sync::Ordering;
 use crate::trace::{Site, Trace};
+use crate::{fatal, os};
 
 /// A persistent block, whatever is active. A thread that has given its cache back, or that has no memory
 /// for one, is `None`.
@@ -24,15 +26,37 @@ pub fn allocate_persistent(thread: Option<&Thread>, size: usize, align: usize) -
     align_block(allocated, align)
 }
 
-/// Allocates where the fast path found nothing, or where no fast path goes.
+/// Allocates where the fast path found nothing, or where no fast path goes. What the limit of a request
+/// refuses is said: whether its program can go on without, it alone knows.
 #[cold]
 #[inline(never)]
 pub fn alloc_slow(size: usize, align: usize) -> Allocated {
+    let allocated = allocate_active(size, align);
+    if allocated.is_refused() {
+        current_control().inspect(|control| tell_refusal(control, size));
+    }
+    allocated
+}
+
+/// The same, for callers that say themselves what was refused.
+pub fn allocate_active(size: usize, align: usize) -> Allocated {
     let thread = current_and_tick();
     match thread.and_then(|thread| thread.active_lane().map(|inside| (thread, inside))) {
         Some((thread, (control, lane))) => allocate_in(thread, control, lane, size, align),
         None => allocate_persistent(thread, size, align),
     }
+}
+
+/// Says that a request was refused memory at its limit: once, and a process not too often.
+#[cold]
+pub fn tell_refusal(control: &Control, asked_bytes: usize) {
+    if !control.tells_refusal() {
+        return;
+    }
+    let Some(left_out) = REFUSALS.next(os::coarse_milliseconds()) else { return };
+    let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
+    let name = control.name.get();
+    fatal::refused_at_limit(control.serial(), name, limit, in_use, asked_bytes, left_out).print();
 }
 
 /// The same for a persistent block, whatever is active.
@@ -178,20 +202,55 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
     if align > 16 {
         return NONE;
     }
-    let lane = match (current(), found.control()) {
-        (Some(thread), Some(control)) => thread.lane_inside(control),
-        _ => None,
+    let thread = current();
+    let Some(control) = found.control() else {
+        return HEAP.resize_alone(found, None, new_size).unwrap_or(NONE);
     };
-    HEAP.resize_alone(found, lane, new_size)
+    let lane = thread.and_then(|thread| thread.lane_inside(control));
+    let resized = HEAP.resize_alone(found, lane, new_size);
+    match (resized, thread) {
+        (Err(Shortage::Limit), Some(thread)) if lane.is_none() => {
+            // From inside, what is free in the request would be reclaimed first.
+            let again = |lane: &Lane| HEAP.resize_alone(found, Some(lane), new_size);
+            visit(thread, control, again).map_or(NONE, |resized| resized.unwrap_or(NONE))
+        }
+        (resized, _) => resized.unwrap_or(NONE),
+    }
+}
+
+/// Runs `f` in a lane of a request that this thread is not inside. `None`: the request is over, or there
+/// is no memory for a lane.
+fn visit<R>(
+    thread: &Thread,
+    control: &'static Control,
+    f: impl FnOnce(&Lane) -> R,
+) -> Option<R> {
+    if !control.handles.try_add() {
+        return None;
+    }
+    let lane = control.enter(|bytes| HEAP.pages.meta.take(bytes));
+    let result = lane.map(|lane| {
+        lane.bins.set_cache(&raw const thread.cache.bins);
+        let result = f(lane);
+        lane.occupancy.leave();
+        result
+    });
+    finish::drop_handle(control);
+    result
 }
 
 /// A new block for one of this thread's or another's that grows: of the same lifetime, whatever is
 /// active. The request of a stray may be closed: then the block is persistent, as its survivors are.
 pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) -> Allocated {
-    alloc_beside_found(&HEAP.judge(payload, size, align), align, new_size)
+    let found = HEAP.judge(payload, size, align);
+    let allocated = alloc_beside_found(&found, align, new_size);
+    if allocated.is_refused() {
+        found.control().inspect(|control| tell_refusal(control, new_size));
+    }
+    allocated
 }
 
-/// The same for a block that was found.
+/// The same for a block that was found, for callers that say themselves what was refused.
 pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
     let thread = current_or_start();
     let control = found.control().filter(|_| !found.header.has(crate::block::PERSISTENT));
@@ -201,17 +260,10 @@ pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> A
     if let Some(lane) = thread.lane_inside(control) {
         return allocate_in(thread, control, lane, new_size, align);
     }
-    if !control.handles.try_add() {
-        return allocate_persistent(Some(thread), new_size, align);
+    let allocate = |lane: &Lane| allocate_in(thread, control, lane, new_size, align);
+    match visit(thread, control, allocate) {
+        Some(allocated) => allocated,
+        // Its request is over: the block outlives it, and so does the new one.
+        None => allocate_persistent(Some(thread), new_size, align),
     }
-    let allocated = match control.enter(|bytes| HEAP.pages.meta.take(bytes)) {
-        Some(lane) => {
-            let allocated = allocate_in(thread, control, lane, new_size, align);
-            lane.occupancy.leave();
-            allocated
-        }
-        None => Allocated::NOTHING,
-    };
-    finish::drop_handle(control);
-    allocated
 }
