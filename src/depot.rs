@@ -177,6 +177,8 @@ impl<S: Slots> Depot<S> {
     /// How many blocks there are. Walks every slot under the lock: for statistics.
     pub fn block_count(&self) -> u64 {
         let ring = self.ring.lock();
-        (0..ring.filled.count()).map(|position| u64::from(ring.slots.get(ring.slot(position)).count)).sum()
+        (0..ring.filled.count())
+            .map(|position| u64::from(ring.slots.get(ring.slot(position)).count))
+            .sum()
     }
 }

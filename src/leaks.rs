@@ -247,8 +247,7 @@ fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
 #[cfg(feature = "trace")]
 fn is_file_of_std(file: &std::path::Path) -> bool {
     let of_toolchain = std::path::Path::new("lib/rustlib/src/rust/library");
-    file.starts_with("/rustc/")
-        || file.ancestors().any(|ancestor| ancestor.ends_with(of_toolchain))
+    file.starts_with("/rustc/") || file.ancestors().any(|ancestor| ancestor.ends_with(of_toolchain))
 }
 
 /// Whether a function only stands between the program and the allocator.

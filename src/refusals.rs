@@ -26,10 +26,9 @@ impl Refusals {
         // One more than the second, so that 0 is none.
         let second = (milliseconds / 1_000 + 1) << COUNT_BITS;
         let count = |word: u64| if word & !COUNT_MASK == second { word & COUNT_MASK } else { 0 };
-        let granted =
-            self.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-                (count(word) < LINES_PER_SECOND).then(|| second | (count(word) + 1))
-            });
+        let granted = self.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+            (count(word) < LINES_PER_SECOND).then(|| second | (count(word) + 1))
+        });
         if granted.is_err() {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             return None;

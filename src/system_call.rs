@@ -84,12 +84,7 @@ pub fn random_bytes(value: &mut [u8; 8]) {
     keeping_errno(|| {
         // SAFETY: the buffer is eight writable bytes.
         unsafe {
-            libc::syscall(
-                libc::SYS_getrandom,
-                value.as_mut_ptr(),
-                value.len(),
-                libc::GRND_NONBLOCK,
-            )
+            libc::syscall(libc::SYS_getrandom, value.as_mut_ptr(), value.len(), libc::GRND_NONBLOCK)
         }
     });
     #[cfg(target_os = "macos")]

@@ -33,6 +33,9 @@ cases! {
     fork_in_a_fork;
     fork_while_other_threads_fork;
     handlers_registered_before_the_first_allocation_allocate;
+    a_handler_waits_for_a_thread_that_allocates;
+    a_child_without_handlers;
+    a_signal_handler_forks_in_the_middle_of_things;
     standard_output_s_buffer prints "inside\nafter\n";
     standard_output_kept_out prints "persistent\nafter\n";
     a_panic_hook_allocates_inside_a_request;
@@ -73,7 +76,16 @@ extern "C" fn register_handlers() {
     }
     // SAFETY: a string of the environment.
     let case = unsafe { std::ffi::CStr::from_ptr(case) };
-    if case == c"handlers_registered_before_the_first_allocation_allocate" {
+    let handlers: Option<[extern "C" fn(); 3]> = match case.to_bytes() {
+        b"handlers_registered_before_the_first_allocation_allocate" => {
+            Some([prepare, parent, child])
+        }
+        b"a_handler_waits_for_a_thread_that_allocates" => {
+            Some([wait_for_stream, release_stream, release_stream])
+        }
+        _ => None,
+    };
+    if let Some([prepare, parent, child]) = handlers {
         // SAFETY: the handlers are functions for ever.
         let result = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
         assert_eq!(result, 0);
@@ -87,6 +99,131 @@ fn in_handler(counter: &AtomicU64) {
     rqmalloc::trim();
     exercise(8);
 }
+
+/// As the C library waits for its streams before a fork, each of which a thread may hold that allocates:
+/// after all handlers. So this one is registered first, since the last one comes first.
+static STREAM_IS_HELD: AtomicBool = AtomicBool::new(false);
+static STREAM_IS_WAITED_FOR: AtomicBool = AtomicBool::new(false);
+
+fn hold_stream() {
+    while STREAM_IS_HELD.swap(true, Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+}
+
+extern "C" fn wait_for_stream() {
+    STREAM_IS_WAITED_FOR.store(true, Ordering::Relaxed);
+    hold_stream();
+    STREAM_IS_WAITED_FOR.store(false, Ordering::Relaxed);
+}
+
+extern "C" fn release_stream() {
+    STREAM_IS_HELD.store(false, Ordering::Release);
+}
+
+fn a_handler_waits_for_a_thread_that_allocates() {
+    let busy = Busy::start(2, |random| {
+        while STREAM_IS_WAITED_FOR.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        hold_stream();
+        for _ in 0..200 {
+            // Once more after the wait has begun.
+            let is_waited_for = STREAM_IS_WAITED_FOR.load(Ordering::Relaxed);
+            drop((0..20).map(|_| random.block()).collect::<Vec<_>>());
+            rqmalloc::trim();
+            if is_waited_for {
+                break;
+            }
+        }
+        release_stream();
+    });
+    fork_repeatedly(FORK_COUNT / 4, exercise);
+    busy.stop();
+}
+
+/// Not every process is made by the C library's `fork`: this one has no handler that opens the locks of
+/// threads that it does not have.
+fn a_child_without_handlers() {
+    let shared = Arc::new(Mutex::new(Vec::new()));
+    let request = Request::new();
+    let busy = Busy::start(2, move |random| everything(random, &shared, &request));
+    for round in 0..FORK_COUNT {
+        // SAFETY: as in `fork`; the child's stack is the one that it has a copy of.
+        let pid =
+            unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as libc::pid_t };
+        if pid == 0 {
+            // SAFETY: always callable.
+            unsafe { libc::alarm(PATIENCE_OF_A_FORK_SECONDS) };
+            let run = AssertUnwindSafe(|| {
+                exercise(round);
+                rqmalloc::trim();
+                exercise(round + 1);
+            });
+            let code = i32::from(catch_unwind(run).is_err());
+            // SAFETY: ends the process at once.
+            unsafe { libc::_exit(code) };
+        }
+        expect_success(pid);
+        std::thread::sleep(Duration::from_micros(round * 37 % 500));
+    }
+    busy.stop();
+}
+
+static FORKED_IN_A_HANDLER: AtomicU64 = AtomicU64::new(0);
+
+/// A process with one thread may fork in a signal handler, whatever that interrupted; the child goes on
+/// with it too.
+fn a_signal_handler_forks_in_the_middle_of_things() {
+    extern "C" fn handler(_signal: libc::c_int) {
+        // SAFETY: plain system calls.
+        unsafe {
+            let pid = libc::fork();
+            if pid == 0 {
+                // Goes on with what was interrupted, to its end, and not for long.
+                libc::signal(libc::SIGALRM, libc::SIG_DFL);
+                libc::alarm(PATIENCE_OF_A_FORK_SECONDS);
+                IS_CHILD.store(true, Ordering::Relaxed);
+                return;
+            }
+            let mut status = 0;
+            libc::waitpid(pid, &raw mut status, 0);
+            FAILED_CHILDREN.fetch_add(u64::from(status != 0), Ordering::Relaxed);
+        }
+        if FORKED_IN_A_HANDLER.fetch_add(1, Ordering::Relaxed) < FORK_COUNT {
+            set_timer();
+        }
+    }
+    /// Once, a little later; a handler takes longer than that.
+    fn set_timer() {
+        let once = libc::timeval { tv_sec: 0, tv_usec: 0 };
+        let soon = libc::timeval { tv_sec: 0, tv_usec: 300 };
+        let timer = libc::itimerval { it_interval: once, it_value: soon };
+        // SAFETY: the timer is a valid structure.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+    }
+    exercise(1);
+    // SAFETY: the handler makes system calls only.
+    unsafe { libc::signal(libc::SIGALRM, handler as *const () as libc::sighandler_t) };
+    set_timer();
+    let mut seed = 0;
+    while FORKED_IN_A_HANDLER.load(Ordering::Relaxed) <= FORK_COUNT {
+        seed += 1;
+        exercise(seed);
+        rqmalloc::trim();
+        if IS_CHILD.load(Ordering::Relaxed) {
+            exercise(seed + 1);
+            exercise_a_thread(seed);
+            rqmalloc::check_structures();
+            // SAFETY: ends the process at once.
+            unsafe { libc::_exit(0) };
+        }
+    }
+    assert_eq!(FAILED_CHILDREN.load(Ordering::Relaxed), 0, "children that did not go on");
+}
+
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+static FAILED_CHILDREN: AtomicU64 = AtomicU64::new(0);
 
 // ---- helpers ---------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ cases! {
     thread_locals_keep_a_request_open;
     destructors_after_the_allocator_s;
     requests_after_the_allocator_s_destructor;
+    hooks_after_the_allocator_s_destructor;
+    mappings_have_a_name;
     standard_output_is_first_used_inside_a_request prints "inside\nin a thread\nafter\n";
     a_panic_hook_works_inside_a_request prints "hook: of this test\n";
     thread_storm;
@@ -368,6 +370,28 @@ fn requests_after_the_allocator_s_destructor() {
     assert_eq!(stats().open_requests, before);
 }
 
+fn hooks_after_the_allocator_s_destructor() {
+    let before = stats().open_requests;
+    late(|value| {
+        // SAFETY: the box that the thread left.
+        drop(unsafe { Box::from_raw(value.cast::<Tree>()) });
+        let outer = rqmalloc::begin_request();
+        let inner = rqmalloc::begin_request();
+        let bytes = vec![3_u8; 1000];
+        // SAFETY: the block is live.
+        assert_eq!(unsafe { rqmalloc::owner_of(bytes.as_ptr()) }, None);
+        let report = rqmalloc::close_request();
+        assert!(report.id == inner && report.surviving_blocks == 0 && !report.still_open);
+        let report = end();
+        assert!(report.id == outer && report.freed_blocks == 0, "{report}");
+        assert_eq!(bytes, [3; 1000]);
+        // Left open; the C library runs destructors once more.
+        rqmalloc::begin_request();
+        rqmalloc::begin_request();
+    });
+    assert_eq!(stats().open_requests, before);
+}
+
 // ---- the standard library inside a request -----------------------------------------------------
 
 fn standard_output_is_first_used_inside_a_request() {
@@ -404,6 +428,25 @@ fn a_panic_hook_works_inside_a_request() {
             assert_eq!(*payload.downcast::<String>().unwrap(), "of this test");
         }
     }
+}
+
+/// Where the kernel can name a mapping, whoever looks at a process sees whose its memory is.
+fn mappings_have_a_name() {
+    drop(build(500));
+    let page = 1 << 16;
+    // SAFETY: a mapping of this test's own, named by a text and given back.
+    let can_name = unsafe {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let address = libc::mmap(std::ptr::null_mut(), page, access, kind, -1, 0);
+        let name = c"test".as_ptr();
+        let named =
+            libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, address, page, name) == 0;
+        libc::munmap(address, page);
+        named
+    };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    assert_eq!(maps.contains("[anon:rqmalloc]"), can_name, "{maps}");
 }
 
 // ---- threads ---------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ impl Control {
         let headroom = self.headroom_pages();
         let soft = (bound == Bound::Soft && !self.mark.is_near()).then_some(headroom);
         let granted = self.budget.charge(pages, soft.unwrap_or(0)).or_else(|| {
-            let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
-                || std::thread::panicking();
+            let is_suspended =
+                lane.is_some_and(|lane| lane.limit_is_suspended.get()) || std::thread::panicking();
             is_suspended.then(|| self.budget.charge_beyond(pages)).flatten()
         });
         let Some(used) = granted else {

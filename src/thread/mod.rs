@@ -37,8 +37,8 @@ use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Orde
 use crate::trace::Site;
 use core::cell::Cell;
 use core::ffi::CStr;
-use entries::{Entries, Entry, EntryName};
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+use entries::{Entries, Entry, EntryName};
 
 /// The heap of the process.
 pub static HEAP: Heap = Heap::new();

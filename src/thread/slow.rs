@@ -220,11 +220,7 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
 
 /// Runs `f` in a lane of a request that this thread is not inside. `None`: the request is over, or there
 /// is no memory for a lane.
-fn visit<R>(
-    thread: &Thread,
-    control: &'static Control,
-    f: impl FnOnce(&Lane) -> R,
-) -> Option<R> {
+fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) -> R) -> Option<R> {
     if !control.handles.try_add() {
         return None;
     }

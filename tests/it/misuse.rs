@@ -206,6 +206,12 @@ cases! {
     on_the_stack_of_a_new_thread: "not a block of this allocator (address {address})";
     a_static: "not a block of this allocator (address {address})";
     from_mmap: "not a block of this allocator (address {address})";
+    first_page: "not a block of this allocator (address 0x10)";
+    non_canonical: "not a block of this allocator (address 0x8000000000000010)";
+    first_of_a_chunk: "not a block of this allocator (address {address})";
+    first_of_a_mapping: "not a block of this allocator (address {address})";
+    behind_a_mapping: "not a block of this allocator (address {address})";
+    resize_of_the_first_page: "not a block of this allocator (address 0x10)";
     persist_of_the_stack: "not a block of this allocator (address {address})";
 
     overrun_by_one_in_a_slab: "header overwritten (address {address}, header {header})";
@@ -362,6 +368,43 @@ mod child {
         let block = told(zend::emalloc(100));
         let _ = end();
         efree(block);
+    }
+
+    /// A size that no fast path takes: what is freed is judged before anything is read by it.
+    const LARGE: usize = 3 << 20;
+    const CHUNK: usize = 4 << 20;
+
+    fn free_address(address: usize) {
+        tell_address(std::ptr::without_provenance(address));
+        free(std::ptr::without_provenance_mut(address), LARGE, 8);
+    }
+
+    pub fn first_page() {
+        free_address(16);
+    }
+
+    pub fn non_canonical() {
+        free_address(0x8000_0000_0000_0010);
+    }
+
+    pub fn first_of_a_chunk() {
+        // The word before it lies in whatever is mapped there, if anything is.
+        free_address(take(100, 8).addr() / CHUNK * CHUNK);
+    }
+
+    pub fn first_of_a_mapping() {
+        free_address(take(LARGE, 8).addr() / CHUNK * CHUNK);
+    }
+
+    pub fn behind_a_mapping() {
+        // Still in the chunk that the mapping begins in.
+        free_address(take(2 << 20, 8).addr() / CHUNK * CHUNK + LARGE + 16);
+    }
+
+    pub fn resize_of_the_first_page() {
+        let block = std::ptr::without_provenance_mut(16);
+        // SAFETY: none; the process must end.
+        unsafe { RqMalloc.realloc(block, layout(LARGE, 8), 2 * LARGE) };
     }
 
     pub fn block_size_of_the_stack() {

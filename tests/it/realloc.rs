@@ -311,3 +311,59 @@ fn random_walks_keep_every_byte() {
     }
     assert_eq!(request.usage().live_blocks, 0);
 }
+
+/// A page in the middle of a block: what is done to it makes the block's mapping several to the kernel.
+fn page_inside(held: &Held) -> *mut libc::c_void {
+    let page = 1 << 16;
+    std::ptr::with_exposed_provenance_mut(
+        (held.pointer.expose_provenance() + held.layout.size() / 2) / page * page,
+    )
+}
+
+#[test]
+fn mappings_with_a_locked_or_advised_part_grow_and_lose_nothing() {
+    let _together = together();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = &stop;
+    std::thread::scope(|scope| {
+        // Takes whatever addresses come free, and would notice if somebody unmapped them.
+        scope.spawn(move || {
+            let bytes = 8 << 20;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let access = libc::PROT_READ | libc::PROT_WRITE;
+                let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                // SAFETY: a mapping of this test's own, used within its bounds and given back.
+                unsafe {
+                    let address = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
+                    assert_ne!(address, libc::MAP_FAILED);
+                    let bytes_of_it = address.cast::<u8>();
+                    (0..bytes).step_by(1 << 20).for_each(|at| bytes_of_it.add(at).write(7));
+                    std::thread::yield_now();
+                    assert!((0..bytes).step_by(1 << 20).all(|at| bytes_of_it.add(at).read() == 7));
+                    libc::munmap(address, bytes);
+                }
+            }
+        });
+        for round in 0..40 {
+            let request = Request::new();
+            let mut held = request.run(|| Held::new(2 << 20, 8, round));
+            let page = page_inside(&held);
+            // SAFETY: a page of a live block; its contents stay.
+            unsafe {
+                match round % 3 {
+                    // Without the right to lock memory there is nothing to see.
+                    0 => drop(libc::mlock(page, 1 << 16)),
+                    1 => assert_eq!(libc::madvise(page, 1 << 16, libc::MADV_DONTFORK), 0),
+                    _ => assert_eq!(libc::madvise(page, 1 << 16, libc::MADV_RANDOM), 0),
+                }
+            }
+            for size in [3 << 20, 9 << 20, 31 << 20, 2 << 20] {
+                held.resize(size);
+            }
+            held.free();
+            drop(request);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    rqmalloc::check_structures();
+}

@@ -445,3 +445,56 @@ fn closing_races_with_entering() {
     }
     assert_eq!(stats().open_requests, before);
 }
+
+/// Leaving is the same work wherever the entry stands among the others, and so is entering.
+#[test]
+fn guards_by_the_hundred_thousand_in_every_order() {
+    let _together = together();
+    const COUNT: usize = 100_000;
+    let requests: Vec<Request> = persistent(|| (0..4).map(|_| Request::new()).collect());
+    let orders: [fn(usize) -> usize; 4] = [
+        |at| at,
+        |at| COUNT - 1 - at,
+        |at| at * 7919 % COUNT,
+        |at| (at * 2) % COUNT + at * 2 / COUNT,
+    ];
+    for order in orders {
+        let mut guards = persistent_vec();
+        for at in 0..COUNT {
+            guards.push(Some(requests[at % 4].enter()));
+        }
+        let held = Held::new(100, 1);
+        assert_eq!(active_owner(), Some(requests[(COUNT - 1) % 4].id()));
+        for at in 0..COUNT {
+            let place = order(at);
+            guards[place] = None;
+            if place == COUNT - 1 {
+                // Of those that are left the newest one counts.
+                let newest =
+                    guards.iter().rposition(Option::is_some).map(|at| requests[at % 4].id());
+                assert_eq!(current_id(), newest);
+            }
+        }
+        assert_eq!((current_id(), active_owner()), (None, None));
+        held.free();
+    }
+    rqmalloc::check_structures();
+    requests.into_iter().for_each(close_empty);
+}
+
+#[test]
+fn a_guard_that_is_swapped_for_the_next_costs_nothing_that_stays() {
+    let _together = alone();
+    let swap = |count| {
+        let mut guard = Request::new().enter();
+        for _ in 0..count {
+            guard = Request::new().enter();
+        }
+        drop(guard);
+    };
+    swap(100);
+    let before = stats();
+    swap(1_000_000);
+    let after = stats();
+    assert_eq!((after.mapped, after.open_requests), (before.mapped, before.open_requests));
+}
