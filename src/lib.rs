@@ -13,6 +13,7 @@ extern crate std;
 mod fatal;
 mod quantity;
 mod size_class;
+mod symbolizing;
 mod sync;
 // Layer 1
 mod bitmap;
