@@ -59,6 +59,7 @@ mod handle;
 // Layer 13
 mod bailout;
 mod hooks;
+mod prewarm;
 // Layer 14
 mod family;
 #[cfg(feature = "async")]
@@ -81,6 +82,7 @@ pub use handle::{Entered, Request, RequestBuilder, check, persistent};
 pub use hooks::{begin_request, close_request, end_request};
 pub use leaks::{LeakClass, LeakSite, Leaks};
 pub use limit::{LimitBelowUse, LimitExceeded};
+pub use prewarm::prewarm;
 pub use report::{Report, RequestId, Stats, Usage, stats};
 #[cfg(feature = "async")]
 pub use scope::{CatchScope, Scope};
