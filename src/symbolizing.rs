@@ -1,24 +1,25 @@
 //! Whether the thread is inside std's code for backtraces, which holds std's lock of them.
 //!
 //! An allocation that is refused there ends in a hang and not in an abort: std's hook for failed
-//! allocations takes the same lock, whatever `RUST_BACKTRACE` says. So the memory limit of a request is
-//! suspended there, as it is while the thread panics.
+//! allocations takes the same lock, whatever `RUST_BACKTRACE` says (that of Rust 1.95 does, that of
+//! 1.85 did not yet). So the memory limit of a request is suspended there, as it is while the
+//! thread panics.
 
 use core::ffi::{c_int, c_void};
 use core::fmt::{Debug, Display, Formatter, Result};
 use std::backtrace::Backtrace;
 
-/// Frames that are looked at, from the allocator outwards. std's go as deep as 27 in programs that were
-/// looked at, one more for each level of inlined functions that is parsed; callers go as deep as they
-/// like. A frame costs a tenth of a microsecond.
+/// Frames that are looked at, from the allocator outwards. std's go as deep as 27 in programs that
+/// were looked at, one more for each level of inlined functions that is parsed; callers go as deep
+/// as they like. A frame costs a tenth of a microsecond.
 const MAX_FRAMES: usize = 128;
 
 type Format = fn(&Backtrace, &mut Formatter<'_>) -> Result;
 type Capture = fn() -> Backtrace;
 
-/// The functions that take the lock and allocate while they hold it. Each has a frame of its own: std
-/// finds the frames of its `capture` and `force_capture` by the same compare, and the two that format
-/// are large, and not only called but also have their addresses taken here.
+/// The functions that take the lock and allocate while they hold it. Each has a frame of its own:
+/// std finds the frames of its `capture` and `force_capture` by the same compare, and the two that
+/// format are large, and not only called but also have their addresses taken here.
 fn entrances() -> [usize; 4] {
     [
         <Backtrace as Display>::fmt as Format as usize,
@@ -28,8 +29,8 @@ fn entrances() -> [usize; 4] {
     ]
 }
 
-/// Whether this thread captures or formats a `std::backtrace::Backtrace` just now. Takes no lock and
-/// allocates nothing, but walks the stack: for the moment before an allocation is refused.
+/// Whether this thread captures or formats a `std::backtrace::Backtrace` just now. Takes no lock
+/// and allocates nothing, but walks the stack: for the moment before an allocation is refused.
 ///
 /// `false` where the unwinder's tables do not name every function (macOS).
 #[cold]
