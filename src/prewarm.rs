@@ -9,13 +9,15 @@ use std::sync::Once;
 use std::sync::mpsc::sync_channel;
 use std::{io, panic};
 
-/// Creates what the standard library creates on first use and keeps, so that it is persistent and not
-/// of the request that happens to use it first: [`Request::end`](crate::Request::end) would free it.
+/// Creates what the standard library creates on first use and keeps, so that it is persistent and
+/// not of the request that happens to use it first: [`Request::end`](crate::Request::end) would
+/// free it.
 ///
-/// To be called at the start of `main`, and at the start of every thread that enters requests and that
-/// blocks on channels there. What it makes is persistent wherever it is called, inside a request
-/// and at its memory limit too. The first call of a process takes some microseconds, or with
-/// `RUST_BACKTRACE=1` as long as the first backtrace does; any other call less than one.
+/// To be called at the start of `main`, and at the start of every thread that blocks on channels
+/// inside requests. What it makes is persistent wherever it is called, inside a request and at its
+/// memory limit too. The first call of a process takes less than 100 microseconds, or with
+/// `RUST_BACKTRACE=1` as long, and as much memory, as the first backtrace does; a thread's first
+/// call takes one microsecond, any other less.
 ///
 /// ```
 /// # #[global_allocator]
@@ -28,20 +30,22 @@ use std::{io, panic};
 ///     let request = rqmalloc::Request::new();
 ///     request.run(|| {
 ///         let (_sender, receiver) = channel::<String>();
-///         // Blocks with a context of the thread that std keeps from here on.
+///         // Blocks, by means of a context of the thread that std keeps.
 ///         assert!(receiver.recv_timeout(Duration::from_millis(1)).is_err());
 ///     });
 ///     // SAFETY: nothing that the closure allocated is used any more.
-///     unsafe { request.end() }.unwrap();
+///     let report = unsafe { request.end() }.unwrap();
+///     assert_eq!(report.freed_blocks, 0);
 /// }
 /// ```
 ///
 /// # The panic hook
 ///
-/// It puts a hook before the one that is set: one that runs it inside [`persistent`](crate::persistent).
-/// What std caches of symbols while it prints the backtrace of a panic, a part more with every new
-/// place, is persistent then. It does so once: set your own hook *before* the first call. A hook that is
-/// set later replaces this one and should use `persistent` itself:
+/// It puts a hook before the one that is set: one that runs it inside
+/// [`persistent`](crate::persistent). What std caches of symbols while it prints the backtrace of a
+/// panic, a part more with every new place, is persistent then. It does so once: set your own hook
+/// *before* the first call. A hook that is set later replaces this one and should use `persistent`
+/// itself:
 ///
 /// ```
 /// let previous = std::panic::take_hook();
@@ -50,47 +54,56 @@ use std::{io, panic};
 /// }));
 /// ```
 ///
-/// A thread that is panicking cannot change the hook: there, this part is left to the next call.
+/// A thread that is panicking cannot change the hook: there, all that is made once for the process
+/// is left to the next call.
 ///
-/// # What is kept, by whom
+/// # What std keeps
 ///
-/// | of std | lives for | created by `prewarm` |
+/// | what | for | created by `prewarm` |
 /// |---|---|---|
-/// | symbols, for panics | the process | yes: all of it is persistent, by the hook |
-/// | symbols, for a `Backtrace` that you format (as `{:?}` of `anyhow::Error` does) | the process | in part (with `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` on): more is kept with each new place. Format inside `persistent` |
+/// | symbols that a panic's backtrace needs | the process | yes, all, by the hook |
+/// | symbols that a [`Backtrace`] needs | the process | in part (1) |
 /// | buffers of `stdin` and `stdout` | the process | yes |
-/// | `thread::current()`, a thread's context for blocking on channels (`mpsc`) | the thread | yes |
-/// | a channel: its list of waiting threads, the blocks of its queue | the channel | no: block on a long-lived one, and send to it, inside `persistent` |
-/// | a thread that is started | the thread | no: start those that outlive the request inside `persistent` |
-/// | `LazyLock`, `OnceLock`, `thread_local!` of yours | process, thread | no: touch them early |
+/// | `thread::current()` | the thread | yes |
+/// | what a thread needs to block on `mpsc` channels | the thread | yes |
+/// | a channel's list of waiting threads, its queue | the channel | no (2) |
+/// | a thread that is started: its handle, its closure | the thread | no (3) |
+/// | on macOS, the box of a `Mutex` or `Condvar` | the lock | no: lock it early |
+/// | a `LazyLock`, `OnceLock` or `thread_local!` | process, thread | no: use it early |
 ///
-/// Popular crates keep as much. Those of the first kind are ready after one use outside requests, in
-/// each thread where it says so:
+/// 1. Where `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` is set. But more is kept with every new place
+///    that is looked up, which is when a trace is formatted, as `{:?}` of an `anyhow::Error` does:
+///    do that inside `persistent`.
+/// 2. Send to a channel that outlives the request, and block on it, inside `persistent`.
+/// 3. Start a thread that outlives the request inside `persistent`.
 ///
-/// | crate | what is kept | how to create it early |
+/// # What crates keep
+///
+/// These are ready after one use outside requests, "thread": in each thread.
+///
+/// | crate | what | created by |
 /// |---|---|---|
-/// | `once_cell`, `lazy_static` | the value | use it once (what it allocates later is another matter) |
-/// | `crossbeam-channel` | context, in each thread | `crossbeam_channel::bounded::<()>(0).1.recv_timeout(Duration::ZERO)` with its sender alive |
-/// | `rand` | generator, in each thread | `rand::rng()` |
-/// | `parking_lot` | table of waiting threads, grown by each new thread that waits | `Condvar::wait_for` with no time, in each thread |
-/// | `futures-executor`, `tokio` | parker, in each thread | `block_on(async {})` |
-/// | `rayon` | the global pool | `rayon::current_num_threads()` |
 /// | `ahash` | seeds | `RandomState::new()` |
-/// | `chrono` | time zone, in each thread | `Local::now()`; read again when the zone changes |
-/// | `tracing` | list of dispatchers | set the default early |
+/// | `chrono` | time zone, thread | `Local::now()`; read again when the zone changes |
+/// | `crossbeam-channel` | as `mpsc`, thread | `recv_timeout` of no time on a `bounded(0)` |
+/// | `futures-executor`, `tokio` | parker, thread | `block_on(async {})` |
+/// | `lazy_static`, `once_cell` | the value | its use |
+/// | `parking_lot` | table of waiting threads | `Condvar::wait_for` of no time, thread |
+/// | `rand` | generator, thread | `rand::rng()` |
+/// | `tracing` | list of dispatchers | setting the default early |
 ///
-/// Those of the second kind keep more with use: run that part inside `persistent`, or
-/// [`close`](crate::Request::close) the request instead of ending it:
+/// These keep more with use. Run that part inside `persistent`, or [`close`](crate::Request::close)
+/// the request instead of ending it.
 ///
-/// | crate | what is kept |
+/// | crate | what |
 /// |---|---|
-/// | `regex` | a static expression's caches and the states of its automaton, from every search |
-/// | `crossbeam-epoch` | the collector and each thread's part in it (`pin()` creates those), then every 64th piece of garbage a block of the global queue |
-/// | `rayon` | a block of the pool's queue with every 63 jobs that are sent to it from outside |
-/// | `tokio` | the blocking pool's queue and its map of threads (`spawn_blocking`), a worker's list of tasks that yielded (`yield_now`, and reading from what is always ready), the queue of a channel |
-/// | `tracing-subscriber` | each thread's text buffer, the slab of spans and their extensions |
-/// | `rhai` | an engine's string interner: `Engine::set_max_strings_interned(0)` switches it off |
-/// | `backtrace` | the same symbols as std, once more: `clear_symbol_cache()` before the end, after one first use outside |
+/// | `backtrace` | symbols: as std's; `clear_symbol_cache()` before the end lets go of most |
+/// | `crossbeam-epoch` | `pin()` creates a thread's part, not the blocks of the garbage queue |
+/// | `rayon` | the pool (`build_global` creates it), blocks of the queue of jobs sent to it |
+/// | `regex` | what a static expression caches with every search |
+/// | `rhai` | strings of an engine (`set_max_strings_interned(0)` switches that off) |
+/// | `tokio` | `spawn_blocking`: its queue and threads; `yield_now`: a list; a channel's queue |
+/// | `tracing-subscriber` | a thread's buffer of text, the slab of spans and their extensions |
 ///
 /// # Panics
 /// As a failed allocation does when there is no memory.
@@ -107,9 +120,7 @@ pub fn prewarm() {
 
 fn warm_process() {
     // Both have a buffer.
-    drop((io::stdin(), io::stdout()));
-    // Where locks are boxes, this one's box; and the unwinder's first use.
-    drop(Backtrace::force_capture());
+    let _ = (io::stdin(), io::stdout());
     let trace = Backtrace::capture();
     if trace.status() == BacktraceStatus::Captured {
         // Symbols are looked up when a trace is formatted.
