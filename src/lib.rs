@@ -12,6 +12,7 @@ extern crate std;
 // Layer 0
 mod quantity;
 mod size_class;
+mod symbolizing;
 mod system_call;
 // Layer 1
 mod fatal;
@@ -63,6 +64,7 @@ mod handle;
 // Layer 15
 mod bailout;
 mod hooks;
+mod prewarm;
 // Layer 16
 mod family;
 #[cfg(feature = "async")]
@@ -85,6 +87,7 @@ pub use handle::{Entered, Request, RequestBuilder, check, persistent};
 pub use hooks::{begin_request, close_request, end_request};
 pub use leaks::{LeakClass, LeakSite, Leaks};
 pub use limit::{LimitBelowUse, LimitExceeded};
+pub use prewarm::prewarm;
 pub use report::{Report, RequestId, Stats, Usage, stats};
 #[cfg(feature = "async")]
 pub use scope::{CatchScope, Scope};

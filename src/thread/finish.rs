@@ -57,7 +57,7 @@ pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) ->
 }
 
 /// Runs `f` with persistent allocations, as far as the thread has room to say so.
-fn in_persistent<R>(f: impl FnOnce() -> R) -> R {
+pub fn in_persistent<R>(f: impl FnOnce() -> R) -> R {
     let _inside = current_or_start()
         .and_then(|thread| thread.enter_persistent(EntryKind::Persistent))
         .map(Inside);
