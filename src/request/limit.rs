@@ -50,9 +50,9 @@ impl Control {
     ///
     /// At the soft bound a request that has no mark yet is refused, so that the caller reclaims first; at
     /// the hard bound it is marked and goes on, to its limit. The limit is suspended while the thread
-            let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
-                || std::thread::panicking()
-                || (bound == Bound::Hard && is_symbolizing());
+    /// panics or makes a backtrace, and in a lane that says so.
+    ///
+    /// `lane` is the lane that the caller is in; a caller outside has none.
     pub(super) fn charge(
         &self,
         lane: Option<&Lane>,
@@ -64,14 +64,9 @@ impl Control {
         let headroom = self.headroom_pages();
         let soft = (bound == Bound::Soft && !self.mark.is_near()).then_some(headroom);
         let granted = self.budget.charge(pages, soft.unwrap_or(0)).or_else(|| {
-<<<<<<< HEAD
-            let is_suspended =
-                lane.is_some_and(|lane| lane.limit_is_suspended.get()) || std::thread::panicking();
-=======
-            let is_suspended = lane.limit_is_suspended.get()
+            let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
                 || std::thread::panicking()
                 || (bound == Bound::Hard && is_symbolizing());
->>>>>>> prewarm
             is_suspended.then(|| self.budget.charge_beyond(pages)).flatten()
         });
         let Some(used) = granted else {
