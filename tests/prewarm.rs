@@ -359,7 +359,8 @@ fn the_hook_that_is_set_runs_once_and_in_persistent() {
     static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
     std::panic::set_hook(Box::new(|information| {
         let text = information.to_string();
-        assert_eq!(owner_of(text.as_ptr()), None);
+        // SAFETY: the block is live.
+        assert_eq!(unsafe { owner_of(text.as_ptr()) }, None);
         assert!(Request::current().is_some());
         SEEN.lock().unwrap().push(text);
     }));
