@@ -410,7 +410,7 @@ fn first_backtrace_at_a_limit() {
     assert!(text.contains(here), "{text}");
     assert!(request.check().is_err() && request.usage().footprint > 256 << 10);
     // The limit is as it was for everything else.
-    assert!(request.run(|| Vec::<u8>::new().try_reserve(100_000)).is_err());
+    assert!(request.run(|| Vec::<u8>::new().try_reserve(300_000)).is_err());
     assert!(request.run(|| format!("{:?}", Backtrace::force_capture())).contains(here));
     drop(text);
     assert!(request.close().unwrap().surviving_blocks > 0);
