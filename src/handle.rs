@@ -125,9 +125,11 @@ impl RequestBuilder {
         let opened = open(&self.opening);
         let control = opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()));
         let request = Request { control };
-        persistent(|| {
-            self.on_end.into_iter().for_each(|callback| request.on_end(callback));
-        });
+        if !self.on_end.is_empty() {
+            persistent(|| {
+                self.on_end.into_iter().for_each(|callback| request.on_end(callback));
+            });
+        }
         request
     }
 }

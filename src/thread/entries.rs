@@ -100,10 +100,10 @@ impl EntryName {
 
 /// The entries of a thread; only it touches them.
 pub struct Entries {
+    /// All places: the inline ones, or a persistent block in their stead.
+    first: Cell<*mut Entry>,
+    capacity: Cell<usize>,
     inline: Cell<[Entry; INLINE_ENTRIES]>,
-    /// Those beyond the inline ones: a persistent block.
-    more: Cell<*mut Entry>,
-    more_capacity: Cell<usize>,
     above_inline: Cell<usize>,
     /// Places that were ever used.
     used: Cell<Place>,
@@ -114,12 +114,12 @@ pub struct Entries {
 }
 
 impl Entries {
-    /// None.
+    /// None. Not to be used before `settle`.
     pub const fn new() -> Self {
         Self {
+            first: Cell::new(null_mut()),
+            capacity: Cell::new(INLINE_ENTRIES),
             inline: Cell::new([Entry::new(EntryKind::Persistent, null()); INLINE_ENTRIES]),
-            more: Cell::new(null_mut()),
-            more_capacity: Cell::new(0),
             above_inline: Cell::new(0),
             used: Cell::new(0),
             first_free: Cell::new(NOWHERE),
@@ -129,19 +129,19 @@ impl Entries {
         }
     }
 
+    /// They stay where they are from now on.
+    pub fn settle(&self) {
+        self.first.set(self.inline.as_ptr().cast());
+    }
+
     fn at(&self, place: Place) -> *mut Entry {
-        let index = place as usize;
-        if index < INLINE_ENTRIES {
-            self.inline.as_ptr().cast::<Entry>().wrapping_add(index)
-        } else {
-            self.more.get().wrapping_add(index - INLINE_ENTRIES)
-        }
+        self.first.get().wrapping_add(place as usize)
     }
 
     /// The entry at a place that was used.
     #[inline]
     fn get(&self, place: Place) -> Entry {
-        // SAFETY: a used place is inside one of the two arrays, which only this thread reaches.
+        // SAFETY: a used place is inside the array, which only this thread reaches.
         unsafe { *self.at(place) }
     }
 
@@ -154,13 +154,12 @@ impl Entries {
     /// Whether there is room for one more.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.first_free.get() != NOWHERE
-            || (self.used.get() as usize) < INLINE_ENTRIES + self.more_capacity.get()
+        self.first_free.get() != NOWHERE || (self.used.get() as usize) < self.capacity.get()
     }
 
     /// How many bytes there must be for twice as many.
     pub fn wanted_bytes(&self) -> usize {
-        (self.more_capacity.get() * 2).max(INLINE_ENTRIES) * size_of::<Entry>()
+        self.capacity.get() * 2 * size_of::<Entry>()
     }
 
     /// Moves to a larger block; the one before, or null, is the caller's.
@@ -168,31 +167,44 @@ impl Entries {
     /// # Safety
     /// `fresh` is memory of `wanted_bytes`, aligned to 16, and the caller's alone.
     pub unsafe fn grow(&self, fresh: *mut u8) -> *mut u8 {
-        let (old, fresh) = (self.more_capacity.get(), fresh.cast::<Entry>());
-        let capacity = self.wanted_bytes() / size_of::<Entry>();
-        let before = self.more.replace(fresh);
-        if !before.is_null() {
-            // SAFETY: both are blocks of at least `old` entries.
-            unsafe { fresh.copy_from_nonoverlapping(before, old) };
-        }
-        self.more_capacity.set(capacity);
-        before.cast()
+        self.capacity.set(self.wanted_bytes() / size_of::<Entry>());
+        // SAFETY: the caller's contract: it is longer than what is used.
+        unsafe { self.move_to(fresh.cast()) }
     }
 
-    /// Takes the block off that is beyond the inline places, where nothing in it is live: all of it
-    /// if `all`, else what is too much to be kept. Null: it stays.
+    /// Moves the used places; the block that they were in, or null.
+    ///
+    /// # Safety
+    /// `first` is a place for as many, and the caller's alone.
+    unsafe fn move_to(&self, first: *mut Entry) -> *mut u8 {
+        let before = self.first.replace(first);
+        // SAFETY: the caller's contract.
+        unsafe { first.copy_from_nonoverlapping(before, self.used.get() as usize) };
+        if before == self.inline.as_ptr().cast() { null_mut() } else { before.cast() }
+    }
+
+    /// Moves back to the inline places, where no other one is of a live entry: from any block if
+    /// `all`, else from one that is too long to be kept. The block is the caller's; null: there is none.
+    #[inline]
     pub fn take_idle_room(&self, all: bool) -> *mut u8 {
-        let kept = if all { 0 } else { KEPT_ENTRIES };
-        if self.above_inline.get() > 0 || self.more_capacity.get() <= kept {
+        let kept = if all { INLINE_ENTRIES } else { KEPT_ENTRIES };
+        if self.capacity.get() <= kept || self.above_inline.get() > 0 {
             return null_mut();
         }
-        self.more_capacity.set(0);
+        self.move_inline()
+    }
+
+    #[cold]
+    fn move_inline(&self) -> *mut u8 {
+        self.capacity.set(INLINE_ENTRIES);
         self.used.set(self.used.get().min(INLINE_ENTRIES as Place));
+        // SAFETY: the inline places are as many as are used now.
+        let before = unsafe { self.move_to(self.inline.as_ptr().cast()) };
         self.first_free.set(NOWHERE);
         for place in (0..self.used.get()).filter(|&place| !self.get(place).live) {
             self.put_free(place);
         }
-        self.more.replace(null_mut()).cast()
+        before
     }
 
     fn put_free(&self, place: Place) {
@@ -343,6 +355,7 @@ mod tests {
     #[test]
     fn entries_left_in_any_order_are_those_that_a_list_has() {
         let entries = Entries::new();
+        entries.settle();
         let mut model: Vec<(EntryName, EntryKind)> = Vec::new();
         let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
         for round in 0..20_000 {
@@ -378,6 +391,7 @@ mod tests {
     #[test]
     fn places_are_used_again() {
         let entries = Entries::new();
+        entries.settle();
         let mut guard = push(&entries, EntryKind::Guard);
         for _ in 0..1000 {
             let next = push(&entries, EntryKind::Guard);

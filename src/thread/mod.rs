@@ -171,6 +171,7 @@ fn take_thread() -> Option<&'static Thread> {
         (&raw mut (*place).bailout_text).write(Cell::new(Line::EMPTY));
         &*place
     };
+    thread.entries.settle();
     let mut first = ALL.load(Ordering::Relaxed);
     loop {
         thread.all_next.set(first);
