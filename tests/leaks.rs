@@ -8,8 +8,11 @@ use std::process::ExitCode;
 
 #[path = "support/children.rs"]
 mod children;
+#[path = "support/standard_error.rs"]
+mod standard_error;
 
 use children::cases;
+use standard_error::standard_error_of;
 
 #[global_allocator]
 static GLOBAL: RqMalloc = RqMalloc;
@@ -28,26 +31,6 @@ cases! {
 
 fn main() -> ExitCode {
     children::run(CASES, PATIENCE_SECONDS)
-}
-
-/// What `f` writes to standard error.
-fn standard_error_of(f: impl FnOnce()) -> String {
-    use std::io::{Read, Seek};
-    use std::os::fd::{AsRawFd, FromRawFd};
-    // SAFETY: plain calls; the new file is nobody else's.
-    let mut file = unsafe { std::fs::File::from_raw_fd(libc::memfd_create(c"error".as_ptr(), 0)) };
-    // SAFETY: as above.
-    unsafe {
-        let before = libc::dup(2);
-        libc::dup2(file.as_raw_fd(), 2);
-        f();
-        libc::dup2(before, 2);
-        libc::close(before);
-    }
-    let mut text = String::new();
-    file.rewind().unwrap();
-    file.read_to_string(&mut text).unwrap();
-    text
 }
 
 fn leak(size: usize) {
