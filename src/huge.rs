@@ -5,8 +5,8 @@
 //! while later, if the block is still there, the rest is given back.
 //!
 //! - **U1** A mapping in the store is registered, of kind `Cached`, and nobody else's.
-//! - **U2** A mapping's length is changed by its block's owner while it is tight, and otherwise by who
-//!   has claimed it (`Looseness`). No system call is made under the lock.
+//! - **U2** A mapping's length is changed by those that `looseness` says may (Z1). No system call is made
+//!   under the lock.
 
 use crate::chunk::CHUNK_BYTES;
 use crate::os::{self, MAX_PAGE_BYTES, Resized};

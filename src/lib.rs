@@ -24,6 +24,7 @@ mod block;
 mod budget;
 mod depot;
 mod lifecycle;
+mod looseness;
 mod os;
 mod pool;
 mod refusals;

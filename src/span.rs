@@ -9,7 +9,7 @@
 //! | `slab`, `next`, `previous` | under the class's lock | - | - |
 //! | `next`, `carved_end` | - | the lane it is cut in; then the closer | - |
 //! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
-//! | `looseness` | - | - | see `Looseness`; by it, who changes `bytes` |
+//! | `looseness` | - | - | see `looseness`; by it, who changes `bytes` |
 //! | `loose_need` | - | - | the owner, before the mapping is loose |
 //! | `traced_bytes` | - | - | the owner, after it has written the record |
 //! | `charged_bytes`, `kept` | - | - | the owner |
@@ -18,6 +18,7 @@
 
 use crate::block::Block;
 use crate::lifecycle::SpanCount;
+use crate::looseness::Looseness;
 use crate::pool::Successors;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use core::cell::Cell;
@@ -51,52 +52,6 @@ pub struct SlabBlocks {
     pub carved_count: Cell<u32>,
     /// Whether the span is on its class's list of slabs with room.
     pub listed: Cell<bool>,
-}
-
-/// Whether a mapping is longer than its block needs.
-///
-/// Who moves it away from `LOOSE` may change the mapping's length: the owner of the block, which
-/// makes it tight, or the thread that gives back what is too much, which makes it tight afterwards.
-pub struct Looseness(AtomicU8);
-
-const TIGHT: u8 = 0;
-const LOOSE: u8 = 1;
-const TIGHTENING: u8 = 2;
-
-impl Looseness {
-    fn open(&self) {
-        self.0.store(TIGHT, Ordering::Relaxed);
-    }
-
-    /// The mapping is as long as its block needs, as far as is known.
-    pub fn is_tight(&self) -> bool {
-        self.0.load(Ordering::Acquire) == TIGHT
-    }
-
-    /// The mapping is longer, by its block's owner.
-    pub fn loosen(&self) {
-        self.0.store(LOOSE, Ordering::Release);
-    }
-
-    /// Claims what is too much, to give it back.
-    pub fn claim(&self) -> bool {
-        self.change(LOOSE, TIGHTENING)
-    }
-
-    /// What was claimed is given back.
-    pub fn settle(&self) {
-        self.0.store(TIGHT, Ordering::Release);
-    }
-
-    /// The owner has the whole mapping to itself again. `None`: another thread has claimed the end of
-    /// it, and is not done.
-    pub fn try_tighten(&self) -> Option<()> {
-        (self.is_tight() || self.change(LOOSE, TIGHT)).then_some(())
-    }
-
-    fn change(&self, from: u8, to: u8) -> bool {
-        self.0.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
-    }
 }
 
 /// A descriptor.

@@ -255,3 +255,70 @@ impl Gauge {
         self.set(self.get().wrapping_add(amount));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+    use std::sync::mpsc::channel;
+
+    /// How often a thread of this process gave its processor away, as the kernel counts.
+    #[cfg(target_os = "linux")]
+    fn voluntary_switches(thread: libc::c_long) -> u64 {
+        let status = std::format!("/proc/self/task/{thread}/status");
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+        line.rsplit(char::is_whitespace).next().unwrap().parse().unwrap()
+    }
+
+    /// On the holder's processor a waiter of higher priority that does not sleep would wait for ever.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_waiter_sleeps() {
+        static LOCK: Lock<u32> = Lock::new(0);
+        let (tell, told) = channel();
+        let guard = LOCK.lock();
+        let waiter = std::thread::spawn(move || {
+            // SAFETY: always callable.
+            tell.send(unsafe { libc::syscall(libc::SYS_gettid) }).unwrap();
+            *LOCK.lock() += 1;
+        });
+        let waiter_id = told.recv().unwrap();
+        let before = voluntary_switches(waiter_id);
+        while voluntary_switches(waiter_id) < before + 10 {
+            std::thread::yield_now();
+        }
+        drop(guard);
+        waiter.join().unwrap();
+        assert_eq!(*LOCK.lock(), 1);
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_itself_says_so() {
+        let mut pipe = [0; 2];
+        // SAFETY: `pipe` is writable; the child uses system calls and what is tested.
+        let said = unsafe {
+            assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+            let child = libc::fork();
+            if child == 0 {
+                libc::dup2(pipe[1], 2);
+                let lock = Lock::new(());
+                let _outer = lock.lock();
+                drop(lock.lock());
+                libc::_exit(0);
+            }
+            libc::close(pipe[1]);
+            let mut text = [0_u8; 200];
+            let length = libc::read(pipe[0], text.as_mut_ptr().cast(), text.len());
+            let mut status = 0;
+            libc::waitpid(child, &raw mut status, 0);
+            libc::close(pipe[0]);
+            assert_eq!(libc::WTERMSIG(status), libc::SIGABRT);
+            String::from_utf8_lossy(&text[..length.unsigned_abs()]).into_owned()
+        };
+        assert_eq!(
+            said,
+            "rqmalloc: allocation in a signal handler that interrupted the allocator\n"
+        );
+    }
+}

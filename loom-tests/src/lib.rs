@@ -16,6 +16,8 @@ pub mod budget;
 pub mod depot;
 #[path = "../../src/lifecycle.rs"]
 pub mod lifecycle;
+#[path = "../../src/looseness.rs"]
+pub mod looseness;
 #[path = "../../src/pool.rs"]
 pub mod pool;
 #[path = "../../src/run_index.rs"]

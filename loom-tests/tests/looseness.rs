@@ -1,0 +1,81 @@
+//! `looseness`: the length of a mapping is one thread's at a time (Z1).
+
+use loom::sync::Arc;
+use loom::thread;
+use rqmalloc_loom_tests::looseness::Looseness;
+use rqmalloc_loom_tests::model::{Plain, explore};
+use rqmalloc_loom_tests::sync::AtomicU32;
+
+/// A mapping, longer than the two pages that its block needs.
+struct Mapping {
+    looseness: Looseness,
+    pages: Plain<usize>,
+}
+
+impl Mapping {
+    fn loose() -> Arc<Self> {
+        Arc::new(Self { looseness: Looseness(AtomicU32::new(0)), pages: Plain::new(5) })
+    }
+
+    /// What a tick does.
+    fn give_back(&self) {
+        if self.looseness.claim() {
+            self.pages.write(|pages| *pages = 2);
+            self.looseness.settle();
+        }
+    }
+
+    /// The block is freed: its owner does with the mapping what it likes.
+    fn free(&self) -> usize {
+        while self.looseness.try_tighten().is_none() {
+            thread::yield_now();
+        }
+        self.pages.write(|pages| core::mem::replace(pages, 0))
+    }
+}
+
+#[test]
+fn freed_against_given_back() {
+    explore(3, || {
+        let mapping = Mapping::loose();
+        let ticking = mapping.clone();
+        // Ticks look at mappings that became loose while they ran.
+        let tick = thread::spawn(move || ticking.give_back());
+        mapping.pages.write(|pages| *pages = 6);
+        mapping.looseness.loosen();
+        let pages = mapping.free();
+        tick.join().unwrap();
+        assert!(pages == 6 || pages == 2, "freed whole, or after its end was given back");
+        assert_eq!(mapping.pages.read(|&pages| pages), 0, "nothing is given back afterwards");
+    });
+}
+
+#[test]
+fn freed_against_two_that_give_back() {
+    explore(3, || {
+        let mapping = Mapping::loose();
+        mapping.looseness.loosen();
+        let ticks = [mapping.clone(), mapping.clone()]
+            .map(|mapping| thread::spawn(move || mapping.give_back()));
+        let pages = mapping.free();
+        ticks.into_iter().for_each(|tick| tick.join().unwrap());
+        assert!(pages == 5 || pages == 2);
+        assert_eq!(mapping.pages.read(|&pages| pages), 0);
+    });
+}
+
+/// The owner that finds the mapping tight sees what was done to it.
+#[test]
+fn loosened_again_after_it_was_given_back() {
+    explore(3, || {
+        let mapping = Mapping::loose();
+        let ticking = mapping.clone();
+        mapping.looseness.loosen();
+        let tick = thread::spawn(move || ticking.give_back());
+        if mapping.looseness.is_tight() {
+            assert_eq!(mapping.pages.read(|&pages| pages), 2);
+            mapping.pages.write(|pages| *pages = 7);
+        }
+        tick.join().unwrap();
+    });
+}
