@@ -1,6 +1,7 @@
 //! How a request is finished: what was asked to run before its memory goes, what it never freed, and
 //! then its memory.
 
+use super::cancel::without_cancellation;
 use super::{EntryKind, FINISHED_WITHOUT_THREAD, HEAP, Inside, Thread, current, current_or_start};
 use crate::bin::Raw;
 use crate::request::close::{Outcome, Survivors};
@@ -9,7 +10,7 @@ use crate::sync::Ordering;
 use crate::{fatal, leaks};
 use core::alloc::Layout;
 use core::panic::AssertUnwindSafe;
-use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::ptr::with_exposed_provenance_mut;
 use std::boxed::Box;
 use std::io::Write;
 
@@ -115,16 +116,18 @@ fn run_callbacks(control: &'static Control) {
 }
 
 /// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts to
-/// whoever called: Rust frames lie between.
+/// whoever called and of cancellation: Rust frames lie between.
 pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) -> R {
-    let Some(thread) = thread else { return f() };
+    let Some(thread) = thread else { return without_cancellation(f) };
     let lane = thread.active_lane().map(|(_, lane)| lane);
     let was_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.replace(true));
-    let try_top = thread.try_top.replace(null_mut());
+    #[cfg(feature = "capi")]
+    let tries = thread.tries.hide();
     let catching = thread.catching_count.replace(0);
-    let result = f();
+    let result = without_cancellation(f);
     thread.catching_count.set(catching);
-    thread.try_top.set(try_top);
+    #[cfg(feature = "capi")]
+    thread.tries.show(tries);
     if let Some(lane) = lane {
         lane.limit_is_suspended.set(was_suspended);
     }
@@ -143,7 +146,7 @@ fn report_leaks(control: &Control) {
         Ok(leaks) if leaks.blocks > 0 => {
             let text = std::format!("{leaks}\n");
             // Nobody to tell if standard error is closed.
-            let _ = std::io::stderr().write_all(text.as_bytes());
+            let _ = without_cancellation(|| std::io::stderr().write_all(text.as_bytes()));
         }
         Ok(_) => {}
         // No memory for more than a line.

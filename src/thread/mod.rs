@@ -10,6 +10,7 @@
 //! - **T4** Inside a request that traces its leaks `active` is a sentinel too: every allocation and every
 //!   free goes the slow way, which finds the lane by the entry.
 
+mod cancel;
 pub mod finish;
 #[cfg_attr(
     all(feature = "capi", target_os = "linux", target_arch = "x86_64"),
@@ -17,6 +18,8 @@ pub mod finish;
 )]
 mod local;
 pub mod slow;
+#[cfg(feature = "capi")]
+pub mod tries;
 
 use crate::bin::{Bins, Kind};
 use crate::block::{Block, NONE};
@@ -132,9 +135,10 @@ pub struct Thread {
     next_age: Cell<u64>,
     /// How many callers up the stack wait for a bailout by unwinding.
     pub catching_count: Cell<usize>,
-    /// The innermost `rq_try` of C, and the text of the last bailout to one.
-    pub try_top: Cell<*mut libc::c_void>,
-    /// See `try_top`.
+    /// Every `rq_try` of C that the thread is in.
+    #[cfg(feature = "capi")]
+    pub tries: tries::Tries,
+    /// The text of the last bailout to one.
     pub bailout_text: Cell<Line>,
     /// Whether the error handler of C runs.
     pub is_telling: Cell<bool>,
@@ -294,7 +298,8 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         thread.leave_index(top);
     }
     // Nothing of this thread is to be seen by the next one that has its memory.
-    thread.try_top.set(null_mut());
+    #[cfg(feature = "capi")]
+    thread.tries.clear();
     thread.bailout_text.set(Line::EMPTY);
     thread.is_telling.set(false);
     thread.catching_count.set(0);
