@@ -7,15 +7,16 @@
 //! its function still returns to where it did, and whether the unwinder finds another function at its place.
 //!
 //! - **B1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the frame of
-//!   depth `d` came, for the outermost ones. A dead frame is taken off by that, without a look at it.
+//!   depth `d` came. A dead frame is taken off by that, without a look at it.
 
-use super::HEAP;
+use super::{HEAP, current, free_persistent_block, slow};
+use crate::block::NONE;
 use core::cell::Cell;
-use core::ptr::null_mut;
+use core::ptr::{null_mut, with_exposed_provenance_mut};
 
-/// So many frames are remembered outside of C's memory. A dead frame above them that was overwritten hides
-/// those below.
-const REMEMBERED: usize = 32;
+/// Frames that a thread remembers before it allocates. Without memory for more, a dead frame that was
+/// overwritten hides those below.
+const INLINE_FRAMES: usize = 16;
 
 /// The least that a frame has after its first part: what `sigsetjmp` fills on any system.
 const LEAST_PLACE_BYTES: usize = 128;
@@ -150,7 +151,10 @@ fn bounds_for_signals() -> Bounds {
 pub struct Tries {
     top: Cell<*mut TryFrame>,
     depth: Cell<usize>,
-    before: [Cell<*mut TryFrame>; REMEMBERED],
+    inline_before: [Cell<*mut TryFrame>; INLINE_FRAMES],
+    /// What does not fit there: a persistent block.
+    more_before: Cell<*mut Cell<*mut TryFrame>>,
+    more_capacity: Cell<usize>,
     /// The thread's stack; `NONE`: not looked at yet.
     stack: Cell<Bounds>,
 }
@@ -161,6 +165,48 @@ impl Tries {
         self.top.set(null_mut());
         self.depth.set(0);
         self.stack.set(Bounds::NONE);
+        self.more_capacity.set(0);
+        let more = self.more_before.replace(null_mut());
+        if !more.is_null() {
+            free_persistent_block(more.expose_provenance());
+        }
+    }
+
+    /// Where B1's `before[depth - 1]` is, if there is room for it.
+    fn before(&self, depth: usize) -> Option<&Cell<*mut TryFrame>> {
+        let index = depth.checked_sub(1)?;
+        if let Some(before) = self.inline_before.get(index) {
+            return Some(before);
+        }
+        let index = index - INLINE_FRAMES;
+        // SAFETY: the block has so many, all of them set or zeroed.
+        (index < self.more_capacity.get()).then(|| unsafe { &*self.more_before.get().add(index) })
+    }
+
+    /// Makes room for a frame of this depth, if there is memory.
+    #[cold]
+    fn make_room(&self, depth: usize) {
+        type Before = Cell<*mut TryFrame>;
+        let (old, count) = (self.more_before.get(), self.more_capacity.get());
+        let capacity = (2 * count).max(INLINE_FRAMES).max(depth);
+        let bytes = capacity * size_of::<Before>();
+        let block = slow::allocate_persistent(current(), bytes, align_of::<Before>()).block;
+        if block == NONE {
+            return;
+        }
+        let fresh = with_exposed_provenance_mut::<Before>(block);
+        // SAFETY: both blocks have as many, and are two.
+        unsafe {
+            fresh.add(count).write_bytes(0, capacity - count);
+            if !old.is_null() {
+                fresh.copy_from_nonoverlapping(old, count);
+            }
+        }
+        self.more_before.set(fresh);
+        self.more_capacity.set(capacity);
+        if !old.is_null() {
+            free_persistent_block(old.expose_provenance());
+        }
     }
 
     /// Puts the list out of reach; what `show` takes.
@@ -201,7 +247,10 @@ impl Tries {
             (*frame).returns_to = if function.is_null() { 0 } else { function.add(1).read() };
             (*frame).check = (*frame).check_of(frame.addr());
         }
-        if let Some(before) = self.before.get(depth - 1) {
+        if depth > INLINE_FRAMES + self.more_capacity.get() {
+            self.make_room(depth);
+        }
+        if let Some(before) = self.before(depth) {
             before.set(previous);
         }
         self.top.set(frame);
@@ -238,7 +287,7 @@ impl Tries {
 
     fn drop_top(&self) {
         let (top, depth) = (self.top.get(), self.depth.get());
-        let previous = match self.before.get(depth.wrapping_sub(1)) {
+        let previous = match self.before(depth) {
             Some(before) => before.get(),
             None if self.is_intact(top) => {
                 // SAFETY: an intact frame can be read, and is what was written.

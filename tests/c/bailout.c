@@ -821,7 +821,7 @@ static void (*volatile jump_out)(void) = jump_out_of_here;
 
 /* What lies below the caller on the stack is overwritten. */
 NOINLINE static void overwrite_the_stack(void) {
-    char bytes[64 * 1024];
+    char bytes[256 * 1024];
     memset(bytes, 0x41, sizeof bytes);
     unused(bytes);
 }
@@ -927,13 +927,12 @@ DEATH(a_bailout_in_a_thread_after_a_longjmp_past_its_only_try) {
 /* The next outer try catches, whatever became of the dead ones' memory: by rq_bailout() and by every kind of
  * function that fails. */
 static void the_outer_try_catches(int parameter) {
-    static const int LEVELS[] = {1, 3, 20, 32, 100};
+    static const int LEVELS[] = {1, 3, 16, 17, 300};
     int levels = LEVELS[parameter % 5], way = parameter / 5;
     volatile int caught = 0;
     rq_try {
         jump_past(jump_past_tries, levels);
-        /* Deeper than what is remembered outside of the stack is lost with it. */
-        if (levels < 32) {
+        if (way != 1) {
             overwrite_the_stack();
         }
         switch (way) {
