@@ -17,6 +17,7 @@ pub mod finish;
     path = "local_initial_exec.rs"
 )]
 mod local;
+mod pin;
 pub mod slow;
 #[cfg(feature = "capi")]
 pub mod tries;
@@ -231,10 +232,11 @@ fn take_thread() -> Option<&'static Thread> {
 static EXIT_KEY: AtomicUsize = AtomicUsize::new(0);
 static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
 
-/// Registers the thread's exit. Without a key (a process may have 1024) the cache of a thread that
-/// exits stays as it is: memory is lost, nothing breaks.
+/// Registers the thread's exit. Without a key (a process may have 1024), or where this code may be unloaded
+/// before, the cache of a thread that exits stays as it is: memory is lost, nothing breaks.
 fn on_exit(thread: &'static Thread) {
-    if let Some(key) = exit_key() {
+    // Outside of any lock of ours: the loader has its own.
+    if let Some(key) = pin::is_pinned().then(exit_key).flatten() {
         // SAFETY: the key exists; the value is not null, so the destructor runs.
         unsafe { libc::pthread_setspecific(key, core::ptr::from_ref(thread).cast()) };
     }
