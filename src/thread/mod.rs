@@ -10,7 +10,7 @@
 //! - **T4** Inside a request that traces its leaks `active` is a sentinel too: every allocation and every
 //!   free goes the slow way, which finds the lane by the entry.
 
-mod cancel;
+pub mod cancel;
 pub mod finish;
 #[cfg_attr(
     all(feature = "capi", target_os = "linux", target_arch = "x86_64"),
