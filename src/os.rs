@@ -207,8 +207,11 @@ pub fn random() -> u64 {
     #[cfg(target_os = "linux")]
     keeping_errno(|| {
         // SAFETY: the buffer is eight writable bytes. A refusal leaves zeros, and the address and
-        // the clock below still differ from run to run.
-        unsafe { libc::getrandom(value.as_mut_ptr().cast(), value.len(), libc::GRND_NONBLOCK) }
+        // the clock below still differ from run to run. The C library's function is one at which a
+        // thread can be cancelled.
+        unsafe {
+            libc::syscall(libc::SYS_getrandom, value.as_mut_ptr(), value.len(), libc::GRND_NONBLOCK)
+        }
     });
     #[cfg(target_os = "macos")]
     // SAFETY: the buffer is eight writable bytes.
