@@ -472,8 +472,9 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
         ours.as_ptr().cast(),
         c"</malloc>\n".as_ptr(),
     ];
-    // SAFETY: texts, and the caller's stream. Writing to a stream can be cancelled.
+    // Writing to a stream can be cancelled.
     let is_written = without_cancellation(|| {
+        // SAFETY: texts, and the caller's stream.
         parts.into_iter().all(|part| unsafe { libc::fputs(part, stream) } >= 0)
     });
     if is_written { 0 } else { -1 }
