@@ -1,8 +1,8 @@
 //! The C ABI: `include/rqmalloc.h` says what each function does.
 //!
 //! Functions that may bail out jump over their own frames (`siglongjmp`): nothing in them has a
-//! destructor to run by then. Each takes its stack pointer itself, at most the size of an `rq_try_frame`
-//! below its caller's, and hands it on: a frame below it is dead.
+//! destructor to run by then. Each takes its stack pointer itself, at most the size of an
+//! `rq_try_frame` below its caller's, and hands it on: a frame below it is dead.
 
 use crate::bailout::Bailout;
 use crate::family::{self, Family, checked_size};

@@ -22,8 +22,8 @@ const SYSTEM_PAGE_BYTES: usize = 4096;
 /// Below this lies no block, but what is read through a null pointer.
 const FIRST_ADDRESS: usize = SYSTEM_PAGE_BYTES;
 
-/// From here on there is no memory of a program's: to read there faults, on some machines without a page
-/// fault. A block's header has room for 48 bits.
+/// From here on there is no memory of a program's: to read there faults, on some machines without a
+/// page fault. A block's header has room for 48 bits.
 const END_ADDRESS: usize = 1 << if cfg!(target_arch = "x86_64") { 47 } else { 48 };
 
 /// Which functions a block is of.
@@ -286,8 +286,8 @@ fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
     }
 }
 
-/// Whether the word before a pointer can be read if anything is mapped there. (A misaligned word is an
-/// ordinary mismatch to the machine; checked builds want it named before.)
+/// Whether the word before a pointer can be read if anything is mapped there. (A misaligned word is
+/// an ordinary mismatch to the machine; checked builds want it named before.)
 #[inline(always)]
 fn may_look_before(block: Block) -> bool {
     block.wrapping_sub(FIRST_ADDRESS) < END_ADDRESS - FIRST_ADDRESS

@@ -4,9 +4,10 @@
 //! those of a thread that is inside a request belong to it. With `RQMALLOC_STATS=1` a line of figures is
 //! printed at exit.
 //!
-//! A program that defines `malloc` itself is left alone: the linker prefers its functions to these, and
-//! those of these that it has not defined pass on to the library that comes next. The C library's own names
-//! (`__libc_malloc`) serve from here always: a `malloc` that wraps them gets blocks of this allocator.
+//! A program that defines `malloc` itself is left alone: the linker prefers its functions to these,
+//! and those of these that it has not defined pass on to the library that comes next. The C
+//! library's own names (`__libc_malloc`) serve from here always: a `malloc` that wraps them gets
+//! blocks of this allocator.
 
 use crate::bin::Kind;
 use crate::block::NONE;
@@ -55,7 +56,7 @@ extern "C" fn print_stats() {
     }
 }
 
-// ---- who is in charge ----------------------------------------------------------------------------
+// ---- who is in charge ----------------------------------------------------------------------
 
 const UNKNOWN: u8 = 0;
 const OURS: u8 = 1;
@@ -81,9 +82,9 @@ fn is_from_here(block: *mut c_void) -> bool {
     IN_CHARGE.load(Ordering::Relaxed) != THEIRS || block.is_null() || family::is_ours(block.cast())
 }
 
-/// Asks whoever defines `malloc` for a block. (Its address does not tell: that of a function whose address
-/// a program takes is a place in the program.) What that `malloc` calls meanwhile, and other threads, are
-/// served from here.
+/// Asks whoever defines `malloc` for a block. (Its address does not tell: that of a function whose
+/// address a program takes is a place in the program.) What that `malloc` calls meanwhile, and
+/// other threads, are served from here.
 #[cold]
 fn find_who_is_in_charge() -> bool {
     let asked = IN_CHARGE.compare_exchange(UNKNOWN, ASKED, Ordering::Relaxed, Ordering::Relaxed);
@@ -126,7 +127,7 @@ macro_rules! pass_on {
     }};
 }
 
-// ---- allocation ----------------------------------------------------------------------------------
+// ---- allocation ----------------------------------------------------------------------------
 
 /// Whose the blocks of this thread are, where that is not plain.
 fn family() -> Family {
@@ -398,10 +399,11 @@ pub extern "C" fn malloc_trim(pad: usize) -> c_int {
     c_int::from(crate::trim() > 0)
 }
 
-// ---- figures -------------------------------------------------------------------------------------
+// ---- figures -------------------------------------------------------------------------------
 
-/// `mallinfo2`, as far as its figures have a meaning here: what is mapped, in use and free. In the place of
-/// the fast bins stands what is kept for the next allocation, in that of the top what `malloc_trim` looks at.
+/// `mallinfo2`, as far as its figures have a meaning here: what is mapped, in use and free. In the
+/// place of the fast bins stands what is kept for the next allocation, in that of the top what
+/// `malloc_trim` looks at.
 #[unsafe(no_mangle)]
 pub extern "C" fn mallinfo2() -> libc::mallinfo2 {
     if !is_in_charge() {
@@ -436,8 +438,9 @@ pub extern "C" fn mallinfo() -> libc::mallinfo {
     info
 }
 
-/// `malloc_info`: XML to a stream, with glibc's elements as far as they have a meaning here. Kept for the
-/// next allocation is "fast", free pages are "rest"; how many blocks that makes is not known.
+/// `malloc_info`: XML to a stream, with glibc's elements as far as they have a meaning here. Kept
+/// for the next allocation is "fast", free pages are "rest"; how many blocks that makes is not
+/// known.
 ///
 /// # Safety
 /// As the C function.
@@ -502,9 +505,10 @@ fn text(arguments: core::fmt::Arguments<'_>) -> fatal::Line {
     line
 }
 
-// ---- the C library's own names -------------------------------------------------------------------
+// ---- the C library's own names -------------------------------------------------------------
 //
-// They serve from here whoever is in charge, and ask nobody: a `malloc` of the program's may be who calls.
+// They serve from here whoever is in charge, and ask nobody: a `malloc` of the program's may be who
+// calls.
 
 /// glibc's `malloc`.
 #[unsafe(no_mangle)]
@@ -592,7 +596,7 @@ pub extern "C" fn __libc_pvalloc(size: usize) -> *mut c_void {
     }
 }
 
-// ---- libraries that would keep to themselves -----------------------------------------------------
+// ---- libraries that would keep to themselves -----------------------------------------------
 
 type DlOpen = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
 
@@ -617,10 +621,11 @@ fn find_dlopen() -> *mut c_void {
     next
 }
 
-/// `dlopen` without `RTLD_DEEPBIND`. With it a library prefers the C library's `malloc` to the program's: blocks
-/// change hands between two allocators, and the program crashes, as PHP does with its own extensions under other
-/// preloaded allocators. With `RQMALLOC_PRELOAD_DEEPBIND=1` in the environment the flag is kept, for programs
-/// whose libraries must prefer their own symbols and keep their blocks to themselves.
+/// `dlopen` without `RTLD_DEEPBIND`. With it a library prefers the C library's `malloc` to the
+/// program's: blocks change hands between two allocators, and the program crashes, as PHP does with
+/// its own extensions under other preloaded allocators. With `RQMALLOC_PRELOAD_DEEPBIND=1` in the
+/// environment the flag is kept, for programs whose libraries must prefer their own symbols and
+/// keep their blocks to themselves.
 ///
 /// The last thing it does is a jump: the loader looks for libraries by who called `dlopen`.
 ///

@@ -1,5 +1,6 @@
-//! Cancellation of threads (`pthread_cancel`), kept away from Rust frames: it unwinds the stack from
-//! wherever the C library can be cancelled, and a Rust function ends the process when it is passed.
+//! Cancellation of threads (`pthread_cancel`), kept away from Rust frames: it unwinds the stack
+//! from wherever the C library can be cancelled, and a Rust function ends the process when it is
+//! passed.
 
 use core::ffi::c_int;
 use core::ptr::null_mut;

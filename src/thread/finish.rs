@@ -115,8 +115,8 @@ fn run_callbacks(control: &'static Control) {
     }
 }
 
-/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts to
-/// whoever called and of cancellation: Rust frames lie between.
+/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts
+/// to whoever called and of cancellation: Rust frames lie between.
 pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) -> R {
     let Some(thread) = thread else { return without_cancellation(f) };
     let lane = thread.active_lane().map(|(_, lane)| lane);

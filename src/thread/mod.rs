@@ -232,8 +232,9 @@ fn take_thread() -> Option<&'static Thread> {
 static EXIT_KEY: AtomicUsize = AtomicUsize::new(0);
 static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
 
-/// Registers the thread's exit. Without a key (a process may have 1024), or where this code may be unloaded
-/// before, the cache of a thread that exits stays as it is: memory is lost, nothing breaks.
+/// Registers the thread's exit. Without a key (a process may have 1024), or where this code may be
+/// unloaded before, the cache of a thread that exits stays as it is: memory is lost, nothing
+/// breaks.
 fn on_exit(thread: &'static Thread) {
     // Outside of any lock of ours: the loader has its own.
     if let Some(key) = pin::is_pinned().then(exit_key).flatten() {

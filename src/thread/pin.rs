@@ -1,9 +1,9 @@
-//! Code that threads call when they exit must be there when they do: a library that holds this crate stays
-//! loaded once it was loaded, whoever closes it.
+//! Code that threads call when they exit must be there when they do: a library that holds this
+//! crate stays loaded once it was loaded, whoever closes it.
 //!
-//! Done while the library is loaded, by the thread that loads it and that has the loader's lock anyway;
-//! where an allocation comes before that, at the first start of a thread. In the main program's own code
-//! there is nothing to do.
+//! Done while the library is loaded, by the thread that loads it and that has the loader's lock
+//! anyway; where an allocation comes before that, at the first start of a thread. In the main
+//! program's own code there is nothing to do.
 
 #[cfg(all(target_os = "linux", not(target_env = "musl")))]
 pub use glibc::is_pinned;
@@ -67,7 +67,8 @@ mod glibc {
         !unsafe { libc::dlopen(info.dli_fname, flags) }.is_null()
     }
 
-    /// Whether this code lies in a segment of the main program: asked of the kernel, not of the loader.
+    /// Whether this code lies in a segment of the main program: asked of the kernel, not of the
+    /// loader.
     fn is_in_main_program() -> bool {
         // SAFETY: always callable.
         let (table, count) =
@@ -76,15 +77,16 @@ mod glibc {
         if table_address == 0 {
             return false;
         }
-        // SAFETY: the kernel says where the program's headers are, and how many; nobody changes them.
+        // SAFETY: the kernel says where the program's headers are, and how many; nobody changes
+        // them.
         let headers = unsafe {
             core::slice::from_raw_parts(
                 with_exposed_provenance::<libc::Elf64_Phdr>(table_address),
                 count as usize,
             )
         };
-        // How far the program lies from where it was linked to: by what its headers say of themselves, or
-        // else by the first segment, which begins with the file's header and these.
+        // How far the program lies from where it was linked to: by what its headers say of
+        // themselves, or else by the first segment, which begins with the file's header and these.
         let of_itself = headers
             .iter()
             .find(|header| header.p_type == libc::PT_PHDR)

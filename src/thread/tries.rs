@@ -1,21 +1,22 @@
 //! The tries of C that a thread is in, and which of them are still there.
 //!
-//! The frame of a try is a local variable of C. Whoever leaves its function by `longjmp` leaves the frame
-//! on the list, and its memory to what is called next: such a frame is *dead*, and nothing in it can be
-//! believed. What tells is the address, where the frame and whoever asks are on the same stack: a frame
-//! below the stack pointer is dead. What else tells is whether its words are as they were written, whether
-//! its function still returns to where it did, and whether the unwinder finds another function at its place.
+//! The frame of a try is a local variable of C. Whoever leaves its function by `longjmp` leaves the
+//! frame on the list, and its memory to what is called next: such a frame is *dead*, and nothing in
+//! it can be believed. What tells is the address, where the frame and whoever asks are on the same
+//! stack: a frame below the stack pointer is dead. What else tells is whether its words are as they
+//! were written, whether its function still returns to where it did, and whether the unwinder finds
+//! another function at its place.
 //!
-//! - **B1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the frame of
-//!   depth `d` came. A dead frame is taken off by that, without a look at it.
+//! - **B1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the
+//!   frame of depth `d` came. A dead frame is taken off by that, without a look at it.
 
 use super::{HEAP, current, free_persistent_block, slow};
 use crate::block::NONE;
 use core::cell::Cell;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
-/// Frames that a thread remembers before it allocates. Without memory for more, a dead frame that was
-/// overwritten hides those below.
+/// Frames that a thread remembers before it allocates. Without memory for more, a dead frame that
+/// was overwritten hides those below.
 const INLINE_FRAMES: usize = 16;
 
 /// The least that a frame has after its first part: what `sigsetjmp` fills on any system.
@@ -28,8 +29,8 @@ pub struct TryFrame {
     /// The serial of the thread's last entry when the try was entered.
     pub entry: u64,
     depth: u64,
-    /// The stack frame of the function: the word after its first is where the function returns to. Null
-    /// where that is not known.
+    /// The stack frame of the function: the word after its first is where the function returns to.
+    /// Null where that is not known.
     function: *const usize,
     returns_to: usize,
     /// A hash of all of this. 0: the try was left.
@@ -223,7 +224,8 @@ impl Tries {
     /// Puts a frame on top, and takes dead ones off before.
     ///
     /// # Safety
-    /// The frame can be written; its `function` is set. `here` is the stack pointer of the caller of C.
+    /// The frame can be written; its `function` is set. `here` is the stack pointer of the caller of
+    /// C.
     pub unsafe fn enter(&self, frame: *mut TryFrame, entry: u64, here: usize) {
         loop {
             let top = self.top.get();
@@ -305,7 +307,8 @@ impl Tries {
         !(top.addr() < here && self.is_known_dead(top.addr(), here)) && self.is_intact(top)
     }
 
-    /// Whether the words of the frame on top are as they were written, and its function is the same.
+    /// Whether the words of the frame on top are as they were written, and its function is the
+    /// same.
     fn is_intact(&self, top: *mut TryFrame) -> bool {
         // SAFETY: it was a frame, on a stack that is still mapped; any words can be read as one.
         let frame = unsafe { &*top };
@@ -315,8 +318,8 @@ impl Tries {
             && unsafe { frame.function.is_null() || *frame.function.add(1) == frame.returns_to }
     }
 
-    /// Whether a frame below the stack pointer is so on the same stack. On stacks that neither the thread
-    /// nor its signal handlers were started with, nothing is known.
+    /// Whether a frame below the stack pointer is so on the same stack. On stacks that neither the
+    /// thread nor its signal handlers were started with, nothing is known.
     fn is_known_dead(&self, frame: usize, here: usize) -> bool {
         if self.stack.get().high == 0 {
             self.stack.set(bounds_of_thread());
@@ -378,8 +381,8 @@ mod walk {
         if search.steps < MOST_STEPS { GO_ON } else { STOP }
     }
 
-    /// Whether the place of an intact frame is that of a function that returns to another place than the
-    /// frame's. `false`: it is not, or the unwinder does not get there.
+    /// Whether the place of an intact frame is that of a function that returns to another place
+    /// than the frame's. `false`: it is not, or the unwinder does not get there.
     pub(super) fn finds_another(frame: *mut TryFrame) -> bool {
         // SAFETY: an intact frame can be read.
         let (address, returns_to) = unsafe { (frame.addr(), (*frame).returns_to) };
