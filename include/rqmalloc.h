@@ -19,6 +19,10 @@
  * The family of a block is that of the function it came from: blocks of emalloc() are of the emalloc family also where
  * they are persistent, since no request was open or inside rq_persistent_on().
  *
+ * Threads. pthread_cancel() with deferred cancellation, pthread_exit() inside requests and longjmp() out of callers leave
+ * no lock held; asynchronous cancellation is not supported, as with malloc(). A library that this one is linked into
+ * stays loaded after dlclose(), because threads that used it still have to give their caches back.
+ *
  * Alignment. Every block is aligned to 16 bytes.
  */
 #ifndef RQMALLOC_H
@@ -91,6 +95,7 @@ uint64_t rq_current_request(void);
 
 /* Calls callback(argument) inside this thread's request before its memory goes: on end, on close and after a bailout,
  * the last registered first. The memory limit is suspended meanwhile; what it allocates is freed with the request.
+ * The thread cannot be cancelled meanwhile, and pthread_exit() must not be called: neither may unwind past this library.
  * Fatal when no request is open. */
 void rq_on_end(void (*callback)(void *argument), void *argument);
 
@@ -186,7 +191,8 @@ typedef struct rq_limit_error {
 bool rq_check(rq_limit_error *error);
 
 /* Calls handler(text) with the text of every failure of the emalloc family before it bails out, or before it is fatal.
- * The memory limit is suspended meanwhile. It is not told of failures of its own. NULL: none. For the whole process. */
+ * The memory limit is suspended meanwhile, and cancellation of the thread, as in a callback of rq_on_end(). It is not
+ * told of failures of its own. NULL: none. For the whole process. */
 void rq_set_error_handler(void (*handler)(const char *text));
 
 /* ---- bailout ---------------------------------------------------------------------------------------------------
@@ -201,11 +207,22 @@ void rq_set_error_handler(void (*handler)(const char *text));
  * persistent parts that were entered inside the rq_try: such requests are closed. It frees nothing else: the end of the
  * request does. The body may be left by return, break and goto. Local variables that change inside must be volatile,
  * as for setjmp. No frame between rq_try and the bailout may be one of Rust or C++ with destructors to run. A callback
- * of rq_on_end() and the error handler cannot bail out past themselves. GCC and Clang only. */
+ * of rq_on_end() and the error handler cannot bail out past themselves. GCC and Clang only.
+ *
+ * longjmp() out of the body to a function further up skips the end of the rq_try, which is then dead: a bailout does
+ * not go back to it but to the next outer one that is not, or is fatal. A dead one is told by the stack pointer, by its
+ * words and its function's return address, which later calls overwrite, and by the unwinder. Undefined: a bailout after
+ * longjmp() out of the body to the same function, which may land in the dead rq_catch; one from a function without
+ * unwind tables that has meanwhile reached as deep without writing there; one past an rq_try on a stack that is not
+ * mapped any more; longjmp() out of a callback of rq_on_end() or the error handler. */
 
 typedef struct rq_try_frame {
     struct rq_try_frame *previous;
     uint64_t entry;
+    uint64_t depth;
+    const void *function;
+    uintptr_t returns_to;
+    uint64_t check;
     sigjmp_buf place;
 } rq_try_frame;
 
@@ -213,9 +230,17 @@ typedef struct rq_try_frame {
 void rq_try_enter(rq_try_frame *frame);
 void rq_try_leave(rq_try_frame *frame);
 
+/* Where a function's stack frame is whose second word is the address that the function returns to. */
+#if defined(__x86_64__) || defined(__aarch64__)
+#define RQ_FUNCTION __builtin_frame_address(0)
+#else
+#define RQ_FUNCTION NULL
+#endif
+
 #define rq_try                                                                                                         \
     {                                                                                                                  \
         rq_try_frame rq_frame RQ_ATTRIBUTE((cleanup(rq_try_leave)));                                                   \
+        rq_frame.function = RQ_FUNCTION;                                                                               \
         rq_try_enter(&rq_frame);                                                                                       \
         if (sigsetjmp(rq_frame.place, 0) == 0)
 #define rq_catch else

@@ -1,7 +1,8 @@
 //! The C ABI: `include/rqmalloc.h` says what each function does.
 //!
 //! Functions that may bail out jump over their own frames (`siglongjmp`): nothing in them has a
-//! destructor to run by then.
+//! destructor to run by then. Each takes its stack pointer itself, at most the size of an
+//! `rq_try_frame` below its caller's, and hands it on: a frame below it is dead.
 
 use crate::bailout::Bailout;
 use crate::family::{self, Family, checked_size};
@@ -12,6 +13,7 @@ use crate::request::close::Survivors;
 use crate::request::control::{Control, LeakPolicy, Opening};
 use crate::sync::{AtomicPtr, Ordering};
 use crate::thread::finish::{add_callback, without_limit};
+use crate::thread::tries::{TryFrame, stack_here};
 use crate::thread::{self, EntryKind, Thread};
 use crate::trace::Site;
 use crate::zend;
@@ -50,15 +52,6 @@ pub struct LimitError {
     asked_bytes: usize,
 }
 
-/// `rq_try_frame` up to what `sigsetjmp` fills.
-#[repr(C)]
-pub struct TryFrame {
-    previous: *mut TryFrame,
-    /// The serial of the thread's last entry when the try was entered.
-    entry: u64,
-    place: [u64; 0],
-}
-
 unsafe extern "C" {
     fn siglongjmp(place: *mut c_void, value: c_int) -> !;
 }
@@ -94,21 +87,15 @@ fn tell_error_handler(thread: Option<&'static Thread>, line: &Line) {
     }
 }
 
-/// Goes back to the innermost `rq_try`, if there is one.
-fn jump(thread: Option<&'static Thread>, line: &Line) {
+/// Goes back to the innermost `rq_try` that is still there, if there is one.
+fn jump(thread: Option<&'static Thread>, line: &Line, here: usize) {
     let Some(thread) = thread else { return };
-    let frame = thread.try_top.get().cast::<TryFrame>();
-    if frame.is_null() {
-        return;
-    }
-    // SAFETY: `rq_try_enter` put the frame there, and `rq_try_leave` takes it away before its function
-    // returns.
-    let (previous, entry) = unsafe { ((*frame).previous, (*frame).entry) };
+    let Some(frame) = thread.tries.take_alive(here) else { return };
     if let Some(control) = thread.current_control() {
         control.bailed_out.store(true, Ordering::Relaxed);
     }
-    thread.try_top.set(previous.cast());
-    thread.leave_after(entry);
+    // SAFETY: the frame is alive.
+    thread.leave_after(unsafe { (*frame).entry });
     // Last: callbacks of requests that were closed on the way may have bailed out themselves.
     thread.bailout_text.set(*line);
     // SAFETY: `sigsetjmp` filled the place, in a function that has not returned; the frames between here
@@ -116,19 +103,21 @@ fn jump(thread: Option<&'static Thread>, line: &Line) {
     unsafe { siglongjmp((&raw mut (*frame).place).cast(), 1) }
 }
 
-/// An allocation failed.
+/// An allocation failed, in a function of C's whose stack pointer this is.
 #[cold]
-fn fail(bailout: Bailout) -> ! {
+#[inline(never)]
+fn fail(bailout: Bailout, here: usize) -> ! {
     let (thread, line) = (thread::current_or_start(), bailout.line());
     tell_error_handler(thread, &line);
-    jump(thread, &line);
+    jump(thread, &line, here);
     fatal::die_of(&line)
 }
 
+#[inline(always)]
 fn or_fail(result: Result<*mut u8, Bailout>) -> *mut c_void {
     match result {
         Ok(block) => block.cast(),
-        Err(bailout) => fail(bailout),
+        Err(bailout) => fail(bailout, stack_here()),
     }
 }
 
@@ -139,8 +128,17 @@ fn or_fail(result: Result<*mut u8, Bailout>) -> *mut c_void {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_bailout(reason: *const c_char) -> ! {
     // SAFETY: the caller's contract.
+    unsafe { bail_out(reason, stack_here()) }
+}
+
+/// # Safety
+/// As `rq_bailout`.
+#[cold]
+#[inline(never)]
+unsafe fn bail_out(reason: *const c_char, here: usize) -> ! {
+    // SAFETY: the caller's contract.
     let line = fatal::reason(unsafe { text(reason) });
-    jump(thread::current_or_start(), &line);
+    jump(thread::current_or_start(), &line, here);
     fatal::no_try(line.as_str())
 }
 
@@ -157,16 +155,12 @@ pub extern "C" fn rq_bailout_reason() -> *const c_char {
 /// Makes a frame the innermost `rq_try`.
 ///
 /// # Safety
-/// The frame stays where it is until `rq_try_leave`.
+/// The frame stays where it is until `rq_try_leave`; its `function` is set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_try_enter(frame: *mut TryFrame) {
     let thread = needed_thread("rq_try");
     // SAFETY: the caller's contract.
-    unsafe {
-        (*frame).previous = thread.try_top.get().cast();
-        (*frame).entry = thread.last_entry();
-    }
-    thread.try_top.set(frame.cast());
+    unsafe { thread.tries.enter(frame, thread.last_entry(), stack_here()) }
 }
 
 /// The function of a frame is about to leave it.
@@ -177,12 +171,22 @@ pub unsafe extern "C" fn rq_try_enter(frame: *mut TryFrame) {
 pub unsafe extern "C" fn rq_try_leave(frame: *mut TryFrame) {
     if let Some(thread) = thread::current() {
         // SAFETY: the caller's contract.
-        thread.try_top.set(unsafe { (*frame).previous }.cast());
+        unsafe { thread.tries.leave(frame) }
     }
 }
 
 /// This thread, for functions that mean nothing without it.
-fn needed_thread(call: &str) -> &'static Thread {
+#[inline(always)]
+fn needed_thread(call: &'static str) -> &'static Thread {
+    match thread::current() {
+        Some(thread) => thread,
+        None => needed_thread_slow(call),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn needed_thread_slow(call: &'static str) -> &'static Thread {
     match thread::current_or_start() {
         Some(thread) => thread,
         None if thread::has_exited() => fatal::thread_has_exited(call),
@@ -205,7 +209,7 @@ unsafe fn text<'t>(text: *const c_char) -> &'t str {
 /// Begins a request.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_begin_request() -> u64 {
-    begin(&Opening::default())
+    begin(&Opening::default(), stack_here())
 }
 
 /// Begins a request with options.
@@ -218,7 +222,7 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
     let Some(options) = (unsafe { options.as_ref() }) else { return rq_begin_request() };
     // SAFETY: as above.
     let name = unsafe { text(options.name) };
-    begin(&Opening {
+    let opening = Opening {
         name: (!name.is_empty()).then_some(name),
         limit_bytes: (options.memory_limit != 0).then_some(options.memory_limit),
         reserve_bytes: (options.reserve != 0).then_some(options.reserve),
@@ -230,14 +234,16 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
             traced: options.trace_leaks,
         },
         hides_limit: false,
-    })
+    };
+    begin(&opening, stack_here())
 }
 
-fn begin(opening: &Opening) -> u64 {
-    needed_thread("rq_begin_request");
+/// Not inlined: its stack frame is larger than what `rq_begin_request` may have.
+#[inline(never)]
+fn begin(opening: &Opening, here: usize) -> u64 {
     match hooks::begin(opening) {
         Some(id) => id.get(),
-        None => fail(Bailout::OutOfMemory(size_of::<Control>())),
+        None => fail(Bailout::OutOfMemory(size_of::<Control>()), here),
     }
 }
 
@@ -319,7 +325,7 @@ pub unsafe extern "C" fn rq_on_end(
     // SAFETY: the caller's contract.
     let added = add_callback(control, move || unsafe { callback(argument.get()) });
     if let Err(asked) = added {
-        fail(Bailout::OutOfMemory(asked));
+        fail(Bailout::OutOfMemory(asked), stack_here());
     }
 }
 
@@ -327,7 +333,7 @@ pub unsafe extern "C" fn rq_on_end(
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_persistent_on() {
     if needed_thread("rq_persistent_on").enter_persistent(EntryKind::PersistentHook).is_none() {
-        fail(Bailout::OutOfMemory(0));
+        fail(Bailout::OutOfMemory(0), stack_here());
     }
 }
 
@@ -370,6 +376,7 @@ fn allocate(size: usize, family: Family, zeroed: bool, site: Site) -> *mut c_voi
     or_fail(family::allocate(size, family, zeroed, site))
 }
 
+#[inline(always)]
 fn allocate_product(
     (count, size, offset): (usize, usize, usize),
     family: Family,
@@ -382,6 +389,7 @@ fn allocate_product(
 
 /// # Safety
 /// As `family::resize`.
+#[inline(always)]
 unsafe fn resize(
     pointer: *mut c_void,
     size: Result<usize, Bailout>,
@@ -397,6 +405,7 @@ unsafe fn resize(
 
 /// # Safety
 /// `length` bytes of `text` can be read.
+#[inline(always)]
 unsafe fn duplicate(text: *const c_char, length: usize, family: Family, site: Site) -> *mut c_char {
     let copy = allocate_product((1, length, 1), family, false, site).cast::<c_char>();
     // SAFETY: the caller's contract; the copy is one byte longer.

@@ -19,6 +19,13 @@ use core::ptr::null_mut;
 /// is not ours.
 const SYSTEM_PAGE_BYTES: usize = 4096;
 
+/// Below this lies no block, but what is read through a null pointer.
+const FIRST_ADDRESS: usize = SYSTEM_PAGE_BYTES;
+
+/// From here on there is no memory of a program's: to read there faults, on some machines without a
+/// page fault. A block's header has room for 48 bits.
+const END_ADDRESS: usize = 1 << if cfg!(target_arch = "x86_64") { 47 } else { 48 };
+
 /// Which functions a block is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
@@ -279,11 +286,13 @@ fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
     }
 }
 
-/// Whether the word before a pointer can be read, whatever pointer it is. (A misaligned word is an
-/// ordinary mismatch to the machine; checked builds want it named before.)
+/// Whether the word before a pointer can be read if anything is mapped there. (A misaligned word is
+/// an ordinary mismatch to the machine; checked builds want it named before.)
 #[inline(always)]
 fn may_look_before(block: Block) -> bool {
-    block % SYSTEM_PAGE_BYTES != 0 && (!cfg!(debug_assertions) || block % PAYLOAD_ALIGN == 0)
+    block.wrapping_sub(FIRST_ADDRESS) < END_ADDRESS - FIRST_ADDRESS
+        && block % SYSTEM_PAGE_BYTES != 0
+        && (!cfg!(debug_assertions) || block % PAYLOAD_ALIGN == 0)
 }
 
 /// Frees a block if it is one of these bins.

@@ -1,6 +1,9 @@
 //! How a request is finished: what was asked to run before its memory goes, what it never freed, and
 //! then its memory.
 
+use super::cancel::without_cancellation;
+#[cfg(feature = "capi")]
+use super::tries::TryFrame;
 use super::{EntryKind, FINISHED_WITHOUT_THREAD, HEAP, Inside, Thread, current, current_or_start};
 use crate::bin::Raw;
 use crate::lane::Lane;
@@ -11,7 +14,7 @@ use crate::system_call::write_to_standard_error;
 use crate::{fatal, leaks};
 use core::alloc::Layout;
 use core::panic::AssertUnwindSafe;
-use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::ptr::with_exposed_provenance_mut;
 use std::boxed::Box;
 
 /// A callback on its request's list. The first word is the list's.
@@ -124,11 +127,11 @@ fn call_contained(call: impl FnOnce()) {
     }
 }
 
-/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts to
-/// whoever called: Rust frames lie between.
+/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts
+/// to whoever called and of cancellation: Rust frames lie between.
 pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) -> R {
     let _suspended = thread.map(Suspended::new);
-    f()
+    without_cancellation(f)
 }
 
 /// A thread whose request's limit is suspended and that no bailout leaves, until it is dropped.
@@ -136,7 +139,8 @@ struct Suspended {
     thread: &'static Thread,
     lane: Option<&'static Lane>,
     was_suspended: bool,
-    try_top: *mut libc::c_void,
+    #[cfg(feature = "capi")]
+    tries: (*mut TryFrame, usize),
     catching_count: usize,
 }
 
@@ -147,7 +151,8 @@ impl Suspended {
             thread,
             lane,
             was_suspended: lane.is_some_and(|lane| lane.limit_is_suspended.replace(true)),
-            try_top: thread.try_top.replace(null_mut()),
+            #[cfg(feature = "capi")]
+            tries: thread.tries.hide(),
             catching_count: thread.catching_count.replace(0),
         }
     }
@@ -156,7 +161,8 @@ impl Suspended {
 impl Drop for Suspended {
     fn drop(&mut self) {
         self.thread.catching_count.set(self.catching_count);
-        self.thread.try_top.set(self.try_top);
+        #[cfg(feature = "capi")]
+        self.thread.tries.show(self.tries);
         if let Some(lane) = self.lane {
             lane.limit_is_suspended.set(self.was_suspended);
         }

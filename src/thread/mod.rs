@@ -11,6 +11,7 @@
 //! - **T4** Inside a request that traces its leaks `active` is a sentinel too: every allocation and every
 //!   free goes the slow way, which finds the lane by the entry.
 
+pub mod cancel;
 mod entries;
 pub mod finish;
 mod fork;
@@ -19,7 +20,10 @@ mod fork;
     path = "local_initial_exec.rs"
 )]
 mod local;
+mod pin;
 pub mod slow;
+#[cfg(feature = "capi")]
+pub mod tries;
 
 pub use entries::EntryKind;
 
@@ -92,9 +96,10 @@ pub struct Thread {
     next_age: Cell<u64>,
     /// How many callers up the stack wait for a bailout by unwinding.
     pub catching_count: Cell<usize>,
-    /// The innermost `rq_try` of C, and the text of the last bailout to one.
-    pub try_top: Cell<*mut libc::c_void>,
-    /// See `try_top`.
+    /// Every `rq_try` of C that the thread is in.
+    #[cfg(feature = "capi")]
+    pub tries: tries::Tries,
+    /// The text of the last bailout to one.
     pub bailout_text: Cell<Line>,
     /// Whether the error handler of C runs.
     pub is_telling: Cell<bool>,
@@ -188,10 +193,12 @@ fn take_thread() -> Option<&'static Thread> {
 static EXIT_KEY: AtomicUsize = AtomicUsize::new(0);
 static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
 
-/// Registers the thread's exit. Without a key (a process may have 1024) the cache of a thread that
-/// exits stays as it is: memory is lost, nothing breaks.
+/// Registers the thread's exit. Without a key (a process may have 1024), or where this code may be
+/// unloaded before, the cache of a thread that exits stays as it is: memory is lost, nothing
+/// breaks.
 fn on_exit(thread: &'static Thread) {
-    if let Some(key) = exit_key() {
+    // Outside of any lock of ours: the loader has its own.
+    if let Some(key) = pin::is_pinned().then(exit_key).flatten() {
         // SAFETY: the key exists; the value is not null, so the destructor runs.
         unsafe { libc::pthread_setspecific(key, core::ptr::from_ref(thread).cast()) };
     }
@@ -219,7 +226,8 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         thread.leave(name);
     }
     // Nothing of this thread is to be seen by the next one that has its memory.
-    thread.try_top.set(null_mut());
+    #[cfg(feature = "capi")]
+    thread.tries.clear();
     thread.bailout_text.set(Line::EMPTY);
     thread.is_telling.set(false);
     thread.catching_count.set(0);
@@ -227,7 +235,8 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
         // SAFETY: stashed control blocks are this thread's.
         HEAP.recycle(unsafe { &*control.get() });
     }
-    thread.free_room(thread.entries.take_idle_room(true));
+    let room = thread.entries.take_idle_room(true);
+    slow::free_persistent(Some(thread), room.expose_provenance());
     local::set_active(&raw const EXITED);
     local::set_thread(null());
     thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
@@ -278,16 +287,8 @@ impl Thread {
         }
         // SAFETY: a fresh block of that size.
         let before = unsafe { self.entries.grow(with_exposed_provenance_mut(block)) };
-        self.free_room(before);
+        slow::free_persistent(Some(self), before.expose_provenance());
         true
-    }
-
-    /// Frees a block that entries were in; null is ignored.
-    fn free_room(&self, room: *mut u8) {
-        if !room.is_null() {
-            let found = HEAP.find(room.expose_provenance());
-            HEAP.free_found(&found, Some(&self.cache), None);
-        }
     }
 
     /// Enters a request; the entry takes over a handle that the caller has for it (T2).
@@ -365,7 +366,7 @@ impl Thread {
         }
         let idle_room = self.entries.take_idle_room(false);
         if !idle_room.is_null() {
-            self.free_room(idle_room);
+            slow::free_persistent(Some(self), idle_room.expose_provenance());
         }
         // SAFETY: null, or a control block, which is type-stable.
         unsafe { entry.control.as_ref() }

@@ -150,6 +150,13 @@ fn align_block(allocated: Allocated, align: usize) -> Allocated {
     allocated.at(payload)
 }
 
+/// Frees what `allocate_persistent` gave the thread for itself; `NONE` is ignored.
+pub fn free_persistent(thread: Option<&Thread>, block: Block) {
+    if block != NONE {
+        HEAP.free_found(&HEAP.find(block), thread.map(|thread| &thread.cache), None);
+    }
+}
+
 /// Frees what the fast path refused.
 #[cold]
 #[inline(never)]

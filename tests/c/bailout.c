@@ -3,6 +3,8 @@
 
 #include <ctype.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <ucontext.h>
 
 /* ---- where it lands -------------------------------------------------------------------------------------------- */
 
@@ -803,4 +805,386 @@ CASE(call_function_twice_in_a_request_that_outlives_both_tries) {
         CHECK_EQUAL(report.id, request);
         CHECK_EQUAL(report.freed_blocks, 2);
     }
+}
+
+/* ---- longjmp past a try ---------------------------------------------------------------------------------------- */
+
+static __thread jmp_buf way_out;
+#define NOINLINE __attribute__((noinline, noclone))
+
+static void jump_out_of_here(void) {
+    longjmp(way_out, 1);
+}
+
+/* The compiler is not to know that it does not return. */
+static void (*volatile jump_out)(void) = jump_out_of_here;
+
+/* What lies below the caller on the stack is overwritten. */
+NOINLINE static void overwrite_the_stack(void) {
+    char bytes[256 * 1024];
+    memset(bytes, 0x41, sizeof bytes);
+    unused(bytes);
+}
+
+NOINLINE static void jump_past_a_try(void) {
+    rq_try {
+        jump_out();
+    } rq_catch {
+        CHECK(!"the dead try");
+    } rq_end_try
+}
+
+NOINLINE static void jump_past_a_try_further_down(int levels) {
+    volatile char room[300];
+    room[0] = (char)levels;
+    if (levels > 0) {
+        jump_past_a_try_further_down(levels - 1);
+    } else {
+        jump_past_a_try();
+    }
+    room[1] = room[0];
+}
+
+/* Each level has a try of its own. */
+NOINLINE static void jump_past_tries(int levels) {
+    rq_try {
+        if (levels > 1) {
+            jump_past_tries(levels - 1);
+        }
+        jump_out();
+    } rq_catch {
+        CHECK(!"a dead try");
+    } rq_end_try
+}
+
+static void jump_past(void (*jump)(int), int levels) {
+    if (setjmp(way_out) == 0) {
+        jump(levels);
+        CHECK(!"returned");
+    }
+}
+
+NOINLINE static void bail_out_deeper(void) {
+    char untouched[5000];
+    unused(untouched);
+    rq_bailout("later");
+}
+
+DEATH(a_bailout_after_a_longjmp_past_the_only_try) {
+    if (setjmp(way_out) == 0) {
+        jump_past_a_try();
+    }
+    overwrite_the_stack();
+    dies_with("bailout without a try (reason later)");
+    rq_bailout("later");
+}
+
+DEATH(a_bailout_at_once_after_a_longjmp_past_the_only_try) {
+    if (setjmp(way_out) == 0) {
+        jump_past_a_try();
+    }
+    dies_with("bailout without a try (reason later)");
+    rq_bailout("later");
+}
+
+DEATH(a_bailout_from_as_deep_after_a_longjmp_past_the_only_try) {
+    dies_with("bailout without a try (reason later)");
+    if (setjmp(way_out) == 0) {
+        jump_past_a_try();
+    }
+    bail_out_deeper();
+}
+
+DEATH(a_bailout_after_a_longjmp_past_a_try_further_down) {
+    jump_past(jump_past_a_try_further_down, 5);
+    dies_with("bailout without a try (reason later)");
+    rq_bailout("later");
+}
+
+DEATH(a_failure_after_a_longjmp_past_the_only_try) {
+    jump_past(jump_past_tries, 3);
+    overwrite_the_stack();
+    dies_with("integer overflow in an allocation (count 3, size 18446744073709551615, offset 0)");
+    unused(ecalloc(opaque_size(3), opaque_size(SIZE_MAX)));
+}
+
+static void *jumps_past_a_try(void *unused_argument) {
+    if (setjmp(way_out) == 0) {
+        jump_past_a_try();
+    }
+    overwrite_the_stack();
+    dies_with("bailout without a try (reason in a thread)");
+    rq_bailout("in a thread");
+    return unused_argument;
+}
+
+DEATH(a_bailout_in_a_thread_after_a_longjmp_past_its_only_try) {
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, jumps_past_a_try, NULL) == 0);
+    pthread_join(thread, NULL);
+}
+
+/* The next outer try catches, whatever became of the dead ones' memory: by rq_bailout() and by every kind of
+ * function that fails. */
+static void the_outer_try_catches(int parameter) {
+    static const int LEVELS[] = {1, 3, 16, 17, 300};
+    int levels = LEVELS[parameter % 5], way = parameter / 5;
+    volatile int caught = 0;
+    rq_try {
+        jump_past(jump_past_tries, levels);
+        if (way != 1) {
+            overwrite_the_stack();
+        }
+        switch (way) {
+            case 0: rq_bailout("later");
+            case 1: bail_out_deeper(); break;
+            case 2: unused(ecalloc(opaque_size(3), opaque_size(SIZE_MAX))); break;
+            case 3: unused(rq_safe_emalloc_at(opaque_size(3), opaque_size(SIZE_MAX), 0, __FILE__, __LINE__)); break;
+            case 4: unused(safe_erealloc(NULL, opaque_size(3), opaque_size(SIZE_MAX), 0)); break;
+            case 5: unused(pemalloc(opaque_size(SIZE_MAX), true)); break;
+            case 6: unused(rq_erealloc2_at(NULL, opaque_size(SIZE_MAX), 1, __FILE__, __LINE__)); break;
+            case 7: unused(estrndup("text", opaque_size(SIZE_MAX))); break;
+            case 8: unused(safe_pemalloc(opaque_size(3), opaque_size(SIZE_MAX), 0, true)); break;
+        }
+        CHECK(!"reached");
+    } rq_catch {
+        caught++;
+    } rq_end_try
+    CHECK_EQUAL(caught, 1);
+    /* The list is as before. */
+    rq_try {
+        rq_bailout("again");
+    } rq_catch {
+        caught++;
+    } rq_end_try
+    CHECK_EQUAL(caught, 2);
+}
+
+__attribute__((constructor)) static void register_outer_tries(void) {
+    static char names[45][64];
+    for (int index = 0; index < 45; index++) {
+        snprintf(names[index], sizeof names[index], "the_outer_try_catches_%d", index);
+        register_case((test_case){names[index], the_outer_try_catches, index, false, NULL});
+    }
+}
+
+CASE(a_try_after_a_longjmp_past_another_one) {
+    volatile int caught = 0;
+    rq_try {
+        jump_past(jump_past_tries, 2);
+        rq_try {
+            jump_past(jump_past_tries, 1);
+            rq_bailout("inner");
+        } rq_catch {
+            caught += 1;
+            jump_past(jump_past_a_try_further_down, 3);
+            overwrite_the_stack();
+            rq_bailout("outer");
+        } rq_end_try
+    } rq_catch {
+        caught += 10;
+        CHECK_TEXT(rq_bailout_reason(), "outer");
+    } rq_end_try
+    CHECK_EQUAL(caught, 11);
+}
+
+CASE(a_try_at_the_same_place_as_one_that_was_jumped_past) {
+    volatile int caught = 0;
+    volatile int turns = 0;
+    rq_try {
+        while (turns < 100000) {
+            turns++;
+            if (setjmp(way_out) == 0) {
+                rq_try {
+                    if (turns % 3 == 0) {
+                        rq_bailout("to the inner one");
+                    }
+                    longjmp(way_out, 1);
+                } rq_catch {
+                    caught++;
+                } rq_end_try
+            }
+        }
+        jump_past(jump_past_tries, 1);
+    } rq_end_try
+    CHECK_EQUAL(caught, 33333);
+}
+
+CASE(a_longjmp_past_tries_in_a_loop) {
+    volatile int caught = 0, turns = 0;
+    while (turns < 10000) {
+        turns++;
+        rq_try {
+            jump_past(jump_past_tries, turns % 40 + 1);
+            rq_bailout("out");
+        } rq_catch {
+            caught++;
+        } rq_end_try
+    }
+    CHECK_EQUAL(caught, 10000);
+}
+
+NOINLINE static void recurse_with_tries(volatile int *caught, int depth) {
+    rq_try {
+        if (depth == 0) {
+            rq_bailout("the bottom");
+        }
+        recurse_with_tries(caught, depth - 1);
+        rq_bailout("on the way back");
+    } rq_catch {
+        *caught += 1;
+    } rq_end_try
+}
+
+CASE(a_try_on_every_level_of_a_recursion) {
+    volatile int caught = 0;
+    recurse_with_tries(&caught, 999);
+    CHECK_EQUAL(caught, 1000);
+}
+
+NOINLINE static void begin_and_jump_past_a_try(void) {
+    rq_try {
+        rq_begin_request();
+        unused(emalloc(1000));
+        longjmp(way_out, 1);
+    } rq_end_try
+}
+
+CASE(a_request_that_was_begun_in_a_dead_try_is_left_by_a_bailout) {
+    volatile int caught = 0;
+    rq_try {
+        if (setjmp(way_out) == 0) {
+            begin_and_jump_past_a_try();
+        }
+        CHECK(rq_current_request() != 0);
+        overwrite_the_stack();
+        rq_bailout("out");
+    } rq_catch {
+        caught++;
+        CHECK_EQUAL(rq_current_request(), 0);
+    } rq_end_try
+    CHECK_EQUAL(caught, 1);
+}
+
+/* ---- tries on other stacks ------------------------------------------------------------------------------------- */
+
+static volatile int caught_in_the_handler;
+static sigjmp_buf out_of_the_handler;
+
+static void handler_with_a_try(int signal) {
+    (void)signal;
+    rq_try {
+        rq_try {
+            rq_bailout("inner");
+        } rq_catch {
+            caught_in_the_handler++;
+            rq_bailout("outer");
+        } rq_end_try
+    } rq_catch {
+        caught_in_the_handler++;
+    } rq_end_try
+}
+
+static void handler_that_bails_out(int signal) {
+    (void)signal;
+    rq_bailout("from the handler");
+}
+
+static void handler_that_jumps_past_its_try(int signal) {
+    (void)signal;
+    rq_try {
+        siglongjmp(out_of_the_handler, 1);
+    } rq_catch {
+        CHECK(!"the dead try");
+    } rq_end_try
+}
+
+static void handle(void (*handler)(int), char *stack, size_t size) {
+    stack_t alternate = {.ss_sp = stack, .ss_size = size};
+    CHECK(sigaltstack(&alternate, NULL) == 0);
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_ONSTACK | SA_NODEFER};
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+}
+
+static void tries_of_signal_handlers(char *stack, size_t size) {
+    volatile int caught = 0;
+    handle(handler_with_a_try, stack, size);
+    caught_in_the_handler = 0;
+    rq_try {
+        raise(SIGUSR1);
+        CHECK_EQUAL(caught_in_the_handler, 2);
+        rq_bailout("on the thread's stack");
+    } rq_catch {
+        caught++;
+        CHECK_TEXT(rq_bailout_reason(), "on the thread's stack");
+    } rq_end_try
+    handle(handler_that_bails_out, stack, size);
+    for (volatile int round = 0; round < 3; round++) {
+        rq_try {
+            raise(SIGUSR1);
+        } rq_catch {
+            caught++;
+            CHECK_TEXT(rq_bailout_reason(), "from the handler");
+        } rq_end_try
+    }
+    handle(handler_that_jumps_past_its_try, stack, size);
+    rq_try {
+        if (sigsetjmp(out_of_the_handler, 1) == 0) {
+            raise(SIGUSR1);
+        }
+        rq_bailout("back on the thread's stack");
+    } rq_catch {
+        caught++;
+    } rq_end_try
+    CHECK_EQUAL(caught, 5);
+}
+
+CASE(tries_of_signal_handlers_with_a_stack_of_their_own) {
+    static char stack[64 * 1024];
+    tries_of_signal_handlers(stack, sizeof stack);
+}
+
+CASE(tries_of_signal_handlers_whose_stack_lies_in_the_thread_s) {
+    char stack[64 * 1024];
+    tries_of_signal_handlers(stack, sizeof stack);
+}
+
+static ucontext_t of_the_thread, of_the_coroutine;
+static volatile int caught_in_the_coroutine;
+
+static void coroutine(void) {
+    rq_try {
+        swapcontext(&of_the_coroutine, &of_the_thread);
+        rq_bailout("in the coroutine");
+    } rq_catch {
+        caught_in_the_coroutine++;
+    } rq_end_try
+    /* Out of the coroutine: to the try of the thread. */
+    rq_bailout("out of the coroutine");
+}
+
+static void tries_of_a_coroutine(char *stack, size_t size) {
+    volatile int caught = 0;
+    caught_in_the_coroutine = 0;
+    rq_try {
+        CHECK(getcontext(&of_the_coroutine) == 0);
+        of_the_coroutine.uc_stack.ss_sp = stack;
+        of_the_coroutine.uc_stack.ss_size = size;
+        makecontext(&of_the_coroutine, coroutine, 0);
+        swapcontext(&of_the_thread, &of_the_coroutine);
+        swapcontext(&of_the_thread, &of_the_coroutine);
+        CHECK(!"reached");
+    } rq_catch {
+        caught++;
+        CHECK_TEXT(rq_bailout_reason(), "out of the coroutine");
+    } rq_end_try
+    CHECK(caught == 1 && caught_in_the_coroutine == 1);
+}
+
+CASE(tries_of_a_coroutine_above_and_below_the_stack) {
+    static char in_static_memory_too[256 * 1024];
+    tries_of_a_coroutine(in_static_memory_too, sizeof in_static_memory_too);
+    char *mapped = mmap(NULL, 256 * KIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(mapped != MAP_FAILED);
+    tries_of_a_coroutine(mapped, 256 * KIB);
 }

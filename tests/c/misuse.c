@@ -90,7 +90,15 @@ enum foreign {
     STATIC,
     CODE,
     LOW,
+    LOWEST,
+    LOWEST_MISALIGNED,
+    END_OF_THE_FIRST_PAGE,
     HIGH,
+    HIGH_MISALIGNED,
+    FIRST_WITHOUT_MEMORY,
+    NOT_CANONICAL,
+    NOT_CANONICAL_MISALIGNED,
+    PAGE_WITHOUT_MEMORY,
     PAGE_OF_MMAP,
     INSIDE_PAGE_OF_MMAP,
     OF_LIBC,
@@ -113,7 +121,15 @@ static const char *const FOREIGN_NAMES[FOREIGN_COUNT] = {
     [STATIC] = "static",
     [CODE] = "code",
     [LOW] = "low",
+    [LOWEST] = "lowest",
+    [LOWEST_MISALIGNED] = "lowest_misaligned",
+    [END_OF_THE_FIRST_PAGE] = "end_of_the_first_page",
     [HIGH] = "high",
+    [HIGH_MISALIGNED] = "high_misaligned",
+    [FIRST_WITHOUT_MEMORY] = "first_without_memory",
+    [NOT_CANONICAL] = "not_canonical",
+    [NOT_CANONICAL_MISALIGNED] = "not_canonical_misaligned",
+    [PAGE_WITHOUT_MEMORY] = "page_without_memory",
     [PAGE_OF_MMAP] = "page_of_mmap",
     [INSIDE_PAGE_OF_MMAP] = "inside_page_of_mmap",
     [OF_LIBC] = "of_libc",
@@ -136,6 +152,13 @@ static void *inside(size_t size, size_t offset, bool persistent) {
     return block + offset;
 }
 
+/* The first address that no program has memory at. */
+#ifdef __x86_64__
+#define END_OF_MEMORY ((uintptr_t)1 << 47)
+#else
+#define END_OF_MEMORY ((uintptr_t)1 << 48)
+#endif
+
 static uintptr_t next_page(const void *pointer) {
     return (address_of(pointer) + 2 * PAGE) & ~(PAGE - 1);
 }
@@ -152,7 +175,15 @@ static void use_of_a_foreign_pointer(int parameter) {
         case STATIC: pointer = in_static_memory + 16; break;
         case CODE: pointer = (void *)(((uintptr_t)&operate + 16) & ~(uintptr_t)15); break;
         case LOW: pointer = (void *)(uintptr_t)64; break;
+        case LOWEST: pointer = (void *)(uintptr_t)8; break;
+        case LOWEST_MISALIGNED: pointer = (void *)(uintptr_t)9; break;
+        case END_OF_THE_FIRST_PAGE: pointer = (void *)(uintptr_t)4080; break;
         case HIGH: pointer = (void *)(uintptr_t)(UINTPTR_MAX - 15); break;
+        case HIGH_MISALIGNED: pointer = (void *)(uintptr_t)(UINTPTR_MAX - 2); break;
+        case FIRST_WITHOUT_MEMORY: pointer = (void *)(END_OF_MEMORY + 16); break;
+        case NOT_CANONICAL: pointer = (void *)(uintptr_t)0x8000000000000010; break;
+        case NOT_CANONICAL_MISALIGNED: pointer = (void *)(uintptr_t)0x8000000000000013; break;
+        case PAGE_WITHOUT_MEMORY: pointer = (void *)(uintptr_t)0x4000000000000000; break;
         case PAGE_OF_MMAP:
         case INSIDE_PAGE_OF_MMAP:
             pointer = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -184,10 +215,6 @@ __attribute__((constructor)) static void register_foreign_pointers(void) {
         if (LIBRARY_IS_SHARED && foreign == OF_LIBC) {
             continue;
         }
-        /* What frees and resizes looks at the word before the block first, and here there is none. */
-        if ((foreign == LOW || foreign == HIGH) && operation != BLOCK_SIZE && operation != PERSIST) {
-            continue;
-        }
         register_pair("foreign", OPERATIONS[operation].name, FOREIGN_NAMES[foreign], parameter,
                       use_of_a_foreign_pointer);
     }
@@ -205,6 +232,32 @@ CASE(blocks_of_malloc_are_of_the_persistent_family) {
         pefree(opaque(block), true);
         free(opaque(pemalloc(FEW_SIZES[index], true)));
         rq_free(opaque(malloc(FEW_SIZES[index])));
+    }
+}
+
+/* The functions of C itself, with addresses at which nothing can be read. */
+static const uintptr_t WILD[] = {8, 9, 16, 4080, END_OF_MEMORY + 16, 0x8000000000000010, 0x8000000000000011, UINTPTR_MAX - 15};
+#define WILD_COUNT (int)(sizeof WILD / sizeof WILD[0])
+
+static void free_of_a_wild_pointer(int parameter) {
+    free(malloc(100));
+    dies_with("not a block of this allocator (address 0x%zx)", WILD[parameter]);
+    free(opaque((void *)WILD[parameter]));
+}
+
+static void realloc_of_a_wild_pointer(int parameter) {
+    free(malloc(100));
+    dies_with("not a block of this allocator (address 0x%zx)", WILD[parameter]);
+    unused(realloc(opaque((void *)WILD[parameter]), 1000));
+}
+
+__attribute__((constructor)) static void register_wild_pointers(void) {
+    static char names[WILD_COUNT][2][64];
+    for (int index = 0; index < WILD_COUNT; index++) {
+        snprintf(names[index][0], sizeof names[index][0], "free_of_%zx", (size_t)WILD[index]);
+        snprintf(names[index][1], sizeof names[index][1], "realloc_of_%zx", (size_t)WILD[index]);
+        register_case((test_case){names[index][0], free_of_a_wild_pointer, index, true, NULL});
+        register_case((test_case){names[index][1], realloc_of_a_wild_pointer, index, true, NULL});
     }
 }
 

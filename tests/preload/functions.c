@@ -33,6 +33,7 @@ static void *volatile sink;
 static void *(*volatile malloc_)(size_t) = malloc;
 static void *(*volatile calloc_)(size_t, size_t) = calloc;
 static void *(*volatile realloc_)(void *, size_t) = realloc;
+static int (*volatile posix_memalign_)(void **, size_t, size_t) = posix_memalign;
 static void *(*volatile reallocarray_)(void *, size_t, size_t) = reallocarray;
 
 static const size_t sizes[] = {0, 1, 7, 8, 9, 24, 100, 1000, 1032, 1033, 5000, 40000, 100000, 1048584, 1048585, 5000000};
@@ -149,18 +150,24 @@ static void aligned(void) {
     }
     void *block = sink;
     errno = 7;
-    CHECK(posix_memalign(&block, 3, 10) == EINVAL && posix_memalign(&block, 4, 10) == EINVAL);
-    CHECK(posix_memalign(&block, 64, SIZE_MAX) == ENOMEM);
+    CHECK(posix_memalign_(&block, 3, 10) == EINVAL && posix_memalign_(&block, 4, 10) == EINVAL);
     CHECK(block == sink && errno == 7);
+    /* As in glibc, which says it twice. */
+    CHECK(posix_memalign_(&block, 64, SIZE_MAX) == ENOMEM);
+    CHECK(block == sink && errno == ENOMEM);
+    errno = 7;
+    CHECK(posix_memalign_(&block, 64, 10) == 0 && errno == 7);
+    free(block);
     CHECK(aligned_alloc(48, 100) == NULL && errno == EINVAL);
     block = memalign(48, 100);
     CHECK((uintptr_t)block % 64 == 0);
     free(block);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
     block = valloc(100);
-    CHECK((uintptr_t)block % 4096 == 0 && is_ours(block));
+    CHECK((uintptr_t)block % page == 0 && is_ours(block));
     free(block);
-    block = pvalloc(4097);
-    CHECK((uintptr_t)block % 4096 == 0 && malloc_usable_size(block) >= 8192);
+    block = pvalloc(page + 1);
+    CHECK((uintptr_t)block % page == 0 && malloc_usable_size(block) >= 2 * page);
     free(block);
 }
 
@@ -200,6 +207,105 @@ static void figures(void) {
     CHECK(malloc_trim(0) == 1);
     CHECK(mallinfo2().arena <= before.arena);
     CHECK(malloc_trim(0) == 0);
+}
+
+static size_t figure(const char *text, const char *name) {
+    const char *place = strstr(text, name);
+    CHECK(place != NULL);
+    return strtoull(place + strlen(name), NULL, 10);
+}
+
+/* Every function that tells of the heap tells the same. */
+static void figures_by_other_names(void) {
+    void *block = malloc_(20 << 20);
+    fill(block, 1);
+    char *text = NULL;
+    size_t length = 0;
+    FILE *stream = open_memstream(&text, &length);
+    CHECK(malloc_info(0, stream) == 0);
+    CHECK(malloc_info(1, stream) == EINVAL);
+    struct mallinfo2 large = mallinfo2();
+    CHECK(fclose(stream) == 0);
+    CHECK(strncmp(text, "<malloc version=\"1\">\n", 21) == 0);
+    CHECK(strcmp(text + length - 10, "</malloc>\n") == 0);
+    size_t mapped = figure(text, "mapped=\""), in_use = figure(text, "in_use=\"");
+    CHECK(mapped == large.arena && in_use <= large.uordblks && in_use >= (size_t)20 << 20);
+    CHECK(mapped == in_use + figure(text, "cached=\"") + figure(text, " free=\""));
+    CHECK(figure(text, "<system type=\"current\" size=\"") == mapped);
+    CHECK(figure(text, "<total type=\"fast\" size=\"") == figure(text, "cached=\""));
+    CHECK(figure(text, "<total type=\"rest\" size=\"") == figure(text, " free=\""));
+    free(text);
+    FILE *full = fopen("/dev/full", "w");
+    if (full != NULL) {
+        setvbuf(full, NULL, _IONBF, 0);
+        CHECK(malloc_info(0, full) == -1);
+        fclose(full);
+    }
+
+    large = mallinfo2();
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    struct mallinfo small = mallinfo();
+#pragma GCC diagnostic pop
+    CHECK((size_t)small.arena == large.arena && (size_t)small.uordblks == large.uordblks);
+    CHECK((size_t)small.fordblks == large.fordblks && (size_t)small.fsmblks == large.fsmblks);
+    CHECK((size_t)small.keepcost == large.keepcost && large.fordblks == large.fsmblks + large.keepcost);
+
+    int ends[2], saved = dup(2);
+    char line[512] = "";
+    CHECK(pipe(ends) == 0 && dup2(ends[1], 2) == 2);
+    large = mallinfo2();
+    malloc_stats();
+    CHECK(dup2(saved, 2) == 2);
+    CHECK(read(ends[0], line, sizeof line - 1) > 0);
+    close(ends[0]), close(ends[1]), close(saved);
+    CHECK(figure(line, "rqmalloc: system bytes = ") == large.arena);
+    CHECK(figure(line, "in use bytes = ") == large.uordblks);
+    CHECK(figure(line, "cached bytes = ") == large.fsmblks && figure(line, "free bytes = ") == large.keepcost);
+    free(block);
+}
+
+/* The names that glibc has for its own: blocks of these and of the plain ones mix. */
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+extern void *__libc_memalign(size_t, size_t), *__libc_valloc(size_t), *__libc_pvalloc(size_t);
+extern void __libc_free(void *);
+
+static void names_of_the_c_library(void) {
+    /* Not for linking, but in old programs. */
+    void (*free_of_old)(void *) = (void (*)(void *))dlsym(RTLD_DEFAULT, "cfree");
+    int (*align_to)(void **, size_t, size_t) =
+        (int (*)(void **, size_t, size_t))dlsym(RTLD_DEFAULT, "__posix_memalign");
+    CHECK(free_of_old != NULL && align_to != NULL);
+    void (*frees[])(void *) = {free, __libc_free, free_of_old};
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (size_t index = 0; index < SIZES; index++) {
+        for (int which = 0; which < 3; which++) {
+            void *blocks[8] = {__libc_malloc(sizes[index]),       __libc_calloc(1, sizes[index]),
+                               __libc_realloc(NULL, sizes[index] + 1), __libc_memalign(64, sizes[index]),
+                               __libc_valloc(sizes[index]),       __libc_pvalloc(sizes[index]),
+                               malloc_(sizes[index]),             NULL};
+            CHECK(align_to(&blocks[7], 256, sizes[index]) == 0 && (uintptr_t)blocks[7] % 256 == 0);
+            CHECK(is_filled(blocks[1], sizes[index], 0) && (uintptr_t)blocks[3] % 64 == 0);
+            CHECK((uintptr_t)blocks[4] % page == 0 && (uintptr_t)blocks[5] % page == 0);
+            for (int block = 0; block < 8; block++) {
+                CHECK(is_ours(blocks[block]) && malloc_usable_size(blocks[block]) >= sizes[index]);
+                fill(blocks[block], block);
+            }
+            for (int block = 0; block < 8; block++) {
+                blocks[block] = (block % 2 ? realloc_ : __libc_realloc)(blocks[block], sizes[index] + 3000);
+                CHECK(is_filled(blocks[block], sizes[index], block));
+                frees[which](blocks[block]);
+            }
+        }
+    }
+    __libc_free(NULL);
+    free_of_old(NULL);
+    errno = 0;
+    CHECK(__libc_calloc(SIZE_MAX / 2, 3) == NULL && errno == ENOMEM);
+    errno = 0;
+    CHECK(__libc_pvalloc(SIZE_MAX) == NULL && errno == ENOMEM);
+    CHECK(align_to(&(void *){NULL}, 3, 10) == EINVAL);
+    CHECK(__libc_realloc(__libc_malloc(5), 0) == NULL);
 }
 
 /* What a spike left behind goes back while the program does nothing but ask for large blocks. */
@@ -305,6 +411,8 @@ static void threads_that_come_and_go(void) {
 }
 
 static void libraries_come_and_go(void) {
+    if (getenv("RQMALLOC_PRELOAD_DEEPBIND") != NULL)
+        return;
     for (int round = 0; round < 20; round++) {
         /* The last of these would let the library take its blocks from the C library. */
         const int flags[] = {RTLD_LOCAL, RTLD_GLOBAL, RTLD_LOCAL | RTLD_DEEPBIND};
@@ -317,6 +425,20 @@ static void libraries_come_and_go(void) {
         CHECK(dlclose(library) == 0);
         free(text);
     }
+}
+
+/* A library that is opened with RTLD_DEEPBIND has the C library's functions where that is asked for. */
+static void libraries_that_bind_deep(void) {
+    bool is_kept = getenv("RQMALLOC_PRELOAD_DEEPBIND") != NULL;
+    void *library = dlopen(getenv("PLUGIN_DEEP"), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
+    CHECK(library != NULL);
+    void *(*take)(size_t) = (void *(*)(size_t))dlsym(library, "take");
+    void (*give)(void *) = (void (*)(void *))dlsym(library, "give");
+    CHECK(take != NULL && give != NULL);
+    void *block = take(100);
+    CHECK(block != NULL && is_ours(block) == !is_kept);
+    give(block);
+    CHECK(dlclose(library) == 0);
 }
 
 static void requests(void) {
@@ -348,11 +470,14 @@ static const struct {
     {"sized_frees_of_c23", sized_frees_of_c23},
     {"what_the_c_library_allocates", what_the_c_library_allocates},
     {"figures", figures},
+    {"figures_by_other_names", figures_by_other_names},
+    {"names_of_the_c_library", names_of_the_c_library},
     {"memory_falls_after_a_spike", memory_falls_after_a_spike},
     {"from_thread_to_thread", from_thread_to_thread},
     {"forks_beside_threads", forks_beside_threads},
     {"threads_that_come_and_go", threads_that_come_and_go},
     {"libraries_come_and_go", libraries_come_and_go},
+    {"libraries_that_bind_deep", libraries_that_bind_deep},
     {"requests", requests},
 };
 

@@ -38,6 +38,29 @@ void *realloc(void *block, size_t size) {
 
 void *calloc(size_t count, size_t size) { return malloc(count * size); }
 
+extern void *__libc_malloc(size_t), *__libc_memalign(size_t, size_t), *__libc_realloc(void *, size_t);
+extern void __libc_free(void *);
+
+/* The C library's own names are served all the same, and take what the others have passed on to the C library. */
+static bool is_well_with_names_of_the_c_library(bool (*is_ours)(const void *)) {
+    void *block = __libc_malloc(100);
+    bool well = is_ours(block) && malloc_usable_size(block) >= 100;
+    block = reallocarray(block, 100, 10);
+    well = well && is_ours(block);
+    block = __libc_realloc(block, 5000);
+    well = well && is_ours(block);
+    __libc_free(block);
+    void *theirs = NULL;
+    well = well && posix_memalign(&theirs, 64, 100) == 0 && !is_ours(theirs);
+    theirs = __libc_realloc(theirs, 200);
+    well = well && theirs != NULL && !is_ours(theirs);
+    __libc_free(theirs);
+    block = __libc_memalign(64, 100);
+    well = well && is_ours(block);
+    __libc_free(block);
+    return well;
+}
+
 static bool is_own(const void *block) { return (const char *)block >= arena && (const char *)block < arena + sizeof arena; }
 
 int main(void) {
@@ -55,6 +78,7 @@ int main(void) {
     well = well && aligned != NULL && !is_ours(aligned);
     text = reallocarray(text, 10, 10);
     well = well && text != NULL && strcmp(text, "text") == 0;
+    well = well && is_well_with_names_of_the_c_library(is_ours);
     printf(well ? "1 passed, 0 failed\n" : "0 passed, 1 failed\n");
     return !well;
 }

@@ -1,0 +1,392 @@
+//! The tries of C that a thread is in, and which of them are still there.
+//!
+//! The frame of a try is a local variable of C. Whoever leaves its function by `longjmp` leaves the
+//! frame on the list, and its memory to what is called next: such a frame is *dead*, and nothing in
+//! it can be believed. What tells is the address, where the frame and whoever asks are on the same
+//! stack: a frame below the stack pointer is dead. What else tells is whether its words are as they
+//! were written, whether its function still returns to where it did, and whether the unwinder finds
+//! another function at its place.
+//!
+//! - **B1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the
+//!   frame of depth `d` came. A dead frame is taken off by that, without a look at it.
+
+use super::{HEAP, current, slow};
+use crate::block::NONE;
+use core::cell::Cell;
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+
+/// Frames that a thread remembers before it allocates. Without memory for more, a dead frame that
+/// was overwritten hides those below.
+const INLINE_FRAMES: usize = 16;
+
+/// The least that a frame has after its first part: what `sigsetjmp` fills on any system.
+const LEAST_PLACE_BYTES: usize = 128;
+
+/// `rq_try_frame` up to what `sigsetjmp` fills.
+#[repr(C)]
+pub struct TryFrame {
+    previous: *mut TryFrame,
+    /// The serial of the thread's last entry when the try was entered.
+    pub entry: u64,
+    depth: u64,
+    /// The stack frame of the function: the word after its first is where the function returns to.
+    /// Null where that is not known.
+    function: *const usize,
+    returns_to: usize,
+    /// A hash of all of this. 0: the try was left.
+    check: u64,
+    /// What `sigsetjmp` fills.
+    pub place: [u64; 0],
+}
+
+impl TryFrame {
+    /// The words of a frame as they should be.
+    fn check_of(&self, address: usize) -> u64 {
+        let words = [
+            address as u64,
+            self.previous.addr() as u64,
+            self.entry,
+            self.depth,
+            self.function.addr() as u64,
+            self.returns_to as u64,
+        ];
+        let secret = HEAP.persistent_tag().0;
+        let mix = |hash: u64, word: u64| {
+            (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        };
+        words.into_iter().fold(secret, mix) | 1
+    }
+}
+
+/// The stack pointer of the function this is called in, or a little less.
+#[inline(always)]
+pub fn stack_here() -> usize {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        let here;
+        // SAFETY: reads a register.
+        unsafe {
+            core::arch::asm!("mov {}, rsp", out(reg) here,
+                options(nomem, nostack, preserves_flags));
+        }
+        here
+    }
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    {
+        let here;
+        // SAFETY: reads a register.
+        unsafe {
+            core::arch::asm!("mov {}, sp", out(reg) here,
+                options(nomem, nostack, preserves_flags));
+        }
+        here
+    }
+    #[cfg(any(not(any(target_arch = "x86_64", target_arch = "aarch64")), miri))]
+    {
+        let local = 0u8;
+        core::hint::black_box(&raw const local).addr()
+    }
+}
+
+/// Addresses of a stack.
+#[derive(Clone, Copy)]
+struct Bounds {
+    low: usize,
+    high: usize,
+}
+
+impl Bounds {
+    const NONE: Self = Self { low: 0, high: 0 };
+
+    fn contains(self, address: usize) -> bool {
+        (self.low..self.high).contains(&address)
+    }
+}
+
+/// The stack that the thread was started with.
+#[cfg(target_os = "linux")]
+fn bounds_of_thread() -> Bounds {
+    // SAFETY: zeros are attributes to be written.
+    let mut attributes = unsafe { core::mem::zeroed() };
+    // SAFETY: the attributes are writable, and read and destroyed only when they were made.
+    unsafe {
+        if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
+            return Bounds::NONE;
+        }
+        let (mut low, mut bytes) = (null_mut(), 0);
+        let result =
+            libc::pthread_attr_getstack(&raw const attributes, &raw mut low, &raw mut bytes);
+        libc::pthread_attr_destroy(&raw mut attributes);
+        if result != 0 {
+            return Bounds::NONE;
+        }
+        Bounds { low: low.addr(), high: low.addr().saturating_add(bytes) }
+    }
+}
+
+/// The stack that the thread was started with.
+#[cfg(target_os = "macos")]
+fn bounds_of_thread() -> Bounds {
+    // SAFETY: always callable.
+    unsafe {
+        let high = libc::pthread_get_stackaddr_np(libc::pthread_self()).addr();
+        let bytes = libc::pthread_get_stacksize_np(libc::pthread_self());
+        Bounds { low: high.saturating_sub(bytes), high }
+    }
+}
+
+/// The stack that signal handlers of the thread run on, if they have one.
+fn bounds_for_signals() -> Bounds {
+    // SAFETY: zeros are a description of a stack.
+    let mut stack: libc::stack_t = unsafe { core::mem::zeroed() };
+    // SAFETY: only asks.
+    let result = unsafe { libc::sigaltstack(core::ptr::null(), &raw mut stack) };
+    if result != 0 || stack.ss_flags & libc::SS_DISABLE != 0 {
+        return Bounds::NONE;
+    }
+    let low = stack.ss_sp.addr();
+    Bounds { low, high: low.saturating_add(stack.ss_size) }
+}
+
+/// The list. Zeros are an empty one.
+pub struct Tries {
+    top: Cell<*mut TryFrame>,
+    depth: Cell<usize>,
+    inline_before: [Cell<*mut TryFrame>; INLINE_FRAMES],
+    /// What does not fit there: a persistent block.
+    more_before: Cell<*mut Cell<*mut TryFrame>>,
+    more_capacity: Cell<usize>,
+    /// The thread's stack; `NONE`: not looked at yet.
+    stack: Cell<Bounds>,
+}
+
+impl Tries {
+    /// Forgets everything: the thread exits.
+    pub fn clear(&self) {
+        self.top.set(null_mut());
+        self.depth.set(0);
+        self.stack.set(Bounds::NONE);
+        self.more_capacity.set(0);
+        let more = self.more_before.replace(null_mut());
+        if !more.is_null() {
+            slow::free_persistent(current(), more.expose_provenance());
+        }
+    }
+
+    /// Where B1's `before[depth - 1]` is, if there is room for it.
+    fn before(&self, depth: usize) -> Option<&Cell<*mut TryFrame>> {
+        let index = depth.checked_sub(1)?;
+        if let Some(before) = self.inline_before.get(index) {
+            return Some(before);
+        }
+        let index = index - INLINE_FRAMES;
+        // SAFETY: the block has so many, all of them set or zeroed.
+        (index < self.more_capacity.get()).then(|| unsafe { &*self.more_before.get().add(index) })
+    }
+
+    /// Makes room for a frame of this depth, if there is memory.
+    #[cold]
+    fn make_room(&self, depth: usize) {
+        type Before = Cell<*mut TryFrame>;
+        let (old, count) = (self.more_before.get(), self.more_capacity.get());
+        let capacity = (2 * count).max(INLINE_FRAMES).max(depth);
+        let bytes = capacity * size_of::<Before>();
+        let block = slow::allocate_persistent(current(), bytes, align_of::<Before>()).block;
+        if block == NONE {
+            return;
+        }
+        let fresh = with_exposed_provenance_mut::<Before>(block);
+        // SAFETY: both blocks have as many, and are two.
+        unsafe {
+            fresh.add(count).write_bytes(0, capacity - count);
+            if !old.is_null() {
+                fresh.copy_from_nonoverlapping(old, count);
+            }
+        }
+        self.more_before.set(fresh);
+        self.more_capacity.set(capacity);
+        slow::free_persistent(current(), old.expose_provenance());
+    }
+
+    /// Puts the list out of reach; what `show` takes.
+    pub fn hide(&self) -> (*mut TryFrame, usize) {
+        (self.top.replace(null_mut()), self.depth.get())
+    }
+
+    /// The list as it was when it was hidden.
+    pub fn show(&self, (top, depth): (*mut TryFrame, usize)) {
+        self.top.set(top);
+        self.depth.set(depth);
+    }
+
+    /// Puts a frame on top, and takes dead ones off before.
+    ///
+    /// # Safety
+    /// The frame can be written; its `function` is set. `here` is the stack pointer of the caller of
+    /// C.
+    pub unsafe fn enter(&self, frame: *mut TryFrame, entry: u64, here: usize) {
+        loop {
+            let top = self.top.get();
+            if top.is_null() {
+                break;
+            }
+            let overlaps =
+                top.addr().abs_diff(frame.addr()) < size_of::<TryFrame>() + LEAST_PLACE_BYTES;
+            if !overlaps && (top.addr() >= here || self.is_alive(top, here)) {
+                break;
+            }
+            self.drop_top();
+        }
+        let (previous, depth) = (self.top.get(), self.depth.get() + 1);
+        // SAFETY: the caller's contract; a function's frame begins with two words.
+        unsafe {
+            let function = (*frame).function;
+            (*frame).previous = previous;
+            (*frame).entry = entry;
+            (*frame).depth = depth as u64;
+            (*frame).returns_to = if function.is_null() { 0 } else { function.add(1).read() };
+            (*frame).check = (*frame).check_of(frame.addr());
+        }
+        if depth > INLINE_FRAMES + self.more_capacity.get() {
+            self.make_room(depth);
+        }
+        if let Some(before) = self.before(depth) {
+            before.set(previous);
+        }
+        self.top.set(frame);
+        self.depth.set(depth);
+    }
+
+    /// Takes a frame off, and whatever is above it.
+    ///
+    /// # Safety
+    /// The frame was put on the list by this thread, in a function that has not returned.
+    pub unsafe fn leave(&self, frame: *mut TryFrame) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.top.set((*frame).previous);
+            self.depth.set(((*frame).depth as usize).saturating_sub(1));
+            (*frame).check = 0;
+        }
+    }
+
+    /// Takes the innermost frame off that is alive, and those above it. `None`: there is none.
+    pub fn take_alive(&self, here: usize) -> Option<*mut TryFrame> {
+        loop {
+            let top = self.top.get();
+            if top.is_null() {
+                return None;
+            }
+            let is_alive = self.is_alive(top, here) && !walk::finds_another(top);
+            self.drop_top();
+            if is_alive {
+                return Some(top);
+            }
+        }
+    }
+
+    fn drop_top(&self) {
+        let (top, depth) = (self.top.get(), self.depth.get());
+        let previous = match self.before(depth) {
+            Some(before) => before.get(),
+            None if self.is_intact(top) => {
+                // SAFETY: an intact frame can be read, and is what was written.
+                unsafe { (*top).previous }
+            }
+            None => null_mut(),
+        };
+        self.top.set(previous);
+        self.depth.set(depth.saturating_sub(1));
+    }
+
+    /// Whether the frame on top may be gone back to.
+    #[cold]
+    fn is_alive(&self, top: *mut TryFrame, here: usize) -> bool {
+        !(top.addr() < here && self.is_known_dead(top.addr(), here)) && self.is_intact(top)
+    }
+
+    /// Whether the words of the frame on top are as they were written, and its function is the
+    /// same.
+    fn is_intact(&self, top: *mut TryFrame) -> bool {
+        // SAFETY: it was a frame, on a stack that is still mapped; any words can be read as one.
+        let frame = unsafe { &*top };
+        frame.depth == self.depth.get() as u64
+            && frame.check == frame.check_of(top.addr())
+            // SAFETY: a checked frame names the stack frame of a function.
+            && unsafe { frame.function.is_null() || *frame.function.add(1) == frame.returns_to }
+    }
+
+    /// Whether a frame below the stack pointer is so on the same stack. On stacks that neither the
+    /// thread nor its signal handlers were started with, nothing is known.
+    fn is_known_dead(&self, frame: usize, here: usize) -> bool {
+        if self.stack.get().high == 0 {
+            self.stack.set(bounds_of_thread());
+        }
+        let (thread, signals) = (self.stack.get(), bounds_for_signals());
+        if signals.contains(frame) {
+            // A handler's frame is gone when the thread is back on its own stack.
+            return signals.contains(here) || thread.contains(here);
+        }
+        thread.contains(frame) && thread.contains(here) && !signals.contains(here)
+    }
+}
+
+mod walk {
+    //! Whose the place of a frame is now: the functions that are active, innermost first.
+
+    use super::TryFrame;
+    use core::ffi::{c_int, c_void};
+
+    /// Stack frames that are looked at.
+    const MOST_STEPS: usize = 10_000;
+    /// `_URC_NO_REASON`.
+    const GO_ON: c_int = 0;
+    /// `_URC_NORMAL_STOP`.
+    const STOP: c_int = 4;
+    /// What an address has; above are signatures of pointers.
+    const ADDRESS_MASK: usize = (1 << 48) - 1;
+
+    unsafe extern "C" {
+        fn _Unwind_Backtrace(
+            step: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
+            argument: *mut c_void,
+        ) -> c_int;
+        /// The stack pointer of a function, at its call of the one looked at before.
+        fn _Unwind_GetCFA(context: *mut c_void) -> usize;
+        /// Where that call returns to.
+        fn _Unwind_GetIP(context: *mut c_void) -> usize;
+    }
+
+    struct Search {
+        address: usize,
+        returns_to: usize,
+        steps: usize,
+        finds_another: bool,
+    }
+
+    extern "C" fn step(context: *mut c_void, search: *mut c_void) -> c_int {
+        // SAFETY: `finds_another` passes its search.
+        let search = unsafe { &mut *search.cast::<Search>() };
+        // SAFETY: a context of the unwinder's.
+        let (stack, returns_to) = unsafe { (_Unwind_GetCFA(context), _Unwind_GetIP(context)) };
+        if stack > search.address {
+            // The function looked at before has the place, if this is the same stack.
+            let is_other = (returns_to ^ search.returns_to) & ADDRESS_MASK != 0;
+            search.finds_another = search.steps > 0 && is_other;
+            return STOP;
+        }
+        search.steps += 1;
+        if search.steps < MOST_STEPS { GO_ON } else { STOP }
+    }
+
+    /// Whether the place of an intact frame is that of a function that returns to another place
+    /// than the frame's. `false`: it is not, or the unwinder does not get there.
+    pub(super) fn finds_another(frame: *mut TryFrame) -> bool {
+        // SAFETY: an intact frame can be read.
+        let (address, returns_to) = unsafe { (frame.addr(), (*frame).returns_to) };
+        let mut search = Search { address, returns_to, steps: 0, finds_another: false };
+        // SAFETY: the search is what `step` takes. The unwinder needs no lock of ours.
+        unsafe { _Unwind_Backtrace(step, (&raw mut search).cast()) };
+        search.finds_another && returns_to != 0
+    }
+}
