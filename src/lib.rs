@@ -12,10 +12,11 @@ extern crate std;
 // Layer 0
 mod quantity;
 mod size_class;
-mod symbolizing;
 mod system_call;
+mod unwinder;
 // Layer 1
 mod fatal;
+mod symbolizing;
 // Layer 2
 mod sync;
 // Layer 3

@@ -5,7 +5,7 @@
 //! 1.85 did not yet). So the memory limit of a request is suspended there, as it is while the
 //! thread panics.
 
-use core::ffi::{c_int, c_void};
+use crate::unwinder;
 use core::fmt::{Debug, Display, Formatter, Result};
 use std::backtrace::Backtrace;
 
@@ -38,46 +38,14 @@ pub fn is_symbolizing() -> bool {
     if cfg!(any(miri, not(target_os = "linux"), feature = "preload")) {
         return false;
     }
-    let mut walk = Walk { entrances: entrances(), left: MAX_FRAMES, is_found: false };
-    // SAFETY: `visit` is called with each frame and the walk, which outlives the call.
-    unsafe { _Unwind_Backtrace(visit, (&raw mut walk).cast()) };
-    walk.is_found
-}
-
-struct Walk {
-    entrances: [usize; 4],
-    left: usize,
-    is_found: bool,
-}
-
-/// What the unwinder knows of a frame.
-#[repr(C)]
-struct Frame {
-    _opaque: [u8; 0],
-}
-
-/// `_URC_NO_REASON`, and one of the others.
-const GO_ON: c_int = 0;
-const STOP: c_int = 4;
-
-// The unwinder that std is linked with.
-unsafe extern "C" {
-    fn _Unwind_Backtrace(
-        visit: unsafe extern "C" fn(*mut Frame, *mut c_void) -> c_int,
-        data: *mut c_void,
-    ) -> c_int;
-    /// Where the frame's function begins.
-    fn _Unwind_GetRegionStart(frame: *mut Frame) -> usize;
-}
-
-/// # Safety
-/// `frame` is the unwinder's, `data` a `Walk` that nobody else uses.
-unsafe extern "C" fn visit(frame: *mut Frame, data: *mut c_void) -> c_int {
-    // SAFETY: the caller's contract.
-    let (walk, start) = unsafe { (&mut *data.cast::<Walk>(), _Unwind_GetRegionStart(frame)) };
-    walk.is_found = walk.entrances.contains(&start);
-    walk.left -= 1;
-    if walk.is_found || walk.left == 0 { STOP } else { GO_ON }
+    let entrances = entrances();
+    let (mut left, mut is_found) = (MAX_FRAMES, false);
+    unwinder::walk(|frame| {
+        is_found = entrances.contains(&frame.function());
+        left -= 1;
+        is_found || left == 0
+    });
+    is_found
 }
 
 #[cfg(test)]

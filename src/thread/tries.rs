@@ -335,58 +335,29 @@ mod walk {
     //! Whose the place of a frame is now: the functions that are active, innermost first.
 
     use super::TryFrame;
-    use core::ffi::{c_int, c_void};
+    use crate::unwinder;
 
     /// Stack frames that are looked at.
     const MOST_STEPS: usize = 10_000;
-    /// `_URC_NO_REASON`.
-    const GO_ON: c_int = 0;
-    /// `_URC_NORMAL_STOP`.
-    const STOP: c_int = 4;
     /// What an address has; above are signatures of pointers.
     const ADDRESS_MASK: usize = (1 << 48) - 1;
-
-    unsafe extern "C" {
-        fn _Unwind_Backtrace(
-            step: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
-            argument: *mut c_void,
-        ) -> c_int;
-        /// The stack pointer of a function, at its call of the one looked at before.
-        fn _Unwind_GetCFA(context: *mut c_void) -> usize;
-        /// Where that call returns to.
-        fn _Unwind_GetIP(context: *mut c_void) -> usize;
-    }
-
-    struct Search {
-        address: usize,
-        returns_to: usize,
-        steps: usize,
-        finds_another: bool,
-    }
-
-    extern "C" fn step(context: *mut c_void, search: *mut c_void) -> c_int {
-        // SAFETY: `finds_another` passes its search.
-        let search = unsafe { &mut *search.cast::<Search>() };
-        // SAFETY: a context of the unwinder's.
-        let (stack, returns_to) = unsafe { (_Unwind_GetCFA(context), _Unwind_GetIP(context)) };
-        if stack > search.address {
-            // The function looked at before has the place, if this is the same stack.
-            let is_other = (returns_to ^ search.returns_to) & ADDRESS_MASK != 0;
-            search.finds_another = search.steps > 0 && is_other;
-            return STOP;
-        }
-        search.steps += 1;
-        if search.steps < MOST_STEPS { GO_ON } else { STOP }
-    }
 
     /// Whether the place of an intact frame is that of a function that returns to another place
     /// than the frame's. `false`: it is not, or the unwinder does not get there.
     pub(super) fn finds_another(frame: *mut TryFrame) -> bool {
         // SAFETY: an intact frame can be read.
         let (address, returns_to) = unsafe { (frame.addr(), (*frame).returns_to) };
-        let mut search = Search { address, returns_to, steps: 0, finds_another: false };
-        // SAFETY: the search is what `step` takes. The unwinder needs no lock of ours.
-        unsafe { _Unwind_Backtrace(step, (&raw mut search).cast()) };
-        search.finds_another && returns_to != 0
+        let (mut steps, mut finds_another) = (0, false);
+        unwinder::walk(|step| {
+            if step.stack() > address {
+                // The function looked at before has the place, if this is the same stack.
+                let is_other = (step.returns_to() ^ returns_to) & ADDRESS_MASK != 0;
+                finds_another = steps > 0 && is_other;
+                return true;
+            }
+            steps += 1;
+            steps == MOST_STEPS
+        });
+        finds_another && returns_to != 0
     }
 }
