@@ -65,7 +65,7 @@ impl Worker {
         let mut serial = 0;
         let result = request.catch(|| {
             serial = self.push(Kind::Closure, Some(tracked.clone()), None);
-            let block = Freed(Block::new(77, 8, 77, &Some(tracked.clone()), false));
+            let block = Freed(Block::new(69, 8, 69, &Some(tracked.clone()), false));
             self.steps(count);
             if gives_up {
                 self.shared.count("bailouts");

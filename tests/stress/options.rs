@@ -30,7 +30,7 @@ pub const BREAKS: &[(&str, &str)] = &[
     ("forget", "blocks live in"),
     ("pattern", "is not what was written"),
     ("twice", "double free"),
-    ("leave", "the thread is inside"),
+    ("leave", "in the wrong request"),
     ("callback", "callbacks ran"),
     ("handle", "requests are open"),
     ("hang", "no progress"),

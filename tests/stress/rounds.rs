@@ -139,6 +139,17 @@ fn while_all_stand_still(worker: &mut Worker) {
     expect_open(&shared);
 }
 
+/// Drops the handles that callbacks took, and those that are taken meanwhile.
+fn drop_revived(shared: &Shared) -> bool {
+    let mut found = false;
+    loop {
+        // Not under the lock: a callback takes it.
+        let Some(request) = lock(&shared.revived).pop() else { return found };
+        found = true;
+        drop(request);
+    }
+}
+
 fn expect_open(shared: &Shared) {
     let expected = lock(&shared.all).iter().filter(|tracked| tracked.is_open()).count();
     let is = stats().open_requests;
@@ -175,12 +186,10 @@ fn finish_exactly(shared: &Shared, tracked: &Arc<Tracked>, is_end: bool) {
         }
         // A callback took a handle: the last one closes it.
         Err(request) => {
-            let revived = std::mem::replace(
-                &mut *lock(&shared.revived),
-                persistent(|| Vec::with_capacity(16)),
-            );
-            assert!(!revived.is_empty(), "refused, and nobody else has a handle: {request}");
-            drop((revived, request));
+            let is_revived = drop_revived(shared);
+            assert!(is_revived, "refused, and nobody else has a handle: {request}");
+            drop(request);
+            drop_revived(shared);
             return;
         }
     }
@@ -222,7 +231,7 @@ fn each_block_of(
 
 /// All threads have exited: what is left is looked at for the last time, and goes.
 fn take_down(shared: &Arc<Shared>) {
-    lock(&shared.revived).clear();
+    drop_revived(shared);
     shared.scopes.iter().for_each(|scope| drop(lock(scope).take()));
     let soles = shared.soles.iter().filter_map(|sole| lock(sole).take());
     let requests = shared.requests.iter().map(|tracked| lock(tracked).clone());
@@ -230,7 +239,7 @@ fn take_down(shared: &Arc<Shared>) {
         expect_figures(&tracked);
         finish_exactly(shared, &tracked, false);
     }
-    lock(&shared.revived).clear();
+    drop_revived(shared);
     let all = std::mem::take(&mut *lock(&shared.all));
     for slot in &shared.slots {
         let block = lock(slot).take();

@@ -173,7 +173,7 @@ impl Worker {
     pub fn expect_inside(&self) {
         let is = Request::current().map(|request| request.id());
         let expected = self.inside().map(|tracked| tracked.id);
-        assert_eq!(is, expected, "the thread is inside {is:?} and not {expected:?}");
+        assert_eq!(is, expected, "the thread is in the wrong request: {is:?}");
     }
 
     pub fn steps(&mut self, count: usize) {
