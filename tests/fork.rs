@@ -525,8 +525,8 @@ fn leak_with_a_report() {
     assert_eq!(request.close().unwrap().surviving_blocks, 1);
 }
 
-/// Another thread of the parent has the standard library's lock of standard error; the child's report
-/// does not wait for it.
+/// Another thread of the parent has the standard library's lock of standard error; the child's
+/// report does not wait for it.
 fn a_leak_report_in_a_fork_waits_for_nobody() {
     let holds = Arc::new(AtomicBool::new(false));
     let holder = {
@@ -557,8 +557,8 @@ fn a_leak_report_in_a_fork_waits_for_nobody() {
     assert_eq!((waited, status), (pid, 0), "the forked process failed (14: it hung)");
 }
 
-/// A thread that is to be cancelled is so where it asks, and not by the `write` of a report: that would
-/// unwind out of the middle of the end of a request, which then never ends.
+/// A thread that is to be cancelled is so where it asks, and not by the `write` of a report: that
+/// would unwind out of the middle of the end of a request, which then never ends.
 fn a_leak_report_is_no_cancellation_point() {
     static HAS_CLOSED: AtomicBool = AtomicBool::new(false);
     unsafe extern "C-unwind" {

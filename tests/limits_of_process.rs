@@ -1,5 +1,5 @@
-//! What a process may do and have: few addresses, no overcommitment, and no system calls but those that
-//! the README names.
+//! What a process may do and have: few addresses, no overcommitment, and no system calls but those
+//! that the README names.
 #![allow(missing_docs)]
 
 use rqmalloc::{Request, RqMalloc, stats};
@@ -36,8 +36,8 @@ fn main() -> ExitCode {
 
 // ---- helpers ---------------------------------------------------------------------------------
 
-/// Takes memory of every kind as safe code does that is ready for a refusal, and gives it back. Returns
-/// how many allocations were refused.
+/// Takes memory of every kind as safe code does that is ready for a refusal, and gives it back.
+/// Returns how many allocations were refused.
 fn exercise(seed: usize) -> usize {
     let mut refused = 0;
     let mut take = |size: usize| {
@@ -137,7 +137,8 @@ fn works_below_any_limit_of_addresses() {
 mod system_calls {
     use std::collections::BTreeMap;
 
-    /// What the README's paragraph calls by other names than the system does, or makes in other ways.
+    /// What the README's paragraph calls by other names than the system does, or makes in other
+    /// ways.
     fn numbers_of(name: &str) -> Vec<libc::c_long> {
         match name {
             "mmap" => vec![libc::SYS_mmap],
@@ -223,8 +224,8 @@ mod system_calls {
     }
 }
 
-/// How a process ends that does everything on one thread, below the filter. Threads are not among what
-/// the allocator needs.
+/// How a process ends that does everything on one thread, below the filter. Threads are not among
+/// what the allocator needs.
 #[cfg(target_os = "linux")]
 fn exercise_filtered(otherwise: u32) -> i32 {
     let allowed = system_calls::allowed();
@@ -298,8 +299,8 @@ impl Drop for Overcommit {
     }
 }
 
-/// Addresses count as memory there. Needs root: says so and passes where it may not set the mode. It is
-/// set for a moment, and for the whole machine.
+/// Addresses count as memory there. Needs root: says so and passes where it may not set the mode.
+/// It is set for a moment, and for the whole machine.
 #[cfg(target_os = "linux")]
 fn works_without_overcommitment() {
     let Some(mode) = Overcommit::set("2") else {

@@ -1,6 +1,6 @@
 //! Looks from one thread at a request that another one changes: every look of the interface beside
-//! every kind of change, each pair for a moment. What a look says must be something that was so; under
-//! ThreadSanitizer (`ci/sanitize`) it must not race either.
+//! every kind of change, each pair for a moment. What a look says must be something that was so;
+//! under ThreadSanitizer (`ci/sanitize`) it must not race either.
 #![allow(missing_docs)]
 
 use rqmalloc::{Request, RqMalloc, stats};
@@ -15,7 +15,8 @@ const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 /// How long a pair runs.
 const MOMENT: Duration = Duration::from_millis(300);
-/// A large block while it is grown and shrunk, from its own thread: above 32 KiB, with pages of its own.
+/// A large block while it is grown and shrunk, from its own thread: above 32 KiB, with pages of its
+/// own.
 const LARGE: [usize; 4] = [41 * KIB, 70 * KIB, 300 * KIB, 900 * KIB];
 /// A block with a mapping of its own.
 const MAPPED: [usize; 4] = [2 * MIB, 3 * MIB, 9 * MIB, 5 * MIB];
@@ -33,8 +34,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Grows and shrinks one vector through the sizes, inside or outside of the request, while another thread
-/// looks. Returns how often each did something.
+/// Grows and shrinks one vector through the sizes, inside or outside of the request, while another
+/// thread looks. Returns how often each did something.
 fn change_and_look(
     request: &Request,
     sizes: [usize; 4],

@@ -13,8 +13,8 @@ const MIB: usize = 1024 * KIB;
 pub const TRACED_REMAINDER: usize = 5;
 
 impl Worker {
-    /// Small ones far more often than such that have pages of their own, and those more often than such
-    /// that have a mapping of their own.
+    /// Small ones far more often than such that have pages of their own, and those more often than
+    /// such that have a mapping of their own.
     pub fn size(&mut self, is_traced: bool) -> usize {
         let size = match self.below(400) {
             0 if with("large") => MIB + 9 + self.below(5 * MIB),

@@ -1,5 +1,5 @@
-//! Being inside by a closure: `run`, `catch` and `persistent`, left by returning, by a panic and by a
-//! bailout, with guards that were made inside still there afterwards.
+//! Being inside by a closure: `run`, `catch` and `persistent`, left by returning, by a panic and by
+//! a bailout, with guards that were made inside still there afterwards.
 
 use crate::failure::Planned;
 use crate::model::{Block, lock};
@@ -43,7 +43,8 @@ impl Worker {
                 serial = self.push(Kind::Closure, Some(tracked.clone()), None);
                 self.steps(count);
                 if panics {
-                    // Outside of the request, so that what carries the panic is not among its blocks.
+                    // Outside of the request, so that what carries the panic is not among its
+                    // blocks.
                     persistent(|| panic_any(Planned));
                 }
             });

@@ -48,7 +48,8 @@ pub fn fail(text: &str) -> ! {
     let whose = if IS_FORKED.load(Ordering::Relaxed) { " in a forked process" } else { "" };
     let line =
         rqmalloc::persistent(|| format!("FAILED{whose}, seed {seed} round {round}: {text}\n"));
-    // SAFETY: the text's own bytes. Not by `std`, whose lock a thread may have held that a fork lost.
+    // SAFETY: the text's own bytes. Not by `std`, whose lock a thread may have held that a fork
+    // lost.
     unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
     // SAFETY: ends the process at once, whatever other threads do.
     unsafe { libc::_exit(101) }

@@ -34,8 +34,8 @@ impl Worker {
     }
 
     fn in_child(&mut self, seed: u64) {
-        // The parent's slots and requests may be locked by threads that are not here. What this thread
-        // is inside, and its blocks, are its own.
+        // The parent's slots and requests may be locked by threads that are not here. What this
+        // thread is inside, and its blocks, are its own.
         let fresh = Shared::new(2, true);
         std::mem::forget(std::mem::replace(&mut self.shared, fresh));
         std::mem::forget(std::mem::take(&mut self.joins));

@@ -1,4 +1,5 @@
-//! Looks from any thread at any time: at requests that others are inside, grow blocks of, and close.
+//! Looks from any thread at any time: at requests that others are inside, grow blocks of, and
+//! close.
 
 use crate::blocks::TRACED_REMAINDER;
 use crate::model::{Tracked, lock};

@@ -1,8 +1,8 @@
-//! What must be the case: which blocks live, whose they are, and what is in them; which requests are
-//! open, and who is inside.
+//! What must be the case: which blocks live, whose they are, and what is in them; which requests
+//! are open, and who is inside.
 //!
-//! Everything the model keeps is persistent: a request holds the blocks that the model counts, and no
-//! others.
+//! Everything the model keeps is persistent: a request holds the blocks that the model counts, and
+//! no others.
 
 use crate::options::breaks;
 use rqmalloc::{Request, RequestId, RqMalloc, owner_of, persistent};
@@ -165,8 +165,8 @@ fn byte(pattern: u64, index: usize) -> u8 {
 }
 
 impl Block {
-    /// Allocates where the thread is, which the model says is `owner`. `None`: refused, as a request with
-    /// a limit may do.
+    /// Allocates where the thread is, which the model says is `owner`. `None`: refused, as a
+    /// request with a limit may do.
     pub fn new(
         size: usize,
         align: usize,
@@ -256,8 +256,8 @@ impl Block {
         }
     }
 
-    /// Reallocates, from wherever the thread is; what both sizes have must be as it was. `false`: refused,
-    /// and the block is as it was.
+    /// Reallocates, from wherever the thread is; what both sizes have must be as it was. `false`:
+    /// refused, and the block is as it was.
     pub fn resize(&mut self, size: usize) -> bool {
         self.verify();
         // SAFETY: a live block of this layout, and no size here is 0.

@@ -142,8 +142,8 @@ impl Worker {
         assert!(!report.still_open, "{report}");
     }
 
-    /// A request of one handle that other threads look at, and whose blocks they grow and free: whoever
-    /// has the handle can close it whenever nobody is inside.
+    /// A request of one handle that other threads look at, and whose blocks they grow and free:
+    /// whoever has the handle can close it whenever nobody is inside.
     pub fn sole(&mut self) {
         if self.is_helper {
             return;

@@ -1,5 +1,5 @@
-//! A process with a seed: rounds of threads that work until they meet at a barrier, where the model and
-//! the allocator are compared, and that exit at the end of it.
+//! A process with a seed: rounds of threads that work until they meet at a barrier, where the model
+//! and the allocator are compared, and that exit at the end of it.
 
 use crate::failure::{self, fail};
 use crate::model::{Block, Tracked, lock};

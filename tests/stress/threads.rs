@@ -1,5 +1,5 @@
-//! Threads that come and go inside requests: those of `std`, and the system's own, which return, call
-//! `pthread_exit`, or are cancelled.
+//! Threads that come and go inside requests: those of `std`, and the system's own, which return,
+//! call `pthread_exit`, or are cancelled.
 
 use crate::model::persistent_vec;
 use crate::options::with;

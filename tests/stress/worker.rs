@@ -212,8 +212,8 @@ impl Worker {
         }
     }
 
-    /// Before the thread exits: some guards are dropped, others are forgotten, and the exit leaves what
-    /// they entered. The model's entries go with it: see `Exit`.
+    /// Before the thread exits: some guards are dropped, others are forgotten, and the exit leaves
+    /// what they entered. The model's entries go with it: see `Exit`.
     pub fn finish(mut self) -> Exit {
         std::mem::take(&mut self.joins).into_iter().for_each(crate::threads::Helper::join);
         while self.below(3) != 0 && !self.entries.is_empty() {
