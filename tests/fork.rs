@@ -36,6 +36,8 @@ cases! {
     a_handler_waits_for_a_thread_that_allocates;
     a_child_without_handlers;
     a_signal_handler_forks_in_the_middle_of_things;
+    a_leak_report_in_a_fork_waits_for_nobody;
+    a_leak_report_is_no_cancellation_point;
     standard_output_s_buffer prints "inside\nafter\n";
     standard_output_kept_out prints "persistent\nafter\n";
     a_panic_hook_allocates_inside_a_request;
@@ -650,6 +652,84 @@ fn handlers_registered_before_the_first_allocation_allocate() {
     for (counter, expected) in [(&PREPARED, COUNT), (&IN_PARENT, COUNT), (&IN_CHILD, 0)] {
         assert_eq!(counter.load(Ordering::Relaxed), expected);
     }
+}
+
+// ---- reports of leaks ------------------------------------------------------------------------
+
+/// Leaves a block in a request, whose end says so on standard error.
+fn leak_with_a_report() {
+    let request = Request::builder().report_leaks(true).build();
+    request.run(|| std::mem::forget(black_box(vec![1u8; 100])));
+    assert_eq!(request.close().unwrap().surviving_blocks, 1);
+}
+
+/// Another thread of the parent has the standard library's lock of standard error; the child's
+/// report does not wait for it.
+fn a_leak_report_in_a_fork_waits_for_nobody() {
+    let holds = Arc::new(AtomicBool::new(false));
+    let holder = {
+        let holds = holds.clone();
+        std::thread::spawn(move || {
+            let locked = std::io::stderr().lock();
+            holds.store(true, Ordering::Release);
+            while holds.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(locked);
+        })
+    };
+    while !holds.load(Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+    let pid = fork(|| {
+        // SAFETY: a plain system call.
+        unsafe { libc::alarm(5) };
+        leak_with_a_report();
+    });
+    // Before anything is said of the child: a panic's message needs the lock.
+    let mut status = 0;
+    // SAFETY: `status` is writable.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    holds.store(false, Ordering::Release);
+    holder.join().unwrap();
+    assert_eq!((waited, status), (pid, 0), "the forked process failed (14: it hung)");
+}
+
+/// A thread that is to be cancelled is so where it asks, and not by the `write` of a report: that
+/// would unwind out of the middle of the end of a request, which then never ends.
+fn a_leak_report_is_no_cancellation_point() {
+    static HAS_CLOSED: AtomicBool = AtomicBool::new(false);
+    unsafe extern "C-unwind" {
+        fn pthread_testcancel();
+        fn pthread_create(
+            thread: *mut libc::pthread_t,
+            attributes: *const libc::pthread_attr_t,
+            start: extern "C-unwind" fn(*mut libc::c_void) -> *mut libc::c_void,
+            argument: *mut libc::c_void,
+        ) -> libc::c_int;
+    }
+    unsafe extern "C" {
+        fn pthread_cancel(thread: libc::pthread_t) -> libc::c_int;
+    }
+    extern "C-unwind" fn start(_: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: it is asked for and not done yet: cancelling waits for a cancellation point.
+        unsafe { pthread_cancel(libc::pthread_self()) };
+        leak_with_a_report();
+        HAS_CLOSED.store(true, Ordering::Relaxed);
+        // SAFETY: it unwinds through this frame, which has nothing to drop.
+        unsafe { pthread_testcancel() };
+        std::ptr::null_mut()
+    }
+    // SAFETY: all bits zero are a thread's name, which is written before it is used.
+    let mut thread: libc::pthread_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `thread` is writable, and joined once.
+    unsafe {
+        let argument = std::ptr::null_mut();
+        assert_eq!(pthread_create(&raw mut thread, std::ptr::null(), start, argument), 0);
+        assert_eq!(libc::pthread_join(thread, std::ptr::null_mut()), 0);
+    }
+    assert!(HAS_CLOSED.load(Ordering::Relaxed), "it was cancelled inside `close`");
+    assert_eq!(rqmalloc::stats().open_requests, 0);
 }
 
 // ---- what a process does once ----------------------------------------------------------------

@@ -49,6 +49,10 @@ cases! {
     survivors_pin_pages_and_no_more;
     ten_thousand_open_requests;
     a_limit_of_addresses_is_null;
+    guards_that_take_each_other_s_place_leave_nothing;
+    leaks_beside_a_mapping_that_moves;
+    an_absurd_length_empties_nothing;
+    refusals_at_a_limit_are_cheap;
 }
 
 fn main() -> ExitCode {
@@ -851,4 +855,103 @@ fn a_limit_of_addresses_is_null() {
         }
     }
     expect_sum();
+}
+
+// ---- what once cost too much -----------------------------------------------------------------
+
+/// A loop that enters the next request before it leaves the last one: never deeper than two.
+fn guards_that_take_each_other_s_place_leave_nothing() {
+    const SWAPS: usize = 20_000;
+    let mut guard = Request::new().enter();
+    for _ in 0..1000 {
+        guard = Request::new().enter();
+    }
+    let before = stats();
+    for _ in 0..SWAPS {
+        guard = Request::new().enter();
+    }
+    let after = stats();
+    assert_eq!(after.open_requests, 1, "{after}");
+    let grown = after.in_use.saturating_sub(before.in_use);
+    // An entry that stays would be dozens of bytes for each.
+    assert!(grown < SWAPS, "{grown} bytes more in use: {before}, then {after}");
+    drop(guard);
+    assert_eq!(stats().open_requests, 0);
+}
+
+/// The header of a block with a mapping of its own is where its pages are: those move while a look is
+/// at it.
+fn leaks_beside_a_mapping_that_moves() {
+    let request = Request::new();
+    let is_over = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..60 {
+                let mut moving: Vec<u8> = request.run(|| Vec::with_capacity(2 * MIB));
+                let mut in_the_way: Vec<Vec<u8>> = Vec::with_capacity(24);
+                for size in 2..24 {
+                    moving.reserve_exact(size * MIB);
+                    in_the_way.push(Vec::with_capacity(3 * MIB));
+                }
+            }
+            is_over.store(1, Ordering::Release);
+        });
+        let mut looks = 0;
+        while is_over.load(Ordering::Acquire) == 0 {
+            let leaks = black_box(request.leaks());
+            assert!(leaks.blocks <= 2, "{leaks}");
+            looks += 1;
+        }
+        assert!(looks > 0);
+    });
+    assert_eq!(request.close().unwrap().surviving_blocks, 0);
+}
+
+/// A length that a client sent: nothing could be had by giving everything back first.
+fn an_absurd_length_empties_nothing() {
+    let blocks: Vec<Vec<u8>> = (0..20_000).map(|number| vec![1; 100 + number % 1000]).collect();
+    let mapped: Vec<Vec<u8>> = (0..4).map(|_| vec![1; 3 * MIB]).collect();
+    drop((blocks, mapped));
+    let before = stats();
+    assert!(before.cached > 4 * MIB, "{before}");
+    for shift in [43, 46, 50, 60] {
+        for inside in [false, true] {
+            let refused = || Vec::<u8>::new().try_reserve_exact(black_box(1 << shift)).is_err();
+            let request = Request::new();
+            assert!(if inside { request.run(refused) } else { refused() }, "1 << {shift} bytes");
+        }
+    }
+    let after = stats();
+    let lost = before.cached.saturating_sub(after.cached);
+    assert!(lost < 128 * 1024, "{lost} bytes of {before} are gone: {after}");
+}
+
+/// Once reclaiming was in vain, and nothing was freed, the next refusal need not look again. Where each
+/// looks at a million blocks, this takes minutes.
+fn refusals_at_a_limit_are_cheap() {
+    const REFUSALS: usize = 5_000;
+    let start = std::time::Instant::now();
+    let request = Request::builder().memory_limit(128 * MIB).build();
+    let mut rows: Vec<Vec<u8>> = Vec::with_capacity(6 << 20);
+    request.run(|| {
+        let reserve = |size| {
+            let mut row: Vec<u8> = Vec::new();
+            row.try_reserve_exact(size).map(|()| row)
+        };
+        while let Ok(row) = reserve(24) {
+            rows.push(row);
+        }
+        // A free block in every page, and no page that is free.
+        rows.iter_mut().step_by(16).for_each(|row| *row = Vec::new());
+        for refusal in 0..REFUSALS {
+            assert!(reserve(3000).is_err());
+            let elapsed = start.elapsed().as_secs();
+            assert!(elapsed < 20, "{refusal} refusals in {elapsed} s");
+        }
+        // It is not forgotten that there is something.
+        assert!(reserve(24).is_ok());
+    });
+    drop(rows);
+    assert!(request.run(|| Vec::<u8>::new().try_reserve_exact(100 * MIB).is_ok()));
+    assert_eq!(request.close().unwrap().surviving_blocks, 0);
 }

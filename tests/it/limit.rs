@@ -407,3 +407,49 @@ fn the_peak_can_be_measured_anew() {
     });
     end(request);
 }
+
+/// It is the request's limit whoever grows the block: pages that move are not charged twice.
+#[test]
+fn growth_has_the_same_limit_from_inside_and_from_outside() {
+    let _together = together();
+    const MIB: usize = 1 << 20;
+    for (from, to) in [(60 * MIB, 97 * MIB), (2 * MIB, 99 * MIB), (500 << 10, 900 << 10)] {
+        let limit = if from < MIB { MIB } else { 100 * MIB };
+        let grown = [true, false].map(|is_inside| {
+            let request = Request::builder().memory_limit(limit).build();
+            let mut vector: Vec<u8> = request.run(|| Vec::with_capacity(from));
+            let mut grow = || vector.try_reserve_exact(to).is_ok();
+            let is_grown = if is_inside { request.run(&mut grow) } else { grow() };
+            drop(vector);
+            assert_eq!(request.usage().live_blocks, 0);
+            end(request);
+            is_grown
+        });
+        assert_eq!(grown[0], grown[1], "{from} to {to} bytes: inside, then outside");
+    }
+}
+
+/// Space that comes free after a refusal is found, however many refusals there were.
+#[test]
+fn what_is_freed_after_a_refusal_is_found() {
+    let _together = together();
+    let request = Request::builder().memory_limit(2 << 20).build();
+    request.run(|| {
+        let mut blocks = fill(24);
+        for round in 0..4 {
+            for _ in 0..50 {
+                assert!(try_take(30_000).is_null(), "round {round}");
+            }
+            // Blocks that were cut one after the other: whole pages of them come free.
+            let quarter = persistent(|| blocks.split_off(blocks.len() * 3 / 4));
+            quarter.into_iter().for_each(|block| give(block, 24));
+            let found = try_take(30_000);
+            assert!(!found.is_null(), "round {round}");
+            give(found, 30_000);
+            blocks.append(&mut fill(24));
+        }
+        blocks.into_iter().for_each(|block| give(block, 24));
+    });
+    assert_eq!(request.usage().live_blocks, 0);
+    end(request);
+}

@@ -482,19 +482,53 @@ fn guards_by_the_hundred_thousand_in_every_order() {
     requests.into_iter().for_each(close_empty);
 }
 
+/// A callback's panic ends that callback and nothing else, whatever its payload does when it is dropped.
 #[test]
-fn a_guard_that_is_swapped_for_the_next_costs_nothing_that_stays() {
-    let _together = alone();
-    let swap = |count| {
-        let mut guard = Request::new().enter();
-        for _ in 0..count {
-            guard = Request::new().enter();
+fn a_payload_that_panics_ends_nothing_but_its_callback() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                unwind(2);
+            }
         }
-        drop(guard);
-    };
-    swap(100);
-    let before = stats();
-    swap(1_000_000);
-    let after = stats();
-    assert_eq!((after.mapped, after.open_requests), (before.mapped, before.open_requests));
+    }
+    fn request(ran: &std::sync::Arc<std::sync::atomic::AtomicUsize>) -> Request {
+        let (first, last) = (ran.clone(), ran.clone());
+        let count = |ran: &std::sync::atomic::AtomicUsize| {
+            ran.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        };
+        Request::builder()
+            .on_end(move || {
+                count(&first);
+            })
+            .on_end(move || {
+                count(&last);
+                persistent(|| std::panic::resume_unwind(Box::new(Bomb)))
+            })
+            .build()
+    }
+    let _alone = alone();
+    let before = stats().open_requests;
+    let ran = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let ends: [fn(Request); 4] = [
+        drop,
+        |request| assert_eq!(request.close().unwrap().surviving_blocks, 0),
+        // SAFETY: nothing was allocated in it.
+        |request| assert_eq!(unsafe { request.end() }.unwrap().freed_blocks, 0),
+        |request| {
+            let entered = request.enter();
+            drop(request);
+            drop(entered);
+        },
+    ];
+    for (number, end) in ends.into_iter().enumerate() {
+        let request = request(&ran);
+        let result = catch_unwind(AssertUnwindSafe(|| end(request)));
+        assert!(result.is_ok(), "end {number} unwound");
+        assert_eq!((current_id(), active_owner()), (None, None), "end {number}");
+        let ran = ran.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(ran, 2 * (number + 1), "end {number}: every callback runs once");
+        assert_eq!(stats().open_requests, before, "end {number}");
+    }
 }

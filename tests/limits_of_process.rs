@@ -1,0 +1,320 @@
+//! What a process may do and have: few addresses, no overcommitment, and no system calls but those
+//! that the README names.
+#![allow(missing_docs)]
+
+use rqmalloc::{Request, RqMalloc, stats};
+use std::hint::black_box;
+use std::process::ExitCode;
+
+#[path = "support/children.rs"]
+mod children;
+
+use children::cases;
+
+#[global_allocator]
+static GLOBAL: RqMalloc = RqMalloc;
+
+const PATIENCE_SECONDS: u32 = 60;
+const MIB: usize = 1 << 20;
+
+#[cfg(target_os = "linux")]
+cases! {
+    works_below_any_limit_of_addresses;
+    other_system_calls_are_refused;
+    other_system_calls_kill;
+    a_call_that_is_not_named_is_refused;
+    works_without_overcommitment;
+}
+#[cfg(not(target_os = "linux"))]
+cases! {
+    works_below_any_limit_of_addresses;
+}
+
+fn main() -> ExitCode {
+    children::run(CASES, PATIENCE_SECONDS)
+}
+
+// ---- helpers ---------------------------------------------------------------------------------
+
+/// Takes memory of every kind as safe code does that is ready for a refusal, and gives it back.
+/// Returns how many allocations were refused.
+fn exercise(seed: usize) -> usize {
+    let mut refused = 0;
+    let mut take = |size: usize| {
+        let mut vector: Vec<u8> = Vec::new();
+        match vector.try_reserve_exact(size) {
+            Ok(()) => {
+                vector.push(size as u8);
+                vector.resize(size, 1);
+            }
+            Err(_) => refused += 1,
+        }
+        vector
+    };
+    let mut sizes = [0; 40];
+    for (index, size) in sizes.iter_mut().enumerate() {
+        *size = 1 + (index * 7919 + seed * 104_729) % [100, 5_000, 60_000, 600_000][index % 4];
+    }
+    // Arrays: a vector of vectors could be refused, too.
+    let outside = sizes.map(&mut take);
+    let mut mapped = [2 * MIB, 3 * MIB].map(&mut take);
+    for vector in &mut mapped {
+        let _ = vector.try_reserve_exact(5 * MIB);
+        vector.truncate(10);
+        vector.shrink_to_fit();
+    }
+    let request = Request::new();
+    let inside = request.run(|| sizes.map(&mut take));
+    for vector in outside.iter().chain(&inside).filter(|vector| !vector.is_empty()) {
+        assert!(vector[1..].iter().all(|&byte| byte == 1) && vector[0] == vector.len() as u8);
+    }
+    drop((outside, mapped));
+    let survivors = inside.iter().filter(|vector| vector.capacity() > 0).count() as u64;
+    assert_eq!(request.close().unwrap().surviving_blocks, survivors);
+    drop(inside);
+
+    rqmalloc::begin_request();
+    black_box(sizes.map(&mut take)).into_iter().for_each(std::mem::forget);
+    // SAFETY: its blocks are forgotten.
+    let _ = unsafe { rqmalloc::end_request() };
+    rqmalloc::trim();
+    rqmalloc::check_structures();
+    let stats = stats();
+    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    refused
+}
+
+/// Runs `f` in a forked process; how that ended.
+fn status_of(f: impl FnOnce()) -> i32 {
+    // SAFETY: this process has one thread.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork failed");
+    if pid == 0 {
+        // SAFETY: plain system calls; alarms are not inherited.
+        unsafe { libc::alarm(PATIENCE_SECONDS / 2) };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(i32::from(result.is_err())) }
+    }
+    let mut status = 0;
+    // SAFETY: `status` is writable.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    status
+}
+
+fn limit_addresses(bytes: usize) {
+    let limit = libc::rlimit { rlim_cur: bytes as _, rlim_max: bytes as _ };
+    // SAFETY: a valid structure.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
+}
+
+/// Addresses of this process in bytes.
+fn addresses() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').next().unwrap().parse::<usize>().unwrap() * 4096
+}
+
+// ---- addresses -------------------------------------------------------------------------------
+
+/// From plenty down to nothing beyond what the process has: refusals, but nothing else.
+fn works_below_any_limit_of_addresses() {
+    let have = if cfg!(target_os = "linux") { addresses() } else { 1 << 32 };
+    for more in [512, 64, 32, 16, 12, 9, 8, 6, 5, 4, 3, 2, 1, 0] {
+        let status = status_of(|| {
+            limit_addresses(have + more * MIB);
+            let refused: usize = (0..4).map(exercise).sum();
+            if more == 512 {
+                assert_eq!(refused, 0, "there is plenty");
+            }
+        });
+        assert_eq!(status, 0, "{more} MiB of addresses beyond what the process has");
+    }
+}
+
+// ---- system calls ----------------------------------------------------------------------------
+
+#[cfg(target_os = "linux")]
+mod system_calls {
+    use std::collections::BTreeMap;
+
+    /// What the README's paragraph calls by other names than the system does, or makes in other
+    /// ways.
+    fn numbers_of(name: &str) -> Vec<libc::c_long> {
+        match name {
+            "mmap" => vec![libc::SYS_mmap],
+            "munmap" => vec![libc::SYS_munmap],
+            "mremap" => vec![libc::SYS_mremap],
+            "madvise" => vec![libc::SYS_madvise],
+            "mprotect" => vec![libc::SYS_mprotect],
+            "getrandom" => vec![libc::SYS_getrandom],
+            "sched_yield" => vec![libc::SYS_sched_yield],
+            "write" => vec![libc::SYS_write],
+            "futex" => vec![libc::SYS_futex],
+            "membarrier" => vec![libc::SYS_membarrier],
+            // What the C library makes of it.
+            "abort" => vec![
+                libc::SYS_rt_sigprocmask,
+                libc::SYS_rt_sigaction,
+                libc::SYS_gettid,
+                libc::SYS_getpid,
+                libc::SYS_tgkill,
+            ],
+            // Through the vdso: no system call.
+            "clock_gettime" => vec![],
+            "nanosleep" => vec![libc::SYS_nanosleep, libc::SYS_clock_nanosleep],
+            other => panic!("README.md names a system call that this test does not know: {other}"),
+        }
+    }
+
+    /// The calls that the README's paragraph names.
+    pub fn named() -> BTreeMap<String, Vec<libc::c_long>> {
+        let readme = include_str!("../README.md");
+        let start =
+            readme.find("\nSystem calls: ").expect("the README's paragraph of system calls");
+        let paragraph = &readme[start + 1..];
+        let paragraph = &paragraph[..paragraph.find("\n\n").unwrap()];
+        // Names stand between backticks, an argument behind them in brackets.
+        let quoted = paragraph.split('`').skip(1).step_by(2);
+        let names = quoted.map(|quoted| quoted.split('(').next().unwrap().to_string());
+        let named: BTreeMap<_, _> = names.map(|name| (name.clone(), numbers_of(&name))).collect();
+        assert!(named.contains_key("mmap") && named.len() > 5, "{named:?}");
+        named
+    }
+
+    /// What a test process needs itself: to end, to return from signals, to say something, and the
+    /// C runtime's unwinder, whose `pthread_once` wakes whoever waits.
+    const OF_THE_TEST: &[libc::c_long] = &[
+        libc::SYS_exit_group,
+        libc::SYS_exit,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_write,
+        libc::SYS_futex,
+    ];
+
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+    fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+        libc::sock_filter { code, jt, jf, k }
+    }
+
+    /// From here on every call but these ends as `otherwise` says.
+    pub fn allow_only(calls: &[libc::c_long], otherwise: u32) {
+        let numbers = calls.iter().chain(OF_THE_TEST);
+        // The number of the call is the first word of what a filter is given.
+        let mut program = vec![instruction(LOAD, 0, 0, 0)];
+        for &number in numbers {
+            program.push(instruction(JUMP_IF_EQUAL, 0, 1, number as u32));
+            program.push(instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+        }
+        program.push(instruction(RETURN, 0, 0, otherwise));
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: a filter of so many instructions, which the kernel copies.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter), 0);
+        }
+    }
+
+    /// The calls of all names.
+    pub fn allowed() -> Vec<libc::c_long> {
+        named().into_values().flatten().collect()
+    }
+}
+
+/// How a process ends that does everything on one thread, below the filter. Threads are not among
+/// what the allocator needs.
+#[cfg(target_os = "linux")]
+fn exercise_filtered(otherwise: u32) -> i32 {
+    let allowed = system_calls::allowed();
+    status_of(|| {
+        system_calls::allow_only(&allowed, otherwise);
+        for seed in 0..20 {
+            assert_eq!(exercise(seed), 0);
+        }
+        // A report of leaks, and a request that is given up.
+        let request = Request::builder().report_leaks(true).build();
+        request.run(|| std::mem::forget(black_box(vec![1; 100])));
+        assert_eq!(request.close().unwrap().surviving_blocks, 1);
+        let request = Request::new();
+        let result = request.catch(|| rqmalloc::bailout("given up"));
+        assert!(result.is_err_and(|bailout: rqmalloc::Bailout| bailout.to_string() == "given up"));
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn other_system_calls_are_refused() {
+    assert_eq!(exercise_filtered(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32), 0);
+}
+
+#[cfg(target_os = "linux")]
+fn other_system_calls_kill() {
+    let status = exercise_filtered(libc::SECCOMP_RET_KILL_PROCESS);
+    assert_eq!(status, 0, "it made a call that the README does not name (31: SIGSYS)");
+}
+
+/// The filter does filter.
+#[cfg(target_os = "linux")]
+fn a_call_that_is_not_named_is_refused() {
+    let allowed = system_calls::allowed();
+    for (otherwise, expected) in [
+        (libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0),
+        (libc::SECCOMP_RET_KILL_PROCESS, libc::SIGSYS),
+    ] {
+        let status = status_of(|| {
+            system_calls::allow_only(&allowed, otherwise);
+            // SAFETY: a plain system call, not by the C library, which may know the answer.
+            let result = unsafe { libc::syscall(libc::SYS_getppid) };
+            assert_eq!(result, -1);
+        });
+        // A signal is the low bits of a status.
+        assert_eq!(status & 0x7f, expected, "status {status:#x}");
+        assert_eq!(status >> 8, 0, "status {status:#x}");
+    }
+}
+
+// ---- overcommitment --------------------------------------------------------------------------
+
+/// Sets the mode of the machine as long as it is there.
+#[cfg(target_os = "linux")]
+struct Overcommit(String);
+
+#[cfg(target_os = "linux")]
+impl Overcommit {
+    const PLACE: &str = "/proc/sys/vm/overcommit_memory";
+
+    fn set(mode: &str) -> Option<Self> {
+        let before = std::fs::read_to_string(Self::PLACE).ok()?;
+        std::fs::write(Self::PLACE, mode).ok()?;
+        Some(Self(before))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Overcommit {
+    fn drop(&mut self) {
+        std::fs::write(Self::PLACE, self.0.trim()).unwrap();
+    }
+}
+
+/// Addresses count as memory there. Needs root: says so and passes where it may not set the mode.
+/// It is set for a moment, and for the whole machine.
+#[cfg(target_os = "linux")]
+fn works_without_overcommitment() {
+    let Some(mode) = Overcommit::set("2") else {
+        eprintln!("skipped: {} cannot be written", Overcommit::PLACE);
+        return;
+    };
+    let result = std::panic::catch_unwind(|| {
+        // In a process of its own: whatever becomes of it, the mode is set back.
+        status_of(|| {
+            for seed in 0..4 {
+                exercise(seed);
+            }
+        })
+    });
+    drop(mode);
+    assert_eq!(result.unwrap(), 0);
+}
