@@ -437,7 +437,9 @@ impl Heap {
     ) -> Allocated {
         let Some(bytes) = needed_bytes(size, align) else { return Allocated::NOTHING };
         if !control.charge_or_reclaim(lane, bytes, size, self) {
-            return Allocated::REFUSED;
+            // A length that cannot even be counted is no matter of the limit where there is none.
+            let has_limit = control.limit().is_some();
+            return if has_limit { Allocated::REFUSED } else { Allocated::NOTHING };
         }
         let tag = Header::tag(control.id(), LIVE | LARGE);
         let Some((span, allocated)) = self.map_huge(size, align, control.address(), tag) else {
@@ -975,11 +977,15 @@ impl Heap {
     // ---- fork --------------------------------------------------------------------------------
 
     /// Opens every lock that a thread held which this process, forked just now, does not have, and
-    /// makes whole what such a thread was changing. What it had in hand is lost, nothing else.
+    /// makes whole what such a thread was changing. What it had in hand is lost, nothing else. `visited`
+    /// is the request that this thread visits: visitors that are not there keep nobody waiting.
     ///
     /// # Safety
     /// This is the only thread of the process.
-    pub unsafe fn recover(&self) {
+    pub unsafe fn recover(&self, visited: *const Control) {
+        for control in self.all_controls() {
+            control.handles.recount_visitors(u32::from(core::ptr::eq(control, visited)));
+        }
         // SAFETY: the caller's contract, for each of them.
         unsafe {
             self.pages.meta.recover();
@@ -1304,7 +1310,7 @@ mod tests {
     /// All that a process does with a heap it has been given by a fork; `live` are blocks that it has.
     fn use_after_fork(heap: &'static Heap, live: &[Block]) {
         // SAFETY: the process has one thread.
-        unsafe { heap.recover() };
+        unsafe { heap.recover(core::ptr::null()) };
         heap.check();
         heap.set_up();
         let cache = new_cache(heap);
@@ -1410,7 +1416,7 @@ mod tests {
         let held = heap.large_locks[3].lock();
         let status = status_of_a_child(|| {
             // SAFETY: the process has one thread.
-            unsafe { heap.recover() };
+            unsafe { heap.recover(core::ptr::null()) };
             drop(held);
             use_after_fork(heap, &one_of_everything(heap, &cache));
         });

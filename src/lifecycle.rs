@@ -4,7 +4,7 @@
 //!
 //! | word | who changes it | what its zero means |
 //! |---|---|---|
-//! | `Handles` | holders of a `Request` or of an entry | the request closes |
+//! | `Handles` | holders of a `Request` or of an entry; visitors | (no handle:) the request closes |
 //! | `SpanCount` | the closer, and who frees a survivor | the span is nobody's: give it back |
 //! | `Holds` | the closer, and who gives back a survivor span | the control block is recycled |
 //! | `LargeCount` | who allocates and frees large blocks, under their list's lock | the list is empty |
@@ -20,14 +20,18 @@
 
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, const_fn};
 
-/// How many handles a request has.
-pub struct Handles(AtomicU32);
+/// How many handles a request has, and how many visitors: threads outside that hold a live block of it
+/// and take another one. Visitors keep nobody from closing it; who does waits for them.
+pub struct Handles(AtomicU64);
+
+const HANDLES: u64 = u32::MAX as u64;
+const ONE_VISITOR: u64 = 1 << u32::BITS;
 
 impl Handles {
     const_fn! {
         /// No handle: the control block is pooled.
         pub const fn new() -> Self {
-            Self(AtomicU32::new(0))
+            Self(AtomicU64::new(0))
         }
     }
 
@@ -40,15 +44,21 @@ impl Handles {
     /// One more, by a holder. Returns how many there were.
     #[inline]
     pub fn add(&self) -> u32 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+        (self.0.fetch_add(1, Ordering::Relaxed) & HANDLES) as u32
     }
 
-    /// One more, by somebody who has none but holds a live block of the request; `false`: the last
-    /// one is gone, the request is closed or being closed.
-    pub fn try_add(&self) -> bool {
+    /// One less; `true` for the last one.
+    #[inline]
+    pub fn drop_one(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) & HANDLES == 1
+    }
+
+    /// Drops the caller's handle if it is the only one. `false`: nothing has changed.
+    #[inline]
+    pub fn drop_if_only(&self) -> bool {
         let mut seen = self.0.load(Ordering::Relaxed);
-        while seen != 0 {
-            match self.0.compare_exchange_weak(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed)
+        while seen & HANDLES == 1 {
+            match self.0.compare_exchange_weak(seen, seen - 1, Ordering::Acquire, Ordering::Relaxed)
             {
                 Ok(_) => return true,
                 Err(now) => seen = now,
@@ -57,27 +67,52 @@ impl Handles {
         false
     }
 
-    /// One less; `true` for the last one.
-    #[inline]
-    pub fn drop_one(&self) -> bool {
-        self.0.fetch_sub(1, Ordering::AcqRel) == 1
-    }
-
-    /// Drops the caller's handle if it is the only one. `false`: nothing has changed.
-    #[inline]
-    pub fn drop_if_only(&self) -> bool {
-        self.0.compare_exchange(1, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
-    }
-
     /// The last one was dropped, and who is to finish the request has something to do in it first: the
     /// handle is the caller's again.
     pub fn reopen(&self) {
-        self.0.store(1, Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many there are just now.
     pub fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        (self.0.load(Ordering::Relaxed) & HANDLES) as u32
+    }
+
+    /// One more visitor, who has no handle but holds a live block of the request; `false`: the last
+    /// handle is gone, the request is closed or being closed.
+    pub fn try_visit(&self) -> bool {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        while seen & HANDLES != 0 {
+            let next = seen + ONE_VISITOR;
+            match self.0.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    /// One visitor less; none is less than none, where `recount_visitors` did not know of this one.
+    pub fn end_visit(&self) {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        while seen >= ONE_VISITOR {
+            let next = seen - ONE_VISITOR;
+            match self.0.compare_exchange_weak(seen, next, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// No visitor is left; who dropped the last handle has the request to itself then. `None`: wait.
+    pub fn try_own(&self) -> Option<()> {
+        (self.0.load(Ordering::Acquire) < ONE_VISITOR).then_some(())
+    }
+
+    /// Of the visitors only so many are there, in a process that was just forked.
+    pub fn recount_visitors(&self, visitors: u32) {
+        let handles = self.0.load(Ordering::Relaxed) & HANDLES;
+        self.0.store(handles + u64::from(visitors) * ONE_VISITOR, Ordering::Relaxed);
     }
 }
 

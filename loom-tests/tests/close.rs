@@ -166,8 +166,13 @@ impl System {
 
     /// `thread::drop_handle`.
     fn drop_handle(&self) {
-        if self.control.handles.drop_one() && self.finish() {
-            self.recycle();
+        if self.control.handles.drop_one() {
+            while self.control.handles.try_own().is_none() {
+                thread::yield_now();
+            }
+            if self.finish() {
+                self.recycle();
+            }
         }
     }
 
@@ -425,8 +430,8 @@ fn another_thread_begins_while_old_survivor_is_freed() {
     });
 }
 
-/// A thread outside grows a block of the request: it gets a handle and a lane and leaves a new block
-/// there, or comes too late; then it frees what it has.
+/// A thread outside grows a block of the request: it visits a lane and leaves a new block there, or comes
+/// too late; then it frees what it has.
 #[test]
 fn foreign_block_grown_against_last_drop() {
     explore(4, || {
@@ -436,11 +441,11 @@ fn foreign_block_grown_against_last_drop() {
         let other = system.clone();
         let grower = thread::spawn(move || {
             let mut new = None;
-            if other.control.handles.try_add() {
+            if other.control.handles.try_visit() {
                 assert!(other.control.occupancy.try_enter(), "nobody else is in the lane");
                 new = Some(other.allocate(0, 1));
                 other.control.occupancy.leave();
-                other.drop_handle();
+                other.control.handles.end_visit();
             }
             other.free_from_outside(old);
             new.into_iter().for_each(|block| other.free_from_outside(block));

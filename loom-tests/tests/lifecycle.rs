@@ -79,7 +79,23 @@ impl Request {
 
     fn drop_handle(&self) {
         if self.handles.drop_one() {
-            self.finish();
+            self.wait_and_finish();
+        }
+    }
+
+    /// Whoever dropped the last handle waits for visitors.
+    fn wait_and_finish(&self) {
+        while self.handles.try_own().is_none() {
+            thread::yield_now();
+        }
+        self.finish();
+    }
+
+    /// What a thread does that holds a live block and no handle. It never finishes anything.
+    fn visit(&self, who: usize) {
+        if self.handles.try_visit() {
+            self.work(who);
+            self.handles.end_visit();
         }
     }
 
@@ -122,7 +138,7 @@ fn close_if_only_against_drop() {
         });
         request.work(1);
         if request.handles.drop_if_only() {
-            request.finish();
+            request.wait_and_finish();
         } else {
             request.drop_handle();
         }
@@ -131,20 +147,14 @@ fn close_if_only_against_drop() {
     });
 }
 
-/// Who holds a live block, but no handle, gets one or comes too late; with a handle it works before
-/// the finish.
+/// Who holds a live block, but no handle, visits or comes too late; a visitor works before the finish.
 #[test]
-fn handle_from_a_live_block_against_last_drop() {
+fn visit_against_last_drop() {
     explore(3, || {
         let request = Request::open();
         let others = [0, 1].map(|who| {
             let other = request.clone();
-            thread::spawn(move || {
-                if other.handles.try_add() {
-                    other.work(who);
-                    other.drop_handle();
-                }
-            })
+            thread::spawn(move || other.visit(who))
         });
         request.work(2);
         request.drop_handle();
@@ -153,24 +163,16 @@ fn handle_from_a_live_block_against_last_drop() {
     });
 }
 
-/// The same against a `close` by the only holder.
+/// The same against a `close` by the only holder, which a visitor does not keep from it.
 #[test]
-fn handle_from_a_live_block_against_close_if_only() {
+fn visit_against_close_if_only() {
     explore(3, || {
         let request = Request::open();
         let other = request.clone();
-        let thread = thread::spawn(move || {
-            if other.handles.try_add() {
-                other.work(0);
-                other.drop_handle();
-            }
-        });
+        let thread = thread::spawn(move || other.visit(0));
         request.work(1);
-        if request.handles.drop_if_only() {
-            request.finish();
-        } else {
-            request.drop_handle();
-        }
+        assert!(request.handles.drop_if_only(), "a visitor is no holder");
+        request.wait_and_finish();
         thread.join().unwrap();
         request.assert_finished_once();
     });
@@ -277,7 +279,7 @@ fn end_against_handle_being_cloned() {
         });
         request.work(2);
         if request.handles.drop_if_only() {
-            request.finish();
+            request.wait_and_finish();
         } else {
             request.drop_handle();
         }
@@ -287,9 +289,9 @@ fn end_against_handle_being_cloned() {
 }
 
 /// Whoever drops the last handle first runs the request's callbacks inside it, under the handle it makes
-/// anew; who gets a handle from a live block meanwhile works before the finish or comes too late.
+/// anew; who visits meanwhile works before the finish or comes too late.
 #[test]
-fn callbacks_of_the_finisher_against_handle_from_a_live_block() {
+fn callbacks_of_the_finisher_against_visit() {
     struct WithCallbacks {
         request: Arc<Request>,
         pending: AtomicBool,
@@ -299,7 +301,7 @@ fn callbacks_of_the_finisher_against_handle_from_a_live_block() {
         fn drop_handle(&self) {
             while self.request.handles.drop_one() {
                 if !self.pending.swap(false, Ordering::Acquire) {
-                    return self.request.finish();
+                    return self.request.wait_and_finish();
                 }
                 self.request.handles.reopen();
                 self.request.work(0);
@@ -314,12 +316,7 @@ fn callbacks_of_the_finisher_against_handle_from_a_live_block() {
             ran: Plain::new(0),
         });
         let other = both.clone();
-        let thread = thread::spawn(move || {
-            if other.request.handles.try_add() {
-                other.request.work(1);
-                other.drop_handle();
-            }
-        });
+        let thread = thread::spawn(move || other.request.visit(1));
         both.request.work(2);
         both.drop_handle();
         thread.join().unwrap();

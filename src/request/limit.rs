@@ -97,7 +97,10 @@ impl Control {
         if self.charge(Some(lane), bytes, asked_bytes, Bound::Soft) {
             return true;
         }
-        self.reclaim_at_bound(lane, PAGE_BYTES, supply);
+        // No less than is missing: a length beyond all limits is refused as it is.
+        let limit_bytes = self.budget.limit() as usize * PAGE_BYTES;
+        let missing_bytes = (self.footprint_bytes() + bytes).saturating_sub(limit_bytes);
+        self.reclaim_at_bound(lane, missing_bytes.max(PAGE_BYTES), supply);
         self.charge(Some(lane), bytes, asked_bytes, Bound::Hard) || {
             if self.limit().is_some() {
                 self.note_refusal(asked_bytes);

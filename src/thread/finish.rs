@@ -9,7 +9,7 @@ use crate::bin::Raw;
 use crate::lane::Lane;
 use crate::request::close::{Outcome, Survivors};
 use crate::request::control::Control;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, wait_for};
 use crate::system_call::write_to_standard_error;
 use crate::{fatal, leaks};
 use core::alloc::Layout;
@@ -193,6 +193,9 @@ fn report_leaks(control: &Control) {
 
 /// Finishes a request whose last handle the caller dropped, and pools its control block.
 pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
+    if control.handles.try_own().is_none() {
+        wait_for(|| control.handles.try_own());
+    }
     if control.leaks.get().reported {
         report_leaks(control);
     }

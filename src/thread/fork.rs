@@ -9,7 +9,7 @@
 use super::{EXIT_KEY_LOCK, HEAP, RUNNING_COUNT, current};
 use crate::os;
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, Ordering, set_long_wait};
-use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::ptr::{null, null_mut, with_exposed_provenance_mut};
 
 static IS_HANDLED: AtomicBool = AtomicBool::new(false);
 
@@ -60,7 +60,7 @@ extern "C" fn recover() {
     // SAFETY: a child has one thread, and it is here.
     unsafe {
         EXIT_KEY_LOCK.recover(|(), _| ());
-        HEAP.recover();
+        HEAP.recover(current().map_or(null(), |thread| thread.visited.get()));
     }
     RUNNING_COUNT.store(usize::from(current().is_some()), Ordering::Relaxed);
 }

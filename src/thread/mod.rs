@@ -92,6 +92,8 @@ pub struct Thread {
     opened_count: Gauge,
     finished_count: Gauge,
     entries: Entries,
+    /// The request that this thread visits; null: none.
+    visited: Cell<*const Control>,
     slow_count: Cell<u32>,
     next_age: Cell<u64>,
     /// How many callers up the stack wait for a bailout by unwinding.

@@ -1,6 +1,6 @@
 //! Allocation and freeing where the fast path has no answer.
 
-use super::{HEAP, REFUSALS, Thread, current, current_control, current_or_start, finish};
+use super::{HEAP, REFUSALS, Thread, current, current_control, current_or_start};
 use crate::bin::{Bins, Kind, Raw};
 use crate::block::{Block, Header, Memory, NONE, TRACED};
 use crate::heap::{Allocated, Found, needed_size, padded_size};
@@ -11,6 +11,7 @@ use crate::size_class::Class;
 use crate::sync::Ordering;
 use crate::trace::{Site, Trace};
 use crate::{fatal, os};
+use core::ptr::null;
 
 /// A persistent block, whatever is active. A thread that has given its cache back, or that has no memory
 /// for one, is `None`.
@@ -225,12 +226,14 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
     }
 }
 
-/// Runs `f` in a lane of a request that this thread is not inside. `None`: the request is over, or there
-/// is no memory for a lane.
+/// Runs `f` in a lane of a request that this thread is not inside, as a visitor: nothing of the request
+/// is finished here, and who finishes it waits. `None`: the request is over, or there is no memory for a
+/// lane.
 fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) -> R) -> Option<R> {
-    if !control.handles.try_add() {
+    if !control.handles.try_visit() {
         return None;
     }
+    thread.visited.set(control);
     let lane = control.enter(|bytes| HEAP.pages.meta.take(bytes));
     let result = lane.map(|lane| {
         lane.bins.set_cache(&raw const thread.cache.bins);
@@ -238,7 +241,8 @@ fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) ->
         lane.occupancy.leave();
         result
     });
-    finish::drop_handle(control);
+    thread.visited.set(null());
+    control.handles.end_visit();
     result
 }
 
