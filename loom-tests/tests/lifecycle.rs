@@ -324,3 +324,25 @@ fn callbacks_of_the_finisher_against_visit() {
         both.ran.read(|times| assert_eq!(*times, 1, "the callbacks ran once, before the finish"));
     });
 }
+
+/// Whoever drops the last handle, by a drop or by a `close`, sees the callbacks that holders before it
+/// have added.
+#[test]
+fn callback_added_against_last_drop() {
+    for closes in [false, true] {
+        explore(3, move || {
+            let request = Request::open();
+            let pending = Arc::new(AtomicBool::new(false));
+            request.handles.add();
+            let (other, adds) = (request.clone(), pending.clone());
+            let thread = thread::spawn(move || {
+                adds.store(true, Ordering::Relaxed);
+                // The finisher runs the callback.
+                other.handles.drop_one() && adds.load(Ordering::Relaxed)
+            });
+            let is_last = closes && request.handles.drop_if_only() || request.handles.drop_one();
+            let runs_here = is_last && pending.load(Ordering::Relaxed);
+            assert!(runs_here != thread.join().unwrap(), "the callback runs once");
+        });
+    }
+}
