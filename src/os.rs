@@ -152,14 +152,31 @@ pub fn page_bytes() -> usize {
     static PAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
     match PAGE_BYTES.load(Ordering::Relaxed) {
         0 => {
-            // SAFETY: always callable.
-            let asked = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-            let bytes = usize::try_from(asked).unwrap_or(MAX_PAGE_BYTES);
+            let bytes = ask_for_page_bytes();
             PAGE_BYTES.store(bytes, Ordering::Relaxed);
             bytes
         }
         bytes => bytes,
     }
+}
+
+/// Asks the C library, and then the kernel whether it takes that for a page: pages that are longer than
+/// one is told would be purged with their neighbours.
+#[cold]
+fn ask_for_page_bytes() -> usize {
+    // SAFETY: always callable.
+    let said = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let said = usize::try_from(said).unwrap_or(MAX_PAGE_BYTES);
+    let Some(base) = map(2 * MAX_PAGE_BYTES, 0) else { return MAX_PAGE_BYTES };
+    let lengths = core::iter::successors(Some(said), |bytes| Some(bytes * 2));
+    // SAFETY: pages mapped above, of which nothing is asked that they are not already.
+    let is_a_page = |&bytes: &usize| unsafe {
+        libc::madvise(pointer(base + bytes), bytes, libc::MADV_NORMAL) == 0
+    };
+    let found = keeping_errno(|| lengths.take_while(|&b| b < MAX_PAGE_BYTES).find(is_a_page));
+    // SAFETY: mapped above, never handed out.
+    unsafe { unmap(base, 2 * MAX_PAGE_BYTES) };
+    found.unwrap_or(MAX_PAGE_BYTES)
 }
 
 /// Gives the memory of pages back and keeps the addresses: the pages read as zero afterwards.
