@@ -1251,8 +1251,10 @@ mod tests {
         assert_eq!(heap.mappings.figures(), (0, 0));
     }
 
+    type Action = fn(&'static Heap, &Cache);
+
     /// What a thread does whose steps are forked at; together they take every lock there is.
-    const FORKED_AT: [(&str, fn(&'static Heap, &Cache)); 7] = [
+    const FORKED_AT: [(&str, Action); 7] = [
         ("set up", |heap, _| heap.set_up()),
         ("magazines", |heap, cache| {
             use_class(heap, cache, 2, 40);
@@ -1383,13 +1385,7 @@ mod tests {
     }
 
     /// Forks while a thread is at this step of an action; `false`: the action has fewer.
-    fn fork_at(
-        heap: &'static Heap,
-        live: &[Block],
-        name: &str,
-        action: fn(&'static Heap, &Cache),
-        step: u64,
-    ) -> bool {
+    fn fork_at(heap: &'static Heap, live: &[Block], name: &str, action: Action, step: u64) -> bool {
         let pause: &'static Pause = Box::leak(Box::default());
         let thread = std::thread::spawn(move || {
             let cache = new_cache(heap);

@@ -36,6 +36,6 @@ impl<const WORDS: usize> Versioned<WORDS> {
         let words = core::array::from_fn(|word| self.words[word].load(Ordering::Relaxed));
         fence(Ordering::Acquire);
         let after = self.version.load(Ordering::Relaxed);
-        (before == after && before % 2 == 0).then_some(words)
+        (before == after && before & 1 == 0).then_some(words)
     }
 }
