@@ -118,13 +118,18 @@ fn run_callbacks(control: &'static Control) {
     }
 }
 
+/// Panics out of panics' payloads that are dropped, one after the other.
+const MAX_PAYLOADS: usize = 16;
+
 /// Calls what the user gave. A panic ends it and goes no further; nor does one of the payload's drop.
 fn call_contained(call: impl FnOnce()) {
-    if let Err(payload) = std::panic::catch_unwind(AssertUnwindSafe(call)) {
-        // A payload's drop that panics has a payload too: that one is not dropped, or this might
-        // never end.
-        core::mem::forget(std::panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
+    let mut result = std::panic::catch_unwind(AssertUnwindSafe(call));
+    for _ in 0..MAX_PAYLOADS {
+        let Err(payload) = result else { return };
+        result = std::panic::catch_unwind(AssertUnwindSafe(|| drop(payload)));
     }
+    // This might never end.
+    core::mem::forget(result);
 }
 
 /// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts

@@ -270,3 +270,37 @@ fn a_small_survivor_pins_one_page() {
     );
     survivor.free();
 }
+
+/// Whoever has the only handle closes whenever it wants to, while others grow blocks of the request; and
+/// what the request's callbacks do, they do not do in the middle of somebody's `Vec::push`.
+#[test]
+fn growth_from_outside_keeps_nobody_from_closing_and_runs_nothing() {
+    let _together = together();
+    static HELD_WHILE_GROWING: std::sync::Mutex<u64> = std::sync::Mutex::new(0);
+    for round in 0..3_000_u64 {
+        let request =
+            Request::builder().on_end(|| *HELD_WHILE_GROWING.lock().unwrap() += 1).build();
+        let mut grown: Vec<u8> = request.run(|| Vec::with_capacity(16));
+        let is_growing = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let is_growing = &is_growing;
+            let grower = scope.spawn(move || {
+                is_growing.store(true, std::sync::atomic::Ordering::Relaxed);
+                for size in (0..40).map(|step| 20 << (step % 11)) {
+                    let mut held = HELD_WHILE_GROWING.lock().unwrap();
+                    grown.reserve_exact(size);
+                    grown.shrink_to(16);
+                    *held += 1;
+                }
+                grown
+            });
+            while !is_growing.load(std::sync::atomic::Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+            (0..round % 600).for_each(|_| std::hint::spin_loop());
+            let report = request.close().expect("a visitor is no holder");
+            assert!(report.surviving_blocks <= 2, "{report}");
+            drop(grower.join().unwrap());
+        });
+    }
+}
