@@ -52,6 +52,7 @@ cases! {
     guards_that_take_each_other_s_place_leave_nothing;
     leaks_beside_a_mapping_that_moves;
     an_absurd_length_empties_nothing;
+    an_absurd_growth_of_a_mapping_takes_nothing;
     refusals_at_a_limit_are_cheap;
 }
 
@@ -924,6 +925,24 @@ fn an_absurd_length_empties_nothing() {
     let after = stats();
     let lost = before.cached.saturating_sub(after.cached);
     assert!(lost < 128 * 1024, "{lost} bytes of {before} are gone: {after}");
+}
+
+/// The same from a block that has a mapping: whatever is noted for the addresses it would have is not
+/// noted before it has them.
+fn an_absurd_growth_of_a_mapping_takes_nothing() {
+    let request = Request::new();
+    for inside in [false, true] {
+        let make = || Vec::<u8>::with_capacity(2 * MIB);
+        let mut vector = if inside { request.run(make) } else { make() };
+        let before = stats();
+        for shift in [43, 46, 50, 60] {
+            assert!(vector.try_reserve_exact(black_box(1 << shift)).is_err(), "1 << {shift} bytes");
+        }
+        let after = stats();
+        let grown = after.mapped.saturating_sub(before.mapped);
+        assert!(grown < MIB, "{grown} bytes more are mapped: {before}, then {after}");
+    }
+    assert_eq!(request.close().unwrap().surviving_blocks, 0);
 }
 
 /// Once reclaiming was in vain, and nothing was freed, the next refusal need not look again. Where each
