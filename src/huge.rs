@@ -323,7 +323,11 @@ impl Mappings {
         if new == old {
             return true;
         }
-        if !pages.registry.prepare(&pages.meta, base, new) {
+        // Room for a length that the system will refuse would never be used.
+        if !pages.registry.is_prepared(base, new)
+            && !(os::could_map(new.saturating_sub(old))
+                && pages.registry.prepare(&pages.meta, base, new))
+        {
             return false;
         }
         // What is registered must be mapped: the end that goes is forgotten before, the one that

@@ -57,7 +57,16 @@ impl Registry {
         }
     }
 
-    /// Makes room for the entries of `bytes` from `base`. `false`: the system has no more memory.
+    /// Whether there is room for the entries of `bytes` from `base`.
+    pub fn is_prepared(&self, base: usize, bytes: usize) -> bool {
+        let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
+        (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| {
+            self.root.get(index).is_some_and(|slot| !slot.load(Ordering::Relaxed).is_null())
+        })
+    }
+
+    /// Makes room for the entries of `bytes` from `base`, for ever. `false`: the system has no more
+    /// memory.
     pub fn prepare(&self, meta: &Meta, base: usize, bytes: usize) -> bool {
         let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
         (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| self.prepare_leaf(meta, index))

@@ -164,8 +164,7 @@ fn call_function_that_does_not_exist() {
             settled = Some(rqmalloc::stats().mapped);
         }
     }
-    // Less where it took so long that idle memory went back.
-    assert!(Some(rqmalloc::stats().mapped) <= settled, "usage is what it was");
+    assert_eq!(Some(rqmalloc::stats().mapped), settled, "usage is what it was");
 }
 
 // ---- on_end ----------------------------------------------------------------------------------------
