@@ -677,11 +677,13 @@ impl Control {
         let (stray_blocks, stray_bytes) = self.stray_figures();
         let in_regions = (out.blocks - stray_blocks).max(0) as usize;
         let bytes_in_regions = (out.bytes - stray_bytes).max(0) as usize;
+        let footprint = self.footprint_bytes();
         Figures {
             live_blocks: in_regions + large_count,
             live_bytes: bytes_in_regions + large_bytes,
-            footprint: self.footprint_bytes(),
-            peak: self.peak_bytes(),
+            footprint,
+            // What is charged may not have been compared yet.
+            peak: self.peak_bytes().max(footprint),
         }
     }
 
