@@ -172,7 +172,11 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
             }
             // What is active is the block's own lifetime.
             let fresh = bins.alloc(new);
-            if fresh == NONE { slow::alloc_slow(new_size, align).block } else { fresh }
+            match fresh {
+                NONE if new < old => slow::alloc_beside(block, size, align, new_size).block,
+                NONE => slow::alloc_slow(new_size, align).block,
+                fresh => fresh,
+            }
         }
         _ => {
             let resized = slow::resize_in_place(block, size, align, new_size);

@@ -12,6 +12,7 @@ use crate::thread::{self, EntryKind, HEAP, Inside};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
+use core::panic::{RefUnwindSafe, UnwindSafe};
 use std::alloc::{Layout, handle_alloc_error};
 use std::boxed::Box;
 use std::vec::Vec;
@@ -34,7 +35,11 @@ pub struct Request {
     control: &'static Control,
 }
 
-static_assertions::assert_impl_all!(Request: Send, Sync);
+// A panic leaves a request as whole as it was: what a closure does in it is the closure's own.
+impl UnwindSafe for Request {}
+impl RefUnwindSafe for Request {}
+
+static_assertions::assert_impl_all!(Request: Send, Sync, UnwindSafe, RefUnwindSafe);
 static_assertions::assert_not_impl_any!(Entered: Send, Sync);
 
 /// A request to be: see [`Request::builder`].
@@ -280,10 +285,16 @@ impl Request {
     /// When the request holds more than that, even after what is free inside it went back. Nothing has
     /// changed then.
     pub fn set_memory_limit(&self, bytes: Option<usize>) -> Result<(), LimitBelowUse> {
-        let lane = self.lane_here();
         let limit = bytes.unwrap_or(usize::MAX);
-        if self.control.set_limit(lane, limit, &HEAP) {
+        if self.control.set_limit(self.lane_here(), limit, &HEAP) {
             return Ok(());
+        }
+        if self.lane_here().is_none() {
+            // Inside, what is free can be given back.
+            let _entered = self.enter();
+            if self.control.set_limit(self.lane_here(), limit, &HEAP) {
+                return Ok(());
+            }
         }
         Err(LimitBelowUse { limit, in_use: self.control.footprint_bytes() })
     }

@@ -42,6 +42,8 @@ const REAPED_AT_A_TICK: u32 = 64;
 pub const TICK_MILLISECONDS: u64 = 100;
 /// Bytes of regions that may stay with all pooled control blocks together.
 const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
+/// Blocks that are no longer are had without a question.
+const ORDINARY_BYTES: usize = 1 << 30;
 /// Locks of the lists of large blocks: requests share them by address.
 const LARGE_LOCK_COUNT: usize = 16;
 /// Serials that a thread draws at once.
@@ -436,6 +438,9 @@ impl Heap {
         align: usize,
     ) -> Allocated {
         let Some(bytes) = needed_bytes(size, align) else { return Allocated::NOTHING };
+        if !self.may_fit(bytes) && bytes <= control.limit().unwrap_or(usize::MAX) {
+            return Allocated::NOTHING;
+        }
         if !control.charge_or_reclaim(lane, bytes, size, self) {
             // A length that cannot even be counted is no matter of the limit where there is none.
             let has_limit = control.limit().is_some();
@@ -447,7 +452,14 @@ impl Heap {
             return Allocated::NOTHING;
         };
         control.link_large(span, bytes, self);
+        control.note_taken(size);
         allocated
+    }
+
+    /// Whether the system might have so much: not to be asked of it after a request was charged for it,
+    /// which others of its threads would notice. Lengths that are nothing out of the ordinary may.
+    fn may_fit(&self, bytes: usize) -> bool {
+        bytes < ORDINARY_BYTES || os::could_map(bytes.saturating_sub(self.idle_bytes()))
     }
 
     fn map_huge(
@@ -737,6 +749,9 @@ impl Heap {
         let control = found.control();
         let growth = wanted.saturating_sub(span.charged_bytes.get());
         if let Some(control) = control {
+            if !self.may_fit(growth) {
+                return Err(Shortage::Memory);
+            }
             if growth > 0 && !control.charge_growth(lane, growth, new_size, self) {
                 return Err(Shortage::Limit);
             }
@@ -752,6 +767,7 @@ impl Heap {
                 // A span that is shortened keeps its pages.
                 let is_huge = span.kind() == SpanKind::Huge;
                 control.recharge_large(span, growth, if is_huge { wanted } else { span.bytes() });
+                control.note_taken(new_size);
             }
         }
         if is_resized { Ok(span.base() + 2 * HEADER_BYTES) } else { Err(Shortage::Memory) }

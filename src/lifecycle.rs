@@ -109,9 +109,12 @@ impl Handles {
         (self.0.load(Ordering::Acquire) < ONE_VISITOR).then_some(())
     }
 
-    /// Of the visitors only so many are there, in a process that was just forked.
+    /// Of the visitors only so many are there, in a process that was just forked. What the others were
+    /// doing in a lane is half done, so they keep the request open for good, as threads inside do.
     pub fn recount_visitors(&self, visitors: u32) {
-        let handles = self.0.load(Ordering::Relaxed) & HANDLES;
+        let word = self.0.load(Ordering::Relaxed);
+        let lost = (word / ONE_VISITOR).saturating_sub(visitors.into());
+        let handles = (word & HANDLES) + lost;
         self.0.store(handles + u64::from(visitors) * ONE_VISITOR, Ordering::Relaxed);
     }
 }

@@ -249,7 +249,10 @@ impl Control {
         let limit_bytes = opening.limit_bytes.unwrap_or(usize::MAX);
         self.budget.open(limit_pages(limit_bytes));
         self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
-        let reserve_bytes = opening.reserve_bytes.unwrap_or(DEFAULT_RESERVE);
+        let reserve_bytes = match opening.reserve_bytes {
+            Some(bytes) => bytes.min(DEFAULT_RESERVE - 1),
+            None => DEFAULT_RESERVE,
+        };
         self.reserve_bytes.store(reserve_bytes, Ordering::Relaxed);
         self.mark.clear();
         self.peak_bytes.store(0, Ordering::Relaxed);
@@ -607,7 +610,8 @@ impl Control {
         supply: &'l S,
     ) -> Option<&'l Span> {
         if let Some(span) = lane.take_warm(stride) {
-            if self.charge(Some(lane), span.bytes(), asked_bytes, bound) {
+            if self.charge(Some(lane), span.bytes(), bound) {
+                self.note_taken(asked_bytes);
                 span.carved_end.set(span.base() + HEADER_BYTES);
                 span.count.arm();
                 return Some(span);
@@ -615,12 +619,13 @@ impl Control {
             lane.put_warm(span);
         }
         let take = |pages: usize| {
-            if !self.charge(Some(lane), pages * PAGE_BYTES, asked_bytes, bound) {
+            if !self.charge(Some(lane), pages * PAGE_BYTES, bound) {
                 return None;
             }
             let taken = supply.take_span(SpanKind::Region, 0, pages, self.address());
-            if taken.is_none() {
-                self.refund(pages * PAGE_BYTES);
+            match taken {
+                Some(_) => self.note_taken(asked_bytes),
+                None => self.refund(pages * PAGE_BYTES),
             }
             taken
         };

@@ -23,7 +23,8 @@ impl Control {
     ) -> Result<(Block, bool), Shortage> {
         let bytes = class.slab_pages() * PAGE_BYTES;
         if !self.charge_or_reclaim(lane, bytes, asked_bytes, supply) {
-            return Err(Shortage::Limit);
+            let has_limit = self.limit().is_some();
+            return Err(if has_limit { Shortage::Limit } else { Shortage::Memory });
         }
         let pages = class.slab_pages();
         let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.address());
@@ -35,6 +36,7 @@ impl Control {
         let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
         Raw.header(block).store(header.0, Ordering::Relaxed);
         self.link_large(span, bytes, supply);
+        self.note_taken(asked_bytes);
         Ok((block, zeroed))
     }
 

@@ -49,17 +49,11 @@ impl Control {
     /// Counts bytes of pages in before they are taken (Q2). `false`: they are over the bound.
     ///
     /// At the soft bound a request that has no mark yet is refused, so that the caller reclaims first; at
-    /// the hard bound it is marked and goes on, to its limit. The limit is suspended while the thread
+    /// the hard bound it goes on, to its limit. Once it has the memory, `note_taken` marks it. The limit is suspended while the thread
     /// panics or makes a backtrace, and in a lane that says so.
     ///
     /// `lane` is the lane that the caller is in; a caller outside has none.
-    pub(super) fn charge(
-        &self,
-        lane: Option<&Lane>,
-        bytes: usize,
-        asked_bytes: usize,
-        bound: Bound,
-    ) -> bool {
+    pub(super) fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
         let pages = pages_of(bytes);
         let headroom = self.headroom_pages();
         let soft = (bound == Bound::Soft && !self.mark.is_near()).then_some(headroom);
@@ -69,16 +63,22 @@ impl Control {
                 || (bound == Bound::Hard && is_symbolizing());
             is_suspended.then(|| self.budget.charge_beyond(pages)).flatten()
         });
-        let Some(used) = granted else {
-            return false;
-        };
+        granted.is_some()
+    }
+
+    /// The memory that was charged for is there: it counts to the peak, and the request is marked if it
+    /// has come near its limit.
+    pub fn note_taken(&self, asked_bytes: usize) {
+        let used = self.budget.used();
         let used_bytes = used as usize * PAGE_BYTES;
         self.peak_bytes.fetch_max(used_bytes, Ordering::Relaxed);
         let limit = self.budget.limit();
-        if limit != NO_LIMIT && used > limit.saturating_sub(headroom) && !self.mark.is_near() {
+        if limit != NO_LIMIT
+            && used > limit.saturating_sub(self.headroom_pages())
+            && !self.mark.is_near()
+        {
             self.mark.set(Marked { in_use_bytes: used_bytes, asked_bytes });
         }
-        true
     }
 
     /// Whether so many pages more are over the limit, rather than more than the system has.
@@ -94,14 +94,14 @@ impl Control {
         asked_bytes: usize,
         supply: &S,
     ) -> bool {
-        if self.charge(Some(lane), bytes, asked_bytes, Bound::Soft) {
+        if self.charge(Some(lane), bytes, Bound::Soft) {
             return true;
         }
         // No less than is missing: a length beyond all limits is refused as it is.
         let limit_bytes = self.budget.limit() as usize * PAGE_BYTES;
         let missing_bytes = (self.footprint_bytes() + bytes).saturating_sub(limit_bytes);
         self.reclaim_at_bound(lane, missing_bytes.max(PAGE_BYTES), supply);
-        self.charge(Some(lane), bytes, asked_bytes, Bound::Hard) || {
+        self.charge(Some(lane), bytes, Bound::Hard) || {
             if self.limit().is_some() {
                 self.note_refusal(asked_bytes);
             }
@@ -109,8 +109,8 @@ impl Control {
         }
     }
 
-    /// Charges for a block that grows, whoever resizes it. A caller outside has no lane to reclaim in: it
-    /// can enter one and try again.
+    /// Charges for a block that grows, whoever resizes it. A caller outside has no lane to reclaim in, so
+    /// it comes to the mark at most: it can visit and try again.
     pub fn charge_growth<S: Supply>(
         &self,
         lane: Option<&Lane>,
@@ -120,10 +120,7 @@ impl Control {
     ) -> bool {
         match lane {
             Some(lane) => self.charge_or_reclaim(lane, bytes, asked_bytes, supply),
-            None => {
-                let charge = |bound| self.charge(None, bytes, asked_bytes, bound);
-                charge(Bound::Soft) || charge(Bound::Hard)
-            }
+            None => self.charge(None, bytes, Bound::Soft),
         }
     }
 

@@ -264,13 +264,26 @@ pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> A
     let (Some(thread), Some(control)) = (thread, control) else {
         return allocate_persistent(thread, new_size, align);
     };
+    // What shrinks gives back more than it takes, though only afterwards.
+    let is_shrunk = class_bytes(new_size) < found.capacity(found.block);
+    let allocate = |lane: &Lane| {
+        let was_suspended = lane.limit_is_suspended.get();
+        lane.limit_is_suspended.set(was_suspended || is_shrunk);
+        let allocated = allocate_in(thread, control, lane, new_size, align);
+        lane.limit_is_suspended.set(was_suspended);
+        allocated
+    };
     if let Some(lane) = thread.lane_inside(control) {
-        return allocate_in(thread, control, lane, new_size, align);
+        return allocate(lane);
     }
-    let allocate = |lane: &Lane| allocate_in(thread, control, lane, new_size, align);
     match visit(thread, control, allocate) {
         Some(allocated) => allocated,
         // Its request is over: the block outlives it, and so does the new one.
         None => allocate_persistent(Some(thread), new_size, align),
     }
+}
+
+/// Bytes that a block for so many holds.
+fn class_bytes(size: usize) -> usize {
+    Class::of(size).map_or(size, Class::payload_bytes)
 }

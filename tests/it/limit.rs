@@ -453,3 +453,105 @@ fn what_is_freed_after_a_refusal_is_found() {
     assert_eq!(request.usage().live_blocks, 0);
     end(request);
 }
+
+/// Whether the system would map so much, as one that never says no to addresses does.
+fn would_map(bytes: usize) -> bool {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a mapping of this test's own, given back at once.
+    unsafe {
+        let address = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
+        address != libc::MAP_FAILED && libc::munmap(address, bytes) == 0
+    }
+}
+
+#[test]
+fn memory_that_was_never_had_is_no_peak_and_no_reason() {
+    let _together = together();
+    if would_map(1 << 40) {
+        return eprintln!("skipped: this system overcommits without a bound");
+    }
+    // More than the system has, and inside of the limit.
+    let request = Request::builder().memory_limit(1 << 45).build();
+    let result =
+        request.catch(|| Vec::<u8>::new().try_reserve_exact((1 << 45) - (4 << 20)).is_err());
+    assert_eq!(result, Ok(true));
+    assert!(request.check().is_ok());
+    assert_eq!((request.usage().peak, request.usage().footprint), (0, 0));
+    end(request);
+    let request = Request::new();
+    for size in [1 << 40, 1 << 46, 1 << 50, isize::MAX as usize - 100] {
+        assert!(request.run(|| Vec::<u8>::new().try_reserve_exact(size).is_err()));
+        assert_eq!(request.usage().peak, 0, "{size}");
+    }
+    end(request);
+}
+
+#[test]
+fn growth_and_a_limit_from_outside_look_first_at_what_is_free() {
+    let _together = together();
+    let with_much_free = |builder: rqmalloc::RequestBuilder| {
+        let request = builder.build();
+        let block: Vec<u8> = request.run(|| {
+            drop((0..100_000).map(|_| vec![1_u8; 100]).collect::<Vec<_>>());
+            Vec::with_capacity(1_500_000)
+        });
+        (request, block)
+    };
+    let builder = Request::builder().memory_limit(16 << 20).reserve(2 << 20);
+    let (request, mut block) = with_much_free(builder);
+    block.reserve_exact(4_500_000);
+    assert!(request.check().is_ok(), "{:?}", request.usage());
+    drop(block);
+    end(request);
+    let (request, block) = with_much_free(Request::builder());
+    assert!(request.usage().footprint > 8 << 20);
+    assert_eq!(request.set_memory_limit(Some(4 << 20)), Ok(()));
+    assert!(request.set_memory_limit(Some(1 << 20)).is_err(), "a block is live");
+    drop(block);
+    end(request);
+}
+
+#[test]
+fn what_shrinks_is_never_refused() {
+    let _together = together();
+    for inside in [true, false] {
+        let request = Request::builder().memory_limit(4 << 20).report_limit(false).build();
+        let mut blocks: Vec<Vec<u8>> = rqmalloc::persistent(|| Vec::with_capacity(64));
+        request.run(|| {
+            blocks.push(vec![1; 3 << 20]);
+            blocks.push(vec![1; 30_000]);
+            loop {
+                let mut block = Vec::new();
+                if block.try_reserve_exact(100_000).is_err() {
+                    break;
+                }
+                blocks.push(block);
+            }
+        });
+        for size in [600_000, 50_000, 20_000, 3_000, 100, 8] {
+            for block in &mut blocks[..2] {
+                block.truncate(size);
+                if inside {
+                    request.run(|| block.shrink_to_fit())
+                } else {
+                    block.shrink_to_fit()
+                }
+                assert!(block.iter().all(|&byte| byte == 1));
+            }
+        }
+        drop(blocks);
+        end(request);
+    }
+}
+
+#[test]
+fn any_reserve_is_one() {
+    let _together = together();
+    for reserve in [1 << 20, usize::MAX - 1, usize::MAX] {
+        let request = Request::builder().memory_limit(1 << 20).reserve(reserve).build();
+        request.run(|| drop(vec![1_u8; 10]));
+        assert!(request.check().is_err(), "marked from its first page on: {reserve}");
+        end(request);
+    }
+}

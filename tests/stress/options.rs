@@ -41,6 +41,8 @@ pub const BREAKS: &[(&str, &str)] = &[
 pub const KNOWN_SEEDS: &[u64] = &[
     // A look between a charge and its peak.
     950831126,
+    // A fork while a thread outside cut a block: its lane cannot be walked in the child.
+    473372087,
 ];
 
 /// What was asked for.
