@@ -324,10 +324,10 @@ impl Mappings {
             return true;
         }
         // Room for a length that the system will refuse would never be used.
-        if !pages.registry.is_prepared(base, new)
-            && !(os::could_map(new.saturating_sub(old))
-                && pages.registry.prepare(&pages.meta, base, new))
-        {
+        let is_prepared = pages.registry.is_prepared(base, new)
+            || (os::could_map(new.saturating_sub(old))
+                && pages.registry.prepare(&pages.meta, base, new));
+        if !is_prepared {
             return false;
         }
         // What is registered must be mapped: the end that goes is forgotten before, the one that
