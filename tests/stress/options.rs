@@ -43,6 +43,8 @@ pub const KNOWN_SEEDS: &[u64] = &[
     950831126,
     // A fork while a thread outside cut a block: its lane cannot be walked in the child.
     473372087,
+    // The same of a request that the forking thread has: it stays open there.
+    500339132,
 ];
 
 /// What was asked for.
