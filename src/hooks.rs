@@ -27,15 +27,19 @@ pub fn begin_request() -> RequestId {
 /// Begins a request that is opened in this way. `None`: out of memory.
 pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     let control = open(opening)?;
-    if thread::has_exited() {
-        thread::begin_late(control);
-        return Some(RequestId(control.serial()));
-    }
-    let entered = thread::current().and_then(|thread| thread.enter(control, EntryKind::Hook));
-    if entered.is_none() {
+    let entered = match thread::current() {
+        Some(thread) => thread.enter(control, EntryKind::Hook).is_some(),
+        None => {
+            thread::has_exited() && {
+                thread::begin_late(control);
+                true
+            }
+        }
+    };
+    if !entered {
         drop_handle(control);
     }
-    entered.map(|_| RequestId(control.serial()))
+    entered.then(|| RequestId(control.serial()))
 }
 
 /// Ends this thread's innermost request that `begin_request` began: frees every block of it but

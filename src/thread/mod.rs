@@ -323,7 +323,9 @@ impl Thread {
     /// The lane of a request that this thread is in already.
     #[inline]
     pub fn lane_inside<'c>(&self, control: &'c Control) -> Option<&'c Lane> {
-        control.lanes().find(|lane| lane.occupant.get() == self.address())
+        let is_here = |lane: &&Lane| lane.occupant.get() == self.address();
+        let first = Some(&control.first).filter(is_here);
+        if first.is_some() || control.is_alone() { first } else { control.lanes().find(is_here) }
     }
 
     /// The lane the thread allocates from, and its request; `None`: its allocations are persistent.
