@@ -459,7 +459,12 @@ impl Heap {
     /// Whether the system might have so much: not to be asked of it after a request was charged for it,
     /// which others of its threads would notice. Lengths that are nothing out of the ordinary may.
     fn may_fit(&self, bytes: usize) -> bool {
-        bytes < ORDINARY_BYTES || os::could_map(bytes.saturating_sub(self.idle_bytes()))
+        bytes < ORDINARY_BYTES || self.could_fit(bytes)
+    }
+
+    /// Whether the system would have so much if everything idle went back to it.
+    fn could_fit(&self, bytes: usize) -> bool {
+        os::could_map(bytes.saturating_sub(self.idle_bytes()))
     }
 
     fn map_huge(
@@ -473,7 +478,7 @@ impl Heap {
         let Mapped { span, zeroed } = take().or_else(|| {
             // Memory that nobody uses goes only if the block could fit then.
             let bytes = needed_bytes(size, align)?;
-            if !os::could_map(bytes.saturating_sub(self.idle_bytes())) {
+            if !self.could_fit(bytes) {
                 return None;
             }
             self.release_all_idle();

@@ -3,7 +3,7 @@
 //!
 //! System calls: `mmap`, `munmap`, `madvise`, `mremap`, `prctl(PR_SET_VMA)`, and `clock_gettime`
 //! through the vdso. `system_call` adds those that are made without the C library: `nanosleep`,
-//! `write`, `getpid` and `getrandom`.
+//! `write` and `getrandom`.
 //!
 //! The system's pages have 4, 16 or 64 KiB. Lengths of mappings are multiples of the largest, so
 //! their ends are ends of pages everywhere; only `purge` has to ask.
