@@ -9,87 +9,30 @@ compile_error!("rqmalloc's block header holds 48-bit addresses and ids: 64-bit t
 
 extern crate std;
 
-// Layer 0
-mod quantity;
-mod size_class;
-mod system_call;
-mod unwinder;
-// Layer 1
-mod fatal;
-mod symbolizing;
-// Layer 2
-mod sync;
-// Layer 3
-mod bitmap;
-mod block;
-mod budget;
-mod depot;
-mod lifecycle;
-mod looseness;
-mod os;
-mod pool;
-mod refusals;
-mod run_index;
-mod versioned;
-// Layer 4
-mod bin;
-mod identity;
-mod span;
-mod stray;
-mod trace;
-// Layer 5
-mod chunk;
-mod meta;
-// Layer 6
-mod registry;
-// Layer 7
-mod page_heap;
-// Layer 8
-mod huge;
-mod slab;
-// Layer 9
-mod cache;
-mod lane;
-// Layer 10
+// From the bottom up: a wing names lower wings only. `ci/layers` knows the order from here.
+mod base;
+mod lockfree;
+mod pages;
+mod blocks;
+mod persistent;
 mod request;
-// Layer 11
 mod heap;
-mod leaks;
-// Layer 12
 mod thread;
-// Layer 13
-mod global;
-mod limit;
-mod report;
-// Layer 14
-mod handle;
-// Layer 15
-mod bailout;
-mod hooks;
-mod prewarm;
-// Layer 16
-mod family;
-#[cfg(feature = "async")]
-mod scope;
-// Layer 17
-pub mod zend;
-// Layer 18
-#[cfg(feature = "capi")]
-mod capi;
-#[cfg(all(feature = "preload", target_os = "linux"))]
-mod preload;
+mod api;
+mod c;
 
-pub use bailout::{Bailout, bailout};
-pub use global::{RqMalloc, is_installed, persist, trim};
+pub use api::bailout::{Bailout, bailout};
+pub use api::global::{RqMalloc, is_installed, persist, trim};
 #[doc(hidden)]
-pub use global::{check_structures, usable_size};
+pub use api::global::{check_structures, usable_size};
+pub use api::hooks::{begin_request, close_request, end_request};
+pub use api::limit::{LimitBelowUse, LimitExceeded};
+pub use api::prewarm::prewarm;
+pub use api::report::{Report, RequestId, Stats, Usage, stats};
 #[doc(hidden)]
-pub use handle::owner_of;
-pub use handle::{Entered, Request, RequestBuilder, check, persistent};
-pub use hooks::{begin_request, close_request, end_request};
-pub use leaks::{LeakClass, LeakSite, Leaks};
-pub use limit::{LimitBelowUse, LimitExceeded};
-pub use prewarm::prewarm;
-pub use report::{Report, RequestId, Stats, Usage, stats};
+pub use api::request::owner_of;
+pub use api::request::{Entered, Request, RequestBuilder, check, persistent};
 #[cfg(feature = "async")]
-pub use scope::{CatchScope, Scope};
+pub use api::scope::{CatchScope, Scope};
+pub use c::zend;
+pub use request::leaks::{LeakClass, LeakSite, Leaks};

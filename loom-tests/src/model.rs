@@ -1,7 +1,7 @@
 //! What the models share: memory that notices when two accesses are not ordered.
 
-use crate::block::{Block, Header, Memory};
-use crate::sync::{AtomicU64, Ordering};
+use crate::base::sync::{AtomicU64, Ordering};
+use crate::lockfree::header::{Block, Header, Memory};
 use loom::cell::UnsafeCell;
 
 /// Runs `scenario` in every interleaving with at most so many preemptions, and with every value

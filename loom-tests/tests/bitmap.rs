@@ -2,9 +2,9 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::bitmap::PageBitmap;
+use rqmalloc_loom_tests::base::sync::AtomicU64;
+use rqmalloc_loom_tests::lockfree::bitmap::PageBitmap;
 use rqmalloc_loom_tests::model::{Plain, explore};
-use rqmalloc_loom_tests::sync::AtomicU64;
 use std::collections::BTreeMap;
 
 /// A chunk of two words of which these pages are free; every other one is somebody else's for good.

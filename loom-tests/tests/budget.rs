@@ -3,7 +3,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::budget::{Budget, Mark, Marked, NO_LIMIT};
+use rqmalloc_loom_tests::lockfree::budget::{Budget, Mark, Marked, NO_LIMIT};
 use rqmalloc_loom_tests::model::explore;
 
 fn budget(used: u32, limit: u32) -> Arc<Budget> {

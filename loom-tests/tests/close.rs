@@ -7,12 +7,14 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::block::{Block, Claim, Header, LIVE, Memory, claim_stray, settle_stray};
-use rqmalloc_loom_tests::lifecycle::{Handles, Holds, LargeCount, Occupancy, SpanCount};
+use rqmalloc_loom_tests::base::sync::{AtomicBool, AtomicU64, Lock, Ordering};
+use rqmalloc_loom_tests::lockfree::header::{
+    Block, Claim, Header, LIVE, Memory, claim_stray, settle_stray,
+};
+use rqmalloc_loom_tests::lockfree::lifecycle::{Handles, Holds, LargeCount, Occupancy, SpanCount};
+use rqmalloc_loom_tests::lockfree::pool::{ALIGN, Pool, Successors};
+use rqmalloc_loom_tests::lockfree::stray::StrayList;
 use rqmalloc_loom_tests::model::{Blocks, Plain, explore};
-use rqmalloc_loom_tests::pool::{ALIGN, Pool, Successors};
-use rqmalloc_loom_tests::stray::StrayList;
-use rqmalloc_loom_tests::sync::{AtomicBool, AtomicU64, Lock, Ordering};
 
 const CONTROL: usize = ALIGN;
 const BLOCKS_PER_REGION: usize = 2;

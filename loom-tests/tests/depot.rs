@@ -2,8 +2,8 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::block::{Block, Header, Memory, NONE};
-use rqmalloc_loom_tests::depot::{Depot, Magazine, Slots};
+use rqmalloc_loom_tests::lockfree::depot::{Depot, Magazine, Slots};
+use rqmalloc_loom_tests::lockfree::header::{Block, Header, Memory, NONE};
 use rqmalloc_loom_tests::model::{Blocks, explore};
 
 struct ModelSlots(Vec<Magazine>);

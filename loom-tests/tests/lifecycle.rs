@@ -2,9 +2,9 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::lifecycle::{Handles, Holds, Occupancy, SpanCount};
+use rqmalloc_loom_tests::base::sync::{AtomicBool, AtomicU64, Ordering};
+use rqmalloc_loom_tests::lockfree::lifecycle::{Handles, Holds, Occupancy, SpanCount};
 use rqmalloc_loom_tests::model::{Plain, explore};
-use rqmalloc_loom_tests::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// Lane hand-over publishes the bins: who enters sees all that the last occupant did.
 #[test]

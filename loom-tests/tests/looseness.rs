@@ -2,9 +2,9 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::looseness::Looseness;
+use rqmalloc_loom_tests::base::sync::AtomicU32;
+use rqmalloc_loom_tests::lockfree::looseness::Looseness;
 use rqmalloc_loom_tests::model::{Plain, explore};
-use rqmalloc_loom_tests::sync::AtomicU32;
 
 /// A mapping, longer than the two pages that its block needs.
 struct Mapping {

@@ -2,9 +2,9 @@
 
 use loom::sync::Arc;
 use loom::thread;
+use rqmalloc_loom_tests::base::sync::AtomicU64;
+use rqmalloc_loom_tests::lockfree::pool::{ALIGN, Pool, Successors};
 use rqmalloc_loom_tests::model::{Plain, explore};
-use rqmalloc_loom_tests::pool::{ALIGN, Pool, Successors};
-use rqmalloc_loom_tests::sync::AtomicU64;
 
 struct Object {
     successor: AtomicU64,

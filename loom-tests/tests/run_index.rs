@@ -2,10 +2,10 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::bitmap::{PageBitmap, longest_run};
+use rqmalloc_loom_tests::base::sync::AtomicU64;
+use rqmalloc_loom_tests::lockfree::bitmap::{PageBitmap, longest_run};
+use rqmalloc_loom_tests::lockfree::run_index::RunIndex;
 use rqmalloc_loom_tests::model::explore;
-use rqmalloc_loom_tests::run_index::RunIndex;
-use rqmalloc_loom_tests::sync::AtomicU64;
 
 const LENGTHS: [u8; 2] = [1, 2];
 const SLOT: u32 = 5;

@@ -3,9 +3,11 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::block::{Claim, FREED, Header, LIVE, Memory, claim_stray, settle_stray};
+use rqmalloc_loom_tests::lockfree::header::{
+    Claim, FREED, Header, LIVE, Memory, claim_stray, settle_stray,
+};
+use rqmalloc_loom_tests::lockfree::stray::{Chain, Closed, StrayList};
 use rqmalloc_loom_tests::model::{Blocks, explore};
-use rqmalloc_loom_tests::stray::{Chain, Closed, StrayList};
 
 /// An open list and live blocks.
 struct Model {

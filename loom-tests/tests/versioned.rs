@@ -2,9 +2,9 @@
 
 use loom::sync::Arc;
 use loom::thread;
+use rqmalloc_loom_tests::base::sync::AtomicU64;
+use rqmalloc_loom_tests::lockfree::versioned::Versioned;
 use rqmalloc_loom_tests::model::explore;
-use rqmalloc_loom_tests::sync::AtomicU64;
-use rqmalloc_loom_tests::versioned::Versioned;
 
 fn words(value: u64) -> [u64; 2] {
     [value, value + 100]

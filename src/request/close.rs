@@ -12,12 +12,12 @@
 
 use super::Supply;
 use super::control::Control;
-use crate::bin::Raw;
-use crate::block::{LIVE, Memory, PERSISTENT};
-use crate::lane::{Lane, walk};
-use crate::size_class::{HEADER_BYTES, PAGE_BYTES};
-use crate::span::{Span, SpanKind};
-use crate::sync::Ordering;
+use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
+use crate::base::sync::Ordering;
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{LIVE, Memory, PERSISTENT};
+use crate::pages::span::{Span, SpanKind};
+use crate::request::lane::{Lane, walk};
 use core::ptr::null;
 
 /// Most bytes of regions that stay with one control block.

@@ -19,16 +19,17 @@
 
 use super::limit::{Bound, DEFAULT_RESERVE, limit_pages};
 use super::{Shortage, Supply, close, sweep};
-use crate::bin::{Kind, Raw};
-use crate::block::{Block, Header, LIVE, NONE, settle_stray};
-use crate::budget::{Budget, Mark};
-use crate::lane::{Lane, Out, shared_cap};
-use crate::lifecycle::{Handles, Holds, LargeCount};
-use crate::pool::Successors;
-use crate::size_class::{CLASS_COUNT, Class, HEADER_BYTES, PAGE_BYTES, pages_for};
-use crate::span::{Span, SpanKind};
-use crate::stray::{Chain, Closed, StrayList};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES, PAGE_BYTES, pages_for};
+use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::blocks::bin::Kind;
+use crate::blocks::memory::Raw;
+use crate::lockfree::budget::{Budget, Mark};
+use crate::lockfree::header::{Block, Header, LIVE, NONE, settle_stray};
+use crate::lockfree::lifecycle::{Handles, Holds, LargeCount};
+use crate::lockfree::pool::Successors;
+use crate::lockfree::stray::{Chain, Closed, StrayList};
+use crate::pages::span::{Span, SpanKind};
+use crate::request::lane::{Lane, Out, shared_cap};
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 

@@ -3,13 +3,13 @@
 
 use super::control::Control;
 use super::{Shortage, Supply};
-use crate::bin::Raw;
-use crate::block::{Block, Header, LARGE, LIVE, Memory};
-use crate::lane::Lane;
-use crate::page_heap::Taken;
-use crate::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
-use crate::span::{Span, SpanKind};
-use crate::sync::{Ordering, step};
+use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
+use crate::base::sync::{Ordering, step};
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory};
+use crate::pages::page_heap::Taken;
+use crate::pages::span::{Span, SpanKind};
+use crate::request::lane::Lane;
 use core::ptr::null;
 
 impl Control {

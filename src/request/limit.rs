@@ -7,11 +7,11 @@
 use super::Supply;
 use super::control::Control;
 use super::sweep;
-use crate::budget::{Marked, NO_LIMIT};
-use crate::lane::Lane;
-use crate::size_class::PAGE_BYTES;
-use crate::symbolizing::is_symbolizing;
-use crate::sync::Ordering;
+use crate::base::size_class::PAGE_BYTES;
+use crate::base::symbolizing::is_symbolizing;
+use crate::base::sync::Ordering;
+use crate::lockfree::budget::{Marked, NO_LIMIT};
+use crate::request::lane::Lane;
 
 /// Bytes below the limit at which a request is marked: a part of the limit, within bounds.
 const RESERVE_DIVISOR: usize = 8;

@@ -1,15 +1,17 @@
 //! Requests: their control block, and what becomes of their memory when they are over.
 
+pub mod lane;
 pub mod close;
 pub mod control;
 mod large;
+pub mod leaks;
 mod limit;
 pub mod sweep;
 mod walk;
 
-use crate::block::Block;
-use crate::page_heap::Taken;
-use crate::span::{Span, SpanKind};
+use crate::lockfree::header::Block;
+use crate::pages::page_heap::Taken;
+use crate::pages::span::{Span, SpanKind};
 
 /// Why a request gets no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

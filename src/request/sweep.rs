@@ -14,12 +14,12 @@
 
 use super::Supply;
 use super::control::Control;
-use crate::bin::Raw;
-use crate::block::{Block, Header, Memory, NONE, SWEPT};
-use crate::lane::{Lane, walk};
-use crate::size_class::{Class, HEADER_BYTES};
-use crate::span::Span;
-use crate::sync::Ordering;
+use crate::base::size_class::{Class, HEADER_BYTES};
+use crate::base::sync::Ordering;
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
+use crate::pages::span::Span;
+use crate::request::lane::{Lane, walk};
 
 /// A request smaller than this is not worth the walk.
 const MIN_REGION_BYTES: usize = 128 * 1024;

@@ -2,11 +2,11 @@
 
 use super::Supply;
 use super::control::Control;
-use crate::block::{Block, FREED, LIVE, PERSISTENT, TRACED};
-use crate::lane::{Lane, walk};
-use crate::size_class::{Class, HEADER_BYTES};
-use crate::span::{Span, SpanKind};
-use crate::sync::{Ordering, fence};
+use crate::base::size_class::{Class, HEADER_BYTES};
+use crate::base::sync::{Ordering, fence};
+use crate::lockfree::header::{Block, FREED, LIVE, PERSISTENT, TRACED};
+use crate::pages::span::{Span, SpanKind};
+use crate::request::lane::{Lane, walk};
 
 /// A block that was not freed. Its owner may use, move or free it at any time, so nothing is said here
 /// that is not known without looking at its memory; only its record may be read.
@@ -110,7 +110,7 @@ impl Control {
         lane.check_pieces();
         for region in lane.regions() {
             if region.owner() != self.address() {
-                crate::fatal::broken("owner of a region", region.owner(), self.address());
+                crate::base::fatal::broken("owner of a region", region.owner(), self.address());
             }
             walk(region, self.id()).for_each(drop);
         }

@@ -8,9 +8,9 @@
 //!   list of free places, or has never been used.
 //! - **E2** `above_inline` is how many live entries are beyond the inline places.
 
-use crate::bin::Bins;
-use crate::lane::Lane;
+use crate::blocks::bin::Bins;
 use crate::request::control::Control;
+use crate::request::lane::Lane;
 use core::cell::Cell;
 use core::ptr::{null, null_mut};
 
@@ -310,7 +310,11 @@ impl Entries {
         while place != NOWHERE {
             let entry = self.get(place);
             if !entry.live || (entry.newer == NOWHERE) != (place == self.newest.get()) {
-                crate::fatal::broken("entry on the list", place as usize, entry.newer as usize);
+                crate::base::fatal::broken(
+                    "entry on the list",
+                    place as usize,
+                    entry.newer as usize,
+                );
             }
             live += 1;
             above += usize::from(place as usize >= INLINE_ENTRIES);
@@ -330,10 +334,14 @@ impl Entries {
             place = self.get(place).older;
         }
         if live + free != self.used.get() as usize || live != of_kind {
-            crate::fatal::broken("places of entries", live + free, self.used.get() as usize);
+            crate::base::fatal::broken("places of entries", live + free, self.used.get() as usize);
         }
         if above != self.above_inline.get() {
-            crate::fatal::broken("entries beyond the inline ones", above, self.above_inline.get());
+            crate::base::fatal::broken(
+                "entries beyond the inline ones",
+                above,
+                self.above_inline.get(),
+            );
         }
     }
 }

@@ -7,8 +7,8 @@
 //! inside never close.
 
 use super::{EXIT_KEY_LOCK, HEAP, RUNNING_COUNT, current};
-use crate::os;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, Ordering, set_long_wait};
+use crate::base::os;
+use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, Ordering, set_long_wait};
 use core::ptr::{null, null_mut, with_exposed_provenance_mut};
 
 static IS_HANDLED: AtomicBool = AtomicBool::new(false);

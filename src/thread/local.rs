@@ -5,7 +5,7 @@
 //! of a thread to its last.
 
 use super::{Thread, UNUSED};
-use crate::bin::Bins;
+use crate::blocks::bin::Bins;
 use crate::request::control::Control;
 use core::cell::Cell;
 use core::ptr::null;

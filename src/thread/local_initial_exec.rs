@@ -7,7 +7,7 @@
 //! one without a load.
 
 use super::{Thread, UNUSED};
-use crate::bin::Bins;
+use crate::blocks::bin::Bins;
 use crate::request::control::Control;
 use core::arch::{asm, global_asm};
 

@@ -27,18 +27,18 @@ pub mod tries;
 
 pub use entries::EntryKind;
 
-use crate::bin::{Bins, Kind};
-use crate::block::NONE;
-use crate::cache::Cache;
-use crate::fatal::Line;
+use crate::base::fatal::Line;
+use crate::base::os;
+use crate::base::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
+use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::trace::Site;
 use crate::heap::{Heap, SERIALS_PER_DRAW, TICK_MILLISECONDS};
-use crate::lane::Lane;
-use crate::os;
-use crate::pool::{Pool, Successors};
-use crate::refusals::Refusals;
+use crate::lockfree::header::NONE;
+use crate::lockfree::pool::{Pool, Successors};
+use crate::lockfree::refusals::Refusals;
+use crate::persistent::cache::Cache;
 use crate::request::control::{Control, Opening};
-use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
-use crate::trace::Site;
+use crate::request::lane::Lane;
 use core::cell::Cell;
 use core::ffi::CStr;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
@@ -494,7 +494,7 @@ impl Thread {
 pub fn add_handle(control: &Control) {
     let before = control.handles.add();
     if before > u32::MAX / 2 {
-        crate::fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
+        crate::base::fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
     }
 }
 

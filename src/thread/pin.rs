@@ -16,7 +16,7 @@ pub fn is_pinned() -> bool {
 
 #[cfg(all(target_os = "linux", not(target_env = "musl")))]
 mod glibc {
-    use crate::sync::{AtomicU8, Ordering};
+    use crate::base::sync::{AtomicU8, Ordering};
     use core::ffi::c_void;
     use core::ptr::with_exposed_provenance;
 

@@ -1,16 +1,19 @@
 //! Allocation and freeing where the fast path has no answer.
 
 use super::{HEAP, REFUSALS, Thread, current, current_control, current_or_start};
-use crate::bin::{Bins, Kind, Raw};
-use crate::block::{Block, Header, Memory, NONE, TRACED};
-use crate::heap::{Allocated, Found, needed_size, padded_size};
-use crate::lane::Lane;
+use crate::base::fatal;
+use crate::base::os;
+use crate::base::size_class::Class;
+use crate::base::sync::Ordering;
+use crate::blocks::allocated::Allocated;
+use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::memory::Raw;
+use crate::blocks::trace::{Site, Trace};
+use crate::heap::{Found, needed_size, padded_size};
+use crate::lockfree::header::{Block, Header, Memory, NONE, TRACED};
 use crate::request::Shortage;
 use crate::request::control::Control;
-use crate::size_class::Class;
-use crate::sync::Ordering;
-use crate::trace::{Site, Trace};
-use crate::{fatal, os};
+use crate::request::lane::Lane;
 use core::ptr::null;
 
 /// A persistent block, whatever is active. A thread that has given its cache back, or that has no memory
@@ -260,7 +263,8 @@ pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) 
 /// The same for a block that was found, for callers that say themselves what was refused.
 pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
     let thread = current_or_start();
-    let control = found.control().filter(|_| !found.header.has(crate::block::PERSISTENT));
+    let control =
+        found.control().filter(|_| !found.header.has(crate::lockfree::header::PERSISTENT));
     let (Some(thread), Some(control)) = (thread, control) else {
         return allocate_persistent(thread, new_size, align);
     };

@@ -11,7 +11,7 @@
 //!   frame of depth `d` came. A dead frame is taken off by that, without a look at it.
 
 use super::{HEAP, current, slow};
-use crate::block::NONE;
+use crate::lockfree::header::NONE;
 use core::cell::Cell;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
@@ -335,7 +335,7 @@ mod walk {
     //! Whose the place of a frame is now: the functions that are active, innermost first.
 
     use super::TryFrame;
-    use crate::unwinder;
+    use crate::base::unwinder;
 
     /// Stack frames that are looked at.
     const MOST_STEPS: usize = 10_000;

@@ -1,0 +1,149 @@
+//! Giving up one request from anywhere inside it: an unwinding with a payload of its own and no panic
+//! message, caught by `Request::catch`.
+
+use crate::api::limit::LimitExceeded;
+use crate::api::request::{Request, persistent};
+use crate::base::fatal;
+use crate::thread::{self, Thread};
+use core::fmt;
+use core::panic::AssertUnwindSafe;
+use std::boxed::Box;
+use std::panic::{catch_unwind, resume_unwind};
+
+/// Why a request was given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Bailout {
+    /// [`bailout`] was called with this reason.
+    Called(&'static str),
+    /// The request came to its memory limit, or to the mark below it.
+    Limit(LimitExceeded),
+    /// The system had no more memory for a block of this size.
+    OutOfMemory(usize),
+    /// `count * size + offset` is more than any block may have.
+    Overflow {
+        /// How many.
+        count: usize,
+        /// Of what size.
+        size: usize,
+        /// And so much more.
+        offset: usize,
+    },
+}
+
+impl Bailout {
+    pub(crate) fn line(&self) -> fatal::Line {
+        match *self {
+            Self::Called(reason) => fatal::reason(reason),
+            Self::Limit(limit) => limit.line(),
+            Self::OutOfMemory(asked) => fatal::out_of_memory(asked),
+            Self::Overflow { count, size, offset } => fatal::overflow(count, size, offset),
+        }
+    }
+}
+
+impl fmt::Display for Bailout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.line().as_str())
+    }
+}
+
+impl core::error::Error for Bailout {}
+
+impl From<LimitExceeded> for Bailout {
+    fn from(limit: LimitExceeded) -> Self {
+        Self::Limit(limit)
+    }
+}
+
+/// Gives up what this thread is doing for a request: unwinds to the nearest [`Request::catch`], or to
+/// whoever polls the nearest [`scope`](crate::Request), running destructors on the way. No panic message is printed.
+/// ZendMM's `zend_bailout`, but that one jumps over destructors.
+///
+/// # Panics
+/// With the reason as its message when no `catch` or `scope` is up the stack. In a program built with
+/// `panic = "abort"` every bailout ends the process.
+pub fn bailout(reason: &'static str) -> ! {
+    raise(Bailout::Called(reason))
+}
+
+/// Unwinds with this payload.
+pub(crate) fn raise(bailout: Bailout) -> ! {
+    if !is_catching() {
+        panic!("bailout outside of Request::catch: {bailout}");
+    }
+    // The payload outlives the request that is given up.
+    persistent(|| resume_unwind(Box::new(bailout)))
+}
+
+/// Whether a bailout would be caught.
+pub(crate) fn is_catching() -> bool {
+    thread::current().is_some_and(|thread| thread.catching_count.get() > 0)
+}
+
+/// From when it is made until it is dropped bailouts are caught, by who made it.
+pub(crate) struct Catching(Option<&'static Thread>);
+
+impl Catching {
+    pub(crate) fn new() -> Self {
+        let thread = thread::current_or_start();
+        if let Some(thread) = thread {
+            thread.catching_count.set(thread.catching_count.get() + 1);
+        }
+        Self(thread)
+    }
+}
+
+impl Drop for Catching {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0 {
+            thread.catching_count.set(thread.catching_count.get().saturating_sub(1));
+        }
+    }
+}
+
+/// Runs `f`; a bailout out of it is given back, any other panic goes on.
+pub(crate) fn catching<R>(f: impl FnOnce() -> R) -> Result<R, Bailout> {
+    let result = {
+        let _catching = Catching::new();
+        catch_unwind(AssertUnwindSafe(f))
+    };
+    result.map_err(|payload| match payload.downcast::<Bailout>() {
+        Ok(bailout) => *bailout,
+        Err(other) => resume_unwind(other),
+    })
+}
+
+impl Request {
+    /// Runs `f` inside the request, and gives the request up where `f` bails out: by [`bailout`], at the
+    /// memory limit in [`zend`](crate::zend)'s functions, or with the request marked when `f` returns
+    /// (then what it returned is dropped). The value is an error then, the process and other requests go
+    /// on. ZendMM's `zend_try` and `zend_catch`.
+    ///
+    /// An allocation that was refused at the limit gives the request up by itself only if it ends in one of
+    /// these: a failed `try_reserve` that `f` can do without does not.
+    ///
+    /// Destructors run as for a panic. Nothing else is freed: what was not is freed by
+    /// [`end`](Self::end), or reported by [`close`](Self::close). `f` may leave what it shares with others
+    /// half done, as with [`catch_unwind`].
+    ///
+    /// # Errors
+    /// Why the request was given up.
+    ///
+    /// # Panics
+    /// When `f` panics, or as [`enter`](Self::enter) does.
+    pub fn catch<R>(&self, f: impl FnOnce() -> R) -> Result<R, Bailout> {
+        let _entered = self.enter();
+        let result = catching(f).and_then(|value| match self.given_up() {
+            None => Ok(value),
+            Some(limit) => {
+                drop(value);
+                Err(limit.into())
+            }
+        });
+        if result.is_err() {
+            self.note_bailout();
+        }
+        result
+    }
+}

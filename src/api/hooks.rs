@@ -1,0 +1,94 @@
+//! The hooks: `begin_request` and its two ends, for servers and interpreters whose requests begin
+//! and end on one thread.
+
+use crate::api::report::{Report, RequestId};
+use crate::api::request::{finish, open, report_of};
+use crate::request::close::Survivors;
+use crate::request::control::{Control, Opening};
+use crate::thread::finish::{drop_handle, drop_only_handle};
+use crate::thread::{self, EntryKind};
+use std::alloc::{Layout, handle_alloc_error};
+
+/// Begins a request: from here to its end, what this thread allocates belongs to it. Nests: the
+/// blocks of an inner request never belong to the outer.
+///
+/// A panic that passes the end leaves the request open; [`Request::run`](crate::Request::run) does
+/// not have that problem.
+///
+/// On a thread that has given back what the allocator had for it, where only its last thread-local
+/// destructors run, what it allocates is persistent, as with [`Request::run`](crate::Request::run).
+///
+/// # Panics
+/// As a failed allocation does when there is no memory for its control block.
+pub fn begin_request() -> RequestId {
+    begin(&Opening::default()).unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
+}
+
+/// Begins a request that is opened in this way. `None`: out of memory.
+pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
+    let control = open(opening)?;
+    let entered = match thread::current() {
+        Some(thread) => thread.enter(control, EntryKind::Hook).is_some(),
+        None => {
+            thread::has_exited() && {
+                thread::begin_late(control);
+                true
+            }
+        }
+    };
+    if !entered {
+        drop_handle(control);
+    }
+    entered.then(|| RequestId(control.serial()))
+}
+
+/// Ends this thread's innermost request that `begin_request` began: frees every block of it but
+/// those that [`persist`](crate::persist) kept, in time that does not depend on how many there are.
+///
+/// When other handles of the request are alive, or somebody else is inside, the request is only
+/// left, nothing is freed, and [`Report::still_open`] says so.
+///
+/// # Safety
+/// Every use and every free of this request's blocks, by any thread, happens before this call;
+/// nothing that is used or dropped later points to one. `std::thread::scope` without an explicit
+/// `join`, and channels, do *not* give that for memory that the other thread frees: use
+/// [`close_request`] there.
+///
+/// # Panics
+/// When no request of `begin_request` is open on this thread.
+pub unsafe fn end_request() -> Report {
+    match leave(Survivors::Kept) {
+        Some(report) => report,
+        None => panic!("end_request: no request is open on this thread"),
+    }
+}
+
+/// Closes this thread's innermost request that `begin_request` began, the safe end: blocks that are
+/// still live stay valid until they are freed, by whoever, and everything else goes back at once.
+///
+/// When other handles of the request are alive, or somebody else is inside, the request is only
+/// left, and [`Report::still_open`] says so.
+///
+/// # Panics
+/// When no request of `begin_request` is open on this thread.
+pub fn close_request() -> Report {
+    match leave(Survivors::Live) {
+        Some(report) => report,
+        None => panic!("close_request: no request is open on this thread"),
+    }
+}
+
+/// Leaves this thread's innermost request that `begin` began, and finishes it if nobody else is inside.
+/// `None`: there is none.
+pub(crate) fn leave(survivors: Survivors) -> Option<Report> {
+    let control: &'static Control = match thread::current() {
+        Some(thread) => thread.leave_hook()?,
+        None => thread::leave_late()?,
+    };
+    if drop_only_handle(control) {
+        return Some(finish(control, survivors));
+    }
+    let report = Report { still_open: true, ..report_of(control) };
+    drop_handle(control);
+    Some(report)
+}

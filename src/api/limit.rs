@@ -1,0 +1,60 @@
+//! What is said of a request's memory limit.
+
+use crate::base::fatal;
+use crate::request::control::Control;
+use core::fmt;
+
+/// A request has come to its memory limit, or to the mark below it: it should be given up, by returning
+/// or by [`bailout`](crate::bailout), while allocation still goes on into the reserve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct LimitExceeded {
+    /// The limit in bytes of pages.
+    pub limit: usize,
+    /// What was in use when the request came to the mark or the limit, in bytes of pages.
+    pub in_use: usize,
+    /// The size of the block that was asked for then.
+    pub asked: usize,
+}
+
+impl LimitExceeded {
+    /// What there is to say of this request.
+    pub(crate) fn of(control: &Control) -> Option<Self> {
+        let marked = control.marked()?;
+        Some(Self {
+            limit: control.limit().unwrap_or(usize::MAX),
+            in_use: marked.in_use_bytes,
+            asked: marked.asked_bytes,
+        })
+    }
+
+    pub(crate) fn line(&self) -> fatal::Line {
+        fatal::memory_limit(self.limit, self.in_use, self.asked)
+    }
+}
+
+impl fmt::Display for LimitExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.line().as_str())
+    }
+}
+
+impl core::error::Error for LimitExceeded {}
+
+/// A memory limit was refused since the request holds more already. Nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct LimitBelowUse {
+    /// The limit that was refused, in bytes of pages.
+    pub limit: usize,
+    /// What is in use, in bytes of pages, after what could be reclaimed was.
+    pub in_use: usize,
+}
+
+impl fmt::Display for LimitBelowUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(fatal::limit_below_use(self.limit, self.in_use).as_str())
+    }
+}
+
+impl core::error::Error for LimitBelowUse {}

@@ -1,0 +1,13 @@
+//! What a Rust program calls.
+
+pub mod global;
+pub mod limit;
+pub mod report;
+
+pub mod request;
+
+pub mod bailout;
+pub mod hooks;
+pub mod prewarm;
+#[cfg(feature = "async")]
+pub mod scope;

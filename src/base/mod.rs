@@ -1,0 +1,10 @@
+//! Nothing of the allocator's own: arithmetic, the system, synchronisation, last words.
+
+pub mod quantity;
+pub mod size_class;
+pub mod system_call;
+pub mod unwinder;
+pub mod fatal;
+pub mod symbolizing;
+pub mod sync;
+pub mod os;

@@ -1,0 +1,339 @@
+//! What is asked of the operating system, and the one place where its answers are judged: out of
+//! memory is returned, everything else is a fault of ours and fatal.
+//!
+//! System calls: `mmap`, `munmap`, `madvise`, `mremap`, `prctl(PR_SET_VMA)`, and `clock_gettime`
+//! through the vdso. `system_call` adds those that are made without the C library: `nanosleep`,
+//! `write` and `getrandom`.
+//!
+//! The system's pages have 4, 16 or 64 KiB. Lengths of mappings are multiples of the largest, so
+//! their ends are ends of pages everywhere; only `purge` has to ask.
+
+use crate::base::fatal;
+use crate::base::sync::{AtomicUsize, Ordering};
+use crate::base::system_call::{errno, keeping_errno, random_bytes};
+use core::ptr::{null_mut, without_provenance_mut};
+
+/// The largest page of any system this runs on: mappings are as long as some of these.
+pub const MAX_PAGE_BYTES: usize = 64 * 1024;
+
+#[cfg(not(test))]
+mod injected {
+    #[inline(always)]
+    pub(super) fn refuses() -> bool {
+        false
+    }
+}
+
+/// Maps `bytes` of zeroed memory near `hint` (0: anywhere). `None` when the system has no more.
+pub fn map(bytes: usize, hint: usize) -> Option<usize> {
+    if injected::refuses() {
+        return None;
+    }
+    keeping_errno(|| {
+        // SAFETY: an anonymous private mapping at a hint replaces no other.
+        let address = unsafe {
+            libc::mmap(
+                without_provenance_mut(hint),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if address != libc::MAP_FAILED {
+            name_mapping(address, bytes);
+            return Some(address.expose_provenance());
+        }
+        match errno() {
+            libc::ENOMEM | libc::EAGAIN | libc::EINVAL => None,
+            error => fatal::system_call("mmap", error),
+        }
+    })
+}
+
+/// Whether the system would map `bytes` more.
+pub fn could_map(bytes: usize) -> bool {
+    if bytes == 0 {
+        return true;
+    }
+    match map(bytes, 0) {
+        Some(address) => {
+            // SAFETY: just mapped, never handed out.
+            unsafe { unmap(address, bytes) };
+            true
+        }
+        None => false,
+    }
+}
+
+/// Names a mapping in `/proc/self/maps`, where the kernel can: since Linux 5.17, if it was built so.
+#[cfg(target_os = "linux")]
+fn name_mapping(address: *mut libc::c_void, bytes: usize) {
+    const IS_REFUSED: usize = 1;
+    /// Whether the kernel has refused once: then it always does.
+    static REFUSAL: AtomicUsize = AtomicUsize::new(0);
+    if REFUSAL.load(Ordering::Relaxed) == IS_REFUSED {
+        return;
+    }
+    // SAFETY: names a mapping made here, by a text; nothing else changes.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_SET_VMA,
+            libc::PR_SET_VMA_ANON_NAME,
+            address,
+            bytes,
+            c"rqmalloc".as_ptr(),
+        )
+    };
+    if result != 0 {
+        REFUSAL.store(IS_REFUSED, Ordering::Relaxed);
+    }
+}
+
+/// Names a mapping. This system cannot.
+#[cfg(not(target_os = "linux"))]
+fn name_mapping(_address: *mut libc::c_void, _bytes: usize) {}
+
+/// Maps `bytes` of zeroed memory at a multiple of `align`, first trying `hint`.
+pub fn map_aligned(bytes: usize, align: usize, hint: usize) -> Option<usize> {
+    let first = map(bytes, hint)?;
+    if first % align == 0 {
+        return Some(first);
+    }
+    // SAFETY: just mapped, never handed out.
+    unsafe { unmap(first, bytes) };
+    let wide = bytes.checked_add(align)?;
+    let start = map(wide, 0)?;
+    let aligned = start.next_multiple_of(align);
+    let (before, after) = (aligned - start, wide - bytes - (aligned - start));
+    // SAFETY: both pieces lie in the mapping just made and outside what is returned.
+    unsafe {
+        if before > 0 {
+            unmap(start, before);
+        }
+        if after > 0 {
+            unmap(aligned + bytes, after);
+        }
+    }
+    Some(aligned)
+}
+
+/// Gives a mapping back. When the kernel has no room to split one (`ENOMEM`), the pages are given
+/// back and the addresses stay reserved.
+///
+/// # Safety
+/// `bytes` from `address` are whole pages mapped here, and nothing refers to them any more.
+pub unsafe fn unmap(address: usize, bytes: usize) {
+    keeping_errno(|| {
+        // SAFETY: the caller's contract.
+        let result = unsafe { libc::munmap(pointer(address), bytes) };
+        if result != 0 {
+            match errno() {
+                // SAFETY: the mapping is still there.
+                libc::ENOMEM => unsafe { purge(address, bytes) },
+                error => fatal::system_call("munmap", error),
+            }
+        }
+    });
+}
+
+/// The part of `bytes` from `address` that is whole pages of the system: its address and length.
+pub fn whole_pages(address: usize, bytes: usize) -> (usize, usize) {
+    let page = page_bytes();
+    let start = address.next_multiple_of(page);
+    let end = (address + bytes) / page * page;
+    (start, end.saturating_sub(start))
+}
+
+/// How long a page of the system is, asked for once.
+pub fn page_bytes() -> usize {
+    /// 0: not asked for yet.
+    static PAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
+    match PAGE_BYTES.load(Ordering::Relaxed) {
+        0 => {
+            let bytes = ask_for_page_bytes();
+            PAGE_BYTES.store(bytes, Ordering::Relaxed);
+            bytes
+        }
+        bytes => bytes,
+    }
+}
+
+/// Asks the C library, and then the kernel whether it takes that for a page: pages that are longer than
+/// one is told would be purged with their neighbours.
+#[cold]
+fn ask_for_page_bytes() -> usize {
+    // SAFETY: always callable.
+    let said = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let said = usize::try_from(said).unwrap_or(MAX_PAGE_BYTES);
+    let Some(base) = map(2 * MAX_PAGE_BYTES, 0) else { return MAX_PAGE_BYTES };
+    let lengths = core::iter::successors(Some(said), |bytes| Some(bytes * 2));
+    // SAFETY: pages mapped above, of which nothing is asked that they are not already.
+    let is_a_page = |&bytes: &usize| unsafe {
+        libc::madvise(pointer(base + bytes), bytes, libc::MADV_NORMAL) == 0
+    };
+    let found = keeping_errno(|| lengths.take_while(|&b| b < MAX_PAGE_BYTES).find(is_a_page));
+    // SAFETY: mapped above, never handed out.
+    unsafe { unmap(base, 2 * MAX_PAGE_BYTES) };
+    found.unwrap_or(MAX_PAGE_BYTES)
+}
+
+/// Gives the memory of pages back and keeps the addresses: the pages read as zero afterwards.
+///
+/// # Safety
+/// `bytes` from `address` are whole pages of the system, mapped here, whose contents nobody needs.
+pub unsafe fn purge(address: usize, bytes: usize) {
+    keeping_errno(|| {
+        // SAFETY: the caller's contract.
+        let result = unsafe { libc::madvise(pointer(address), bytes, libc::MADV_DONTNEED) };
+        if result != 0 {
+            match errno() {
+                // Locked pages, and pages longer than the system says, cannot be given back; they
+                // must still read as zero.
+                // SAFETY: the caller's contract.
+                libc::EINVAL | libc::EAGAIN => unsafe { pointer(address).write_bytes(0, bytes) },
+                error => fatal::system_call("madvise", error),
+            }
+        }
+    });
+}
+
+/// What became of a mapping that was to get another length where it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resized {
+    /// It has it.
+    Done,
+    /// It has no room there and is as it was. Its pages can be moved.
+    NoRoom,
+    /// It is as it was, and its pages cannot be moved: parts of it were locked or advised apart.
+    Fixed,
+}
+
+/// Changes the length of a mapping where it stands.
+///
+/// # Safety
+/// `old_bytes` from `address` are mapped here, by one call or by several.
+#[cfg(target_os = "linux")]
+pub unsafe fn resize(address: usize, old_bytes: usize, new_bytes: usize) -> Resized {
+    if new_bytes > old_bytes && injected::refuses() {
+        return Resized::NoRoom;
+    }
+    keeping_errno(|| {
+        // SAFETY: the caller's contract; without MREMAP_MAYMOVE the mapping stays in place.
+        let result = unsafe { libc::mremap(pointer(address), old_bytes, new_bytes, 0) };
+        if result != libc::MAP_FAILED {
+            return Resized::Done;
+        }
+        if errno() == libc::ENOMEM { Resized::NoRoom } else { Resized::Fixed }
+    })
+}
+
+/// Changes the length of a mapping where it stands. This system cannot.
+///
+/// # Safety
+/// `old_bytes` from `address` are one mapping made here.
+#[cfg(not(target_os = "linux"))]
+pub unsafe fn resize(_address: usize, _old_bytes: usize, _new_bytes: usize) -> Resized {
+    Resized::Fixed
+}
+
+/// Moves a mapping's pages onto the start of another mapping without copying them. `false`: they are
+/// where they were, and the other mapping may be there or not: the kernel removes it first. Nobody
+/// can tell whether another thread has been given its addresses since, so they must be left alone.
+///
+/// # Safety
+/// `bytes` from `from` and `to_bytes` from `to` are mapped here, and nothing refers to those at `to`.
+#[cfg(target_os = "linux")]
+pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) -> bool {
+    keeping_errno(|| {
+        // SAFETY: the caller's contract.
+        let moved = unsafe {
+            libc::mremap(
+                pointer(from),
+                bytes,
+                to_bytes,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                pointer(to),
+            )
+        };
+        moved != libc::MAP_FAILED
+    })
+}
+
+/// Moves a mapping's pages onto another. This system cannot.
+///
+/// # Safety
+/// `bytes` from each address are mapped here, and nothing refers to those at `to`.
+#[cfg(not(target_os = "linux"))]
+pub unsafe fn move_pages(_from: usize, _bytes: usize, _to: usize, _to_bytes: usize) -> bool {
+    false
+}
+
+/// Milliseconds of a monotonic clock that is cheap to read and a few milliseconds coarse.
+pub fn coarse_milliseconds() -> u64 {
+    #[cfg(target_os = "linux")]
+    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC_COARSE;
+    #[cfg(not(target_os = "linux"))]
+    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable and the clock exists.
+    unsafe { libc::clock_gettime(CLOCK, &raw mut time) };
+    (time.tv_sec as u64) * 1_000 + (time.tv_nsec as u64) / 1_000_000
+}
+
+/// A number an attacker or a bug is unlikely to guess.
+pub fn random() -> u64 {
+    let mut value = [0u8; 8];
+    // A refusal leaves zeros, and the address and the clock still differ from run to run.
+    random_bytes(&mut value);
+    u64::from_ne_bytes(value)
+        ^ (value.as_ptr().addr() as u64).rotate_left(20)
+        ^ coarse_milliseconds()
+}
+
+/// Has pages read as zero in processes that are forked from now on. `false`: this system cannot.
+///
+/// # Safety
+/// `bytes` from `address` are whole pages, mapped here.
+#[cfg(target_os = "linux")]
+pub unsafe fn clear_in_children(address: usize, bytes: usize) -> bool {
+    keeping_errno(|| {
+        // SAFETY: the caller's contract.
+        unsafe { libc::madvise(pointer(address), bytes, libc::MADV_WIPEONFORK) == 0 }
+    })
+}
+
+/// Has pages read as zero in processes that are forked from now on. This system cannot.
+///
+/// # Safety
+/// `bytes` from `address` are whole pages, mapped here.
+#[cfg(not(target_os = "linux"))]
+pub unsafe fn clear_in_children(_address: usize, _bytes: usize) -> bool {
+    false
+}
+
+fn pointer(address: usize) -> *mut libc::c_void {
+    if address == 0 { null_mut() } else { core::ptr::with_exposed_provenance_mut(address) }
+}
+
+#[cfg(test)]
+pub mod injected {
+    //! Refusals injected by tests: every mapping call of a thread counts down to one that fails.
+    use core::cell::Cell;
+    std::thread_local! {
+        static CALLS_UNTIL_REFUSED: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+    /// After `calls` more successes the next mapping calls of this thread are refused, until set anew.
+    pub fn refuse_after(calls: u64) {
+        CALLS_UNTIL_REFUSED.set(calls);
+    }
+    pub(super) fn refuses() -> bool {
+        let left = CALLS_UNTIL_REFUSED.get();
+        if left == u64::MAX {
+            return false;
+        }
+        CALLS_UNTIL_REFUSED.set(left.saturating_sub(1));
+        left == 0
+    }
+}

@@ -1,0 +1,110 @@
+//! Whether the thread is inside std's code for backtraces, which holds std's lock of them.
+//!
+//! An allocation that is refused there ends in a hang and not in an abort: std's hook for failed
+//! allocations takes the same lock, whatever `RUST_BACKTRACE` says (that of Rust 1.95 does, that of
+//! 1.85 did not yet). So the memory limit of a request is suspended there, as it is while the
+//! thread panics.
+
+use crate::base::unwinder;
+use core::fmt::{Debug, Display, Formatter, Result};
+use std::backtrace::Backtrace;
+
+/// Frames that are looked at, from the allocator outwards. std's go as deep as 27 in programs that
+/// were looked at, one more for each level of inlined functions that is parsed; callers go as deep
+/// as they like. A frame costs a tenth of a microsecond.
+const MAX_FRAMES: usize = 128;
+
+type Format = fn(&Backtrace, &mut Formatter<'_>) -> Result;
+type Capture = fn() -> Backtrace;
+
+/// The functions that take the lock and allocate while they hold it. Each has a frame of its own:
+/// std finds the frames of its `capture` and `force_capture` by the same compare, and the two that
+/// format are large, and not only called but also have their addresses taken here.
+fn entrances() -> [usize; 4] {
+    [
+        <Backtrace as Display>::fmt as Format as usize,
+        <Backtrace as Debug>::fmt as Format as usize,
+        Backtrace::capture as Capture as usize,
+        Backtrace::force_capture as Capture as usize,
+    ]
+}
+
+/// Whether this thread captures or formats a `std::backtrace::Backtrace` just now. Takes no lock
+/// and allocates nothing, but walks the stack: for the moment before an allocation is refused.
+///
+/// `false` where the unwinder's tables do not name every function (macOS).
+#[cold]
+pub fn is_symbolizing() -> bool {
+    if cfg!(any(miri, not(target_os = "linux"), feature = "preload")) {
+        return false;
+    }
+    let entrances = entrances();
+    let (mut left, mut is_found) = (MAX_FRAMES, false);
+    unwinder::walk(|frame| {
+        is_found = entrances.contains(&frame.function());
+        left -= 1;
+        is_found || left == 0
+    });
+    is_found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::fmt::Write;
+    use std::format;
+
+    /// Asks whenever something is written to it.
+    #[derive(Default)]
+    struct Asks {
+        yes: usize,
+        no: usize,
+    }
+
+    impl Write for Asks {
+        fn write_str(&mut self, _text: &str) -> Result {
+            if is_symbolizing() {
+                self.yes += 1;
+            } else {
+                self.no += 1;
+            }
+            Ok(())
+        }
+    }
+
+    #[inline(never)]
+    fn below(depth: usize, f: &mut dyn FnMut()) {
+        if depth == 0 {
+            f();
+        } else {
+            below(depth - 1, f);
+        }
+        core::hint::black_box(depth);
+    }
+
+    #[test]
+    #[cfg_attr(any(miri, not(target_os = "linux"), feature = "preload"), ignore)]
+    fn whoever_formats_a_backtrace_is_inside_until_it_is_done() {
+        let trace = Backtrace::force_capture();
+        assert!(!is_symbolizing());
+        let mut asks = Asks::default();
+        write!(asks, "{trace}").unwrap();
+        assert!(asks.yes > 0 && asks.no == 0, "{} {}", asks.yes, asks.no);
+        let mut asks = Asks::default();
+        write!(asks, "{trace:?}").unwrap();
+        assert!(asks.yes > 0 && asks.no == 0, "{} {}", asks.yes, asks.no);
+        assert!(!is_symbolizing());
+        // Its text is not it.
+        let text = format!("{trace}");
+        let mut asks = Asks::default();
+        write!(asks, "{text}").unwrap();
+        assert!(asks.yes == 0 && asks.no > 0, "{} {}", asks.yes, asks.no);
+    }
+
+    #[test]
+    fn a_deep_stack_is_looked_at_no_further_than_need_be() {
+        let mut was_inside = true;
+        below(10_000, &mut || was_inside = is_symbolizing());
+        assert!(!was_inside);
+    }
+}

@@ -1,0 +1,372 @@
+//! Bins: what a thread allocates from and frees to without looking at anything else.
+//!
+//! | field of `Bins` | written by | read by |
+//! |---|---|---|
+//! | `bins[..].head` | the thread the bins are active in | the same |
+//! | `bins[..].count`, `bump`, `carved` | the same | anybody, for figures |
+//! | `bins[..].cap` | the same; of a lane, whoever enters another lane of its request | the same |
+//! | `tag`, `kind`, `cache` | who makes or opens the bins | the thread they are active in |
+//!
+//! - **F1** A block in `bins[c]` has class `c`, is not live, and is in no other list.
+//! - **F2** `bump..end` is memory of the lane's region that no block has; `bump` is 8 modulo 16.
+
+use super::memory::Raw;
+use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
+use crate::base::sync::{AtomicU32, AtomicU64, Gauge, Ordering};
+use crate::lockfree::depot::Magazine;
+use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE};
+use core::cell::Cell;
+
+/// A LIFO list of free blocks of one class.
+#[repr(C)]
+pub struct Bin {
+    head: Cell<Block>,
+    count: AtomicU32,
+    cap: AtomicU32,
+}
+
+static_assertions::const_assert_eq!(size_of::<Bin>(), 16);
+
+impl Bin {
+    /// An empty bin that is never full.
+    pub const fn new() -> Self {
+        Self { head: Cell::new(NONE), count: AtomicU32::new(0), cap: AtomicU32::new(u32::MAX) }
+    }
+
+    /// How many blocks there are.
+    #[inline(always)]
+    pub fn count(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn set_count(&self, count: u32) {
+        self.count.store(count, Ordering::Relaxed);
+    }
+
+    /// The count above which the bin hands a magazine on.
+    #[inline(always)]
+    pub fn cap(&self) -> u32 {
+        self.cap.load(Ordering::Relaxed)
+    }
+
+    /// Sets the count above which the bin hands a magazine on.
+    pub fn set_cap(&self, cap: u32) {
+        self.cap.store(cap, Ordering::Relaxed);
+    }
+
+    /// The block that `pop` would return.
+    pub fn head(&self) -> Block {
+        self.head.get()
+    }
+
+    /// Puts a block that is not live any more; whether the bin is over its cap now.
+    #[inline(always)]
+    pub fn push(&self, block: Block) -> bool {
+        Raw.set_link(block, self.head.get());
+        self.head.set(block);
+        let count = self.count().wrapping_add(1);
+        self.set_count(count);
+        count > self.cap()
+    }
+
+    /// Takes all blocks.
+    pub fn take_all(&self) -> Magazine {
+        let magazine = Magazine { head: self.head.get(), count: self.count() };
+        self.clear();
+        magazine
+    }
+
+    /// Takes all blocks but the one that came last. The bin has one.
+    pub fn take_rest(&self) -> Magazine {
+        let last = self.head.get();
+        let rest = Magazine { head: Raw.link(last), count: self.count().wrapping_sub(1) };
+        Raw.set_link(last, NONE);
+        self.set_count(1);
+        rest
+    }
+
+    /// Takes the `count` blocks that came last; the first and the last of them. The bin has more.
+    pub fn take_top(&self, count: u32) -> (Block, Block) {
+        let first = self.head.get();
+        let last = (1..count).fold(first, |block, _| Raw.link(block));
+        self.head.set(Raw.link(last));
+        self.set_count(self.count().wrapping_sub(count));
+        (first, last)
+    }
+
+    /// Fills an empty bin.
+    pub fn fill(&self, magazine: Magazine) {
+        self.head.set(magazine.head);
+        self.set_count(magazine.count);
+    }
+
+    /// Forgets all blocks.
+    #[inline(always)]
+    pub fn clear(&self) {
+        self.head.set(NONE);
+        self.set_count(0);
+    }
+}
+
+/// Whose bins they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// Nobody's: this thread has not allocated yet.
+    Unused,
+    /// Nobody's: this thread has given everything back.
+    Exited,
+    /// A thread cache's.
+    Cache,
+    /// A lane's.
+    Lane,
+    /// Nobody's: the thread is in a lane whose request traces every block.
+    Traced,
+}
+
+/// A bin for each class, and the region that new blocks are cut from.
+#[repr(C)]
+pub struct Bins {
+    tag: Cell<u64>,
+    bump: Gauge,
+    end: Cell<usize>,
+    carved: Gauge,
+    /// The bins of the thread cache of the thread these are active in.
+    cache: Cell<*const Bins>,
+    kind: Cell<Kind>,
+    bins: [Bin; CLASS_COUNT],
+}
+
+// SAFETY: see the table at the head of the module. What others than the active thread read is
+// atomic; hand-over between threads is by `Occupancy` or by the pool of threads, which both order it.
+unsafe impl Sync for Bins {}
+
+impl Bins {
+    /// Empty bins. Their tag has flags that no word of this allocator has together, and no zeroed
+    /// memory either: no header equals it.
+    pub const fn new(kind: Kind) -> Self {
+        Self {
+            tag: Cell::new(Header::tag(0, FREED | LARGE | ALIGNED).0),
+            bump: Gauge::new(0),
+            end: Cell::new(0),
+            carved: Gauge::new(0),
+            cache: Cell::new(core::ptr::null()),
+            kind: Cell::new(kind),
+            bins: [const { Bin::new() }; CLASS_COUNT],
+        }
+    }
+
+    /// Whose they are.
+    pub fn kind(&self) -> Kind {
+        self.kind.get()
+    }
+
+    /// Says whose they are, and the header of the live blocks they hand out.
+    pub fn open(&self, kind: Kind, tag: Header) {
+        self.kind.set(kind);
+        self.tag.set(tag.0);
+    }
+
+    /// The header of a live block of class 0 from these bins.
+    #[inline]
+    pub fn tag(&self) -> Header {
+        Header(self.tag.get())
+    }
+
+    /// The thread cache's bins beside these.
+    #[inline(always)]
+    pub fn cache(&self) -> *const Bins {
+        self.cache.get()
+    }
+
+    /// Sets the thread cache beside these, as the thread they become active in does.
+    #[inline]
+    pub fn set_cache(&self, cache: *const Bins) {
+        self.cache.set(cache);
+    }
+
+    /// The bin of a class.
+    #[inline(always)]
+    pub fn bin(&self, class: Class) -> &Bin {
+        // SAFETY: C1, a class is always below `CLASS_COUNT`.
+        unsafe { self.bins.get_unchecked(class.index()) }
+    }
+
+    /// A live block of `class`: popped, else cut from the region; `NONE` when neither can.
+    #[inline(always)]
+    pub fn alloc(&self, class: Class) -> Block {
+        let bin = self.bin(class);
+        let block = bin.head.get();
+        if block != NONE {
+            bin.head.set(Raw.link(block));
+            bin.set_count(bin.count().wrapping_sub(1));
+            self.make_live(block, class);
+            return block;
+        }
+        self.cut(class)
+    }
+
+    /// A live block of `class` cut from the region; `NONE` when it is too long for what is left.
+    #[inline(always)]
+    pub fn cut(&self, class: Class) -> Block {
+        let (bump, stride) = (self.bump.get(), class.stride_bytes());
+        if self.end.get().wrapping_sub(bump) < stride {
+            return NONE;
+        }
+        self.bump.set(bump + stride);
+        self.carved.add(1);
+        let block = bump + HEADER_BYTES;
+        self.make_live(block, class);
+        block
+    }
+
+    #[inline(always)]
+    fn make_live(&self, block: Block, class: Class) {
+        let header = self.tag.get() | Header(0).with_class(class.index()).0;
+        Raw.header(block).store(header, Ordering::Relaxed);
+    }
+
+    /// Frees a block when its header is the one that live blocks of `class` have here. The one
+    /// compare finds double frees, wrong layouts, foreign pointers, stale requests and overruns.
+    #[inline(always)]
+    pub fn free(&self, block: Block, class: Class) -> Freed {
+        let expected = self.tag.get() | Header(0).with_class(class.index()).0;
+        let header = Raw.header(block);
+        if header.load(Ordering::Relaxed) != expected {
+            return Freed::Refused;
+        }
+        header.store(expected & !LIVE, Ordering::Relaxed);
+        if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }
+    }
+
+    /// The same for a block whose class only its header knows, and that class.
+    #[inline(always)]
+    pub fn free_unsized(&self, block: Block) -> (Freed, Option<Class>) {
+        let word = Raw.header(block);
+        let header = Header(word.load(Ordering::Relaxed));
+        let class = Class::from_index(header.class_index());
+        let Some(known) = class.filter(|_| header.with_class(0) == self.tag()) else {
+            return (Freed::Refused, None);
+        };
+        word.store(header.without(LIVE).0, Ordering::Relaxed);
+        (if self.bin(known).push(block) { Freed::BinFull } else { Freed::Done }, class)
+    }
+
+    /// Puts a free block in its bin, for who has looked at it already. The block is not live.
+    pub fn put(&self, block: Block, class: Class) -> Freed {
+        if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }
+    }
+
+    /// Whether the block's header is the one that live blocks of `class` have here.
+    #[inline(always)]
+    pub fn holds(&self, block: Block, class: Class) -> bool {
+        let expected = self.tag.get() | Header(0).with_class(class.index()).0;
+        Raw.header(block).load(Ordering::Relaxed) == expected
+    }
+
+    /// Makes the block that was cut last longer or shorter, if this is it and the region has room.
+    /// The block is live here, of class `old`.
+    pub fn stretch(&self, block: Block, old: Class, new: Class) -> bool {
+        let start = block - HEADER_BYTES;
+        if start + old.stride_bytes() != self.bump.get()
+            || self.end.get() - start < new.stride_bytes()
+        {
+            return false;
+        }
+        self.bump.set(start + new.stride_bytes());
+        self.make_live(block, new);
+        true
+    }
+
+    /// Where the next block will be cut.
+    pub fn bump(&self) -> usize {
+        self.bump.get()
+    }
+
+    /// How many bytes of the region are not cut yet.
+    pub fn left_bytes(&self) -> usize {
+        self.end.get() - self.bump.get()
+    }
+
+    /// Cuts from `bump..end` from now on.
+    #[inline]
+    pub fn set_region(&self, bump: usize, end: usize) {
+        self.bump.set(bump);
+        self.end.set(end);
+    }
+
+    /// Cuts a block that is free from the start (F1).
+    pub fn cut_free(&self, class: Class) {
+        let block = self.cut(class);
+        if block != NONE {
+            Raw.header(block).store(self.free_header(class).0, Ordering::Relaxed);
+            self.bin(class).push(block);
+        }
+    }
+
+    /// The header of a free block of `class` here.
+    pub fn free_header(&self, class: Class) -> Header {
+        self.tag().without(LIVE).with_class(class.index())
+    }
+
+    /// So many more, or fewer, blocks are cut: free memory is divided anew.
+    pub fn recount(&self, change: isize) {
+        self.carved.add(change as usize);
+    }
+
+    /// How many blocks were ever cut here since `reset`.
+    pub fn carved_count(&self) -> usize {
+        self.carved.get()
+    }
+
+    /// How many blocks, and bytes of stride, the bins hold.
+    pub fn held(&self) -> (usize, usize) {
+        Class::all().fold((0, 0), |(blocks, bytes), class| {
+            let count = self.bin(class).count() as usize;
+            (blocks + count, bytes + count * class.stride_bytes())
+        })
+    }
+
+    /// Forgets all blocks: the region and the bins are empty.
+    #[inline]
+    pub fn reset(&self) {
+        self.bins.iter().for_each(Bin::clear);
+        self.carved.set(0);
+        self.set_region(0, 0);
+    }
+
+    /// Walks every list; fatal when a count or a header contradicts it (F1).
+    pub fn check(&self) {
+        for class in Class::all() {
+            let mut count = 0;
+            let mut block = self.bin(class).head();
+            while block != NONE {
+                let header = Header(Raw.header(block).load(Ordering::Relaxed));
+                if header != self.free_header(class) {
+                    crate::base::fatal::header_overwritten(block, header.0);
+                }
+                count += 1;
+                block = Raw.link(block);
+            }
+            if count != self.bin(class).count() {
+                crate::base::fatal::broken(
+                    "bin count",
+                    count as usize,
+                    self.bin(class).count() as usize,
+                );
+            }
+        }
+    }
+}
+
+/// What became of a free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Freed {
+    /// The block is in its bin.
+    Done,
+    /// The block is in its bin, which is over its cap now.
+    BinFull,
+    /// The header is not what these bins' live blocks have; nothing has changed.
+    Refused,
+}

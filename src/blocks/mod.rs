@@ -1,0 +1,7 @@
+//! Blocks: their memory, the lists of free ones, and what is written beside them.
+
+pub mod memory;
+pub mod allocated;
+pub mod identity;
+pub mod bin;
+pub mod trace;

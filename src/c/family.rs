@@ -1,0 +1,345 @@
+//! Blocks of C: allocated without a `Layout`, of the family of requests or of the persistent one, which
+//! each block remembers. `zend` and `capi` are made of these.
+
+use crate::api::bailout::Bailout;
+use crate::api::global::{PAYLOAD_ALIGN, pointer};
+use crate::api::limit::LimitExceeded;
+use crate::base::fatal;
+use crate::base::size_class::{Class, MAX_TABLE_BYTES};
+use crate::base::sync::Ordering;
+use crate::blocks::allocated::Allocated;
+use crate::blocks::bin::{Bins, Freed, Kind};
+use crate::blocks::memory::Raw;
+use crate::blocks::trace::Site;
+use crate::heap::Found;
+use crate::lockfree::header::{Block, EARLY, Header, LARGE, Memory, NONE};
+use crate::request::control::Control;
+use crate::thread::{self, HEAP, slow};
+use core::ptr::null_mut;
+
+/// A header before a payload at a multiple of this may lie in a page that is not mapped, when the pointer
+/// is not ours.
+const SYSTEM_PAGE_BYTES: usize = 4096;
+
+/// Below this lies no block, but what is read through a null pointer.
+const FIRST_ADDRESS: usize = SYSTEM_PAGE_BYTES;
+
+/// From here on there is no memory of a program's: to read there faults, on some machines without a
+/// page fault. A block's header has room for 48 bits.
+const END_ADDRESS: usize = 1 << if cfg!(target_arch = "x86_64") { 47 } else { 48 };
+
+/// Which functions a block is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// `emalloc` and `pemalloc(size, 0)`: of the thread's request.
+    Request,
+    /// `pemalloc(size, 1)`, `malloc`, and all that Rust allocates persistently.
+    Persistent,
+}
+
+impl Family {
+    /// What the flag of `pemalloc` says.
+    pub fn of_flag(persistent: bool) -> Self {
+        if persistent { Self::Persistent } else { Self::Request }
+    }
+
+    /// What a block's header says.
+    fn of(found: &Found<'_>) -> Self {
+        // A block that was persisted is its request's, whichever family frees it.
+        let is_persistent = found.span.owner() == 0 && !found.header.has(EARLY);
+        Self::of_flag(is_persistent)
+    }
+
+    /// Fatal when a block is not of this family.
+    fn expect(self, payload: Block, found: &Found<'_>) {
+        let is = Self::of(found);
+        if is != self {
+            fatal::wrong_family(payload, is == Self::Persistent);
+        }
+    }
+}
+
+/// `count * size + offset`, or why not.
+pub fn checked_size(count: usize, size: usize, offset: usize) -> Result<usize, Bailout> {
+    count
+        .checked_mul(size)
+        .and_then(|product| product.checked_add(offset))
+        .ok_or(Bailout::Overflow { count, size, offset })
+}
+
+/// A block of a family, never null; its bytes are zero if `zeroed`.
+#[inline(always)]
+pub fn allocate(size: usize, family: Family, zeroed: bool, site: Site) -> Result<*mut u8, Bailout> {
+    if let Some(bins) = bins_of(family) {
+        let payload = allocate_in(bins, size, zeroed);
+        if !payload.is_null() {
+            return Ok(payload);
+        }
+    }
+    allocate_slow(size, family, zeroed, site)
+}
+
+/// A block from these bins; null when they have none.
+#[inline(always)]
+pub fn allocate_in(bins: &Bins, size: usize, zeroed: bool) -> *mut u8 {
+    // Small blocks are cheaper to clear than to ask about.
+    if zeroed && size > MAX_TABLE_BYTES {
+        return null_mut();
+    }
+    let Some(class) = Class::of(size) else { return null_mut() };
+    let payload = pointer(bins.alloc(class));
+    if zeroed && !payload.is_null() {
+        // SAFETY: the payload has at least this size.
+        unsafe { payload.write_bytes(0, size) };
+    }
+    payload
+}
+
+/// The bins that blocks of this family come from in this thread, where that is known without a look.
+#[inline(always)]
+fn bins_of(family: Family) -> Option<&'static Bins> {
+    let bins = thread::active();
+    match family {
+        // SAFETY: null in a sentinel, else the bins of this thread's cache, which are for ever.
+        Family::Persistent => unsafe { bins.cache().as_ref() },
+        Family::Request => (bins.kind() == Kind::Lane).then_some(bins),
+    }
+}
+
+/// The same where the fast path has no answer.
+#[cold]
+#[inline(never)]
+pub fn allocate_slow(
+    size: usize,
+    family: Family,
+    zeroed: bool,
+    site: Site,
+) -> Result<*mut u8, Bailout> {
+    let thread = thread::current_or_start();
+    let inside =
+        thread.and_then(|thread| thread.active_lane()).filter(|_| family == Family::Request);
+    if size > isize::MAX as usize {
+        return Err(Bailout::OutOfMemory(size));
+    }
+    let allocated = match (thread, inside) {
+        (Some(thread), Some(_)) => {
+            let before = thread.site.replace(site);
+            let allocated = slow::allocate_active(size, PAYLOAD_ALIGN);
+            thread.site.set(before);
+            allocated
+        }
+        _ => slow::alloc_persistent(size, PAYLOAD_ALIGN),
+    };
+    if allocated.block == NONE {
+        return Err(failure(allocated, inside.map(|(control, _)| control), size));
+    }
+    if family == Family::Request && inside.is_none() {
+        make_early(allocated.block);
+    }
+    let payload = pointer(allocated.block);
+    if zeroed && !allocated.is_zeroed() {
+        // SAFETY: the payload has at least this size.
+        unsafe { payload.write_bytes(0, size) };
+    }
+    Ok(payload)
+}
+
+/// A persistent block that was asked for as one of a request: it is of that family all the same.
+fn make_early(block: Block) {
+    let header = Raw.header(block);
+    header.store(Header(header.load(Ordering::Relaxed)).with(EARLY).0, Ordering::Relaxed);
+}
+
+/// Why a block of this request, or a persistent one, could not be had.
+#[cold]
+fn failure(allocated: Allocated, control: Option<&Control>, size: usize) -> Bailout {
+    match control.and_then(LimitExceeded::of) {
+        Some(limit) if allocated.is_refused() => Bailout::Limit(limit),
+        _ => Bailout::OutOfMemory(size),
+    }
+}
+
+/// Resizes a block of a family, which keeps its lifetime; null: as `allocate`. If it moves, at least the
+/// first `copy_size` bytes come along, as far as both blocks have them.
+///
+/// # Safety
+/// `payload` is null or a live block that nobody else uses.
+pub unsafe fn resize(
+    payload: *mut u8,
+    size: usize,
+    copy_size: usize,
+    family: Option<Family>,
+    site: Site,
+) -> Result<*mut u8, Bailout> {
+    if payload.is_null() {
+        return allocate(size, family.unwrap_or(Family::Persistent), false, site);
+    }
+    let block = payload.expose_provenance();
+    if let Some(resized) = resize_here(block, size, copy_size, family) {
+        return Ok(resized);
+    }
+    let found = HEAP.find(block);
+    if let Some(family) = family {
+        family.expect(block, &found);
+    }
+    if size > isize::MAX as usize {
+        return Err(Bailout::OutOfMemory(size));
+    }
+    // A payload that was moved up to an alignment stays while it is not much too long.
+    let capacity = found.capacity(block);
+    if block != found.block && size <= capacity && size > capacity / 2 {
+        return Ok(payload);
+    }
+    let thread = thread::current_or_start();
+    let before = thread.map(|thread| thread.site.replace(site));
+    let resized = if block == found.block {
+        slow::resize_found(block, &found, PAYLOAD_ALIGN, size)
+    } else {
+        NONE
+    };
+    let allocated = if resized == NONE {
+        slow::alloc_beside_found(&found, PAYLOAD_ALIGN, size)
+    } else {
+        Allocated::NOTHING
+    };
+    let fresh = allocated.block;
+    if let (Some(thread), Some(before)) = (thread, before) {
+        thread.site.set(before);
+    }
+    if resized != NONE {
+        return Ok(pointer(resized));
+    }
+    if fresh == NONE {
+        return Err(failure(allocated, found.control(), size));
+    }
+    // A survivor, or an early block: it is persistent now, and of the family it was of.
+    if Family::of(&found) == Family::Request && HEAP.find(fresh).span.owner() == 0 {
+        make_early(fresh);
+    }
+    let count = capacity.min(size).min(copy_size);
+    // SAFETY: both payloads hold as much, and a fresh block overlaps no live one.
+    unsafe { pointer(fresh).copy_from_nonoverlapping(payload, count) };
+    free_found(block, &found);
+    Ok(pointer(fresh))
+}
+
+/// Resizes a block of the bins that are active here, or of the cache's: within its class, or to another
+/// one that shares spans. `None`: it is none of them, or they have nothing.
+#[inline]
+fn resize_here(
+    block: Block,
+    size: usize,
+    copy_size: usize,
+    family: Option<Family>,
+) -> Option<*mut u8> {
+    if !may_look_before(block) {
+        return None;
+    }
+    let bins = bins_to_free_to(family)?;
+    let header = Header(Raw.header(block).load(Ordering::Relaxed));
+    let old = Class::from_index(header.class_index())?;
+    let new = Class::of(size)?;
+    if header.without(LARGE) != bins.tag().with_class(old.index()) {
+        return None;
+    }
+    if old.is_single() || new.is_single() || header.has(LARGE) {
+        // A mapping has no class.
+        return (old == new && old.is_single()).then(|| pointer(block));
+    }
+    if old == new || (bins.kind() == Kind::Lane && bins.stretch(block, old, new)) {
+        return Some(pointer(block));
+    }
+    let fresh = bins.alloc(new);
+    if fresh == NONE {
+        return None;
+    }
+    let count = old.payload_bytes().min(size).min(copy_size);
+    // SAFETY: both payloads hold as much, and a fresh block overlaps no live one.
+    unsafe { pointer(fresh).copy_from_nonoverlapping(pointer(block), count) };
+    is_freed(bins, block);
+    Some(pointer(fresh))
+}
+
+fn free_found(payload: Block, found: &Found<'_>) {
+    HEAP.mark_aligned_freed(payload, found.block);
+    slow::free_found(thread::current_or_start(), found);
+}
+
+/// Frees a block of a family, or of any. Null is ignored.
+///
+/// # Safety
+/// `payload` is null or a live block that nobody uses any more.
+#[inline(always)]
+pub unsafe fn free(payload: *mut u8, family: Option<Family>) {
+    let block = payload.expose_provenance();
+    let is_done =
+        may_look_before(block) && bins_to_free_to(family).is_some_and(|bins| is_freed(bins, block));
+    if !is_done {
+        free_slow(payload, family);
+    }
+}
+
+/// The bins that a block of this family is most likely of.
+#[inline(always)]
+fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
+    match family {
+        Some(family) => bins_of(family),
+        None => Some(thread::active()),
+    }
+}
+
+/// Whether the word before a pointer can be read if anything is mapped there. (A misaligned word is
+/// an ordinary mismatch to the machine; checked builds want it named before.)
+#[inline(always)]
+fn may_look_before(block: Block) -> bool {
+    block.wrapping_sub(FIRST_ADDRESS) < END_ADDRESS - FIRST_ADDRESS
+        && block % SYSTEM_PAGE_BYTES != 0
+        && (!cfg!(debug_assertions) || block % PAYLOAD_ALIGN == 0)
+}
+
+/// Frees a block if it is one of these bins.
+#[inline(always)]
+fn is_freed(bins: &Bins, block: Block) -> bool {
+    match bins.free_unsized(block) {
+        (Freed::Done, _) => true,
+        (Freed::BinFull, Some(class)) => {
+            slow::bin_full_slow(bins, class);
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn free_slow(payload: *mut u8, family: Option<Family>) {
+    let block = payload.expose_provenance();
+    if block == NONE {
+        return;
+    }
+    if family.is_none() && may_look_before(block) {
+        // A block that a request's handler was handed.
+        if bins_of(Family::Persistent).is_some_and(|bins| is_freed(bins, block)) {
+            return;
+        }
+    }
+    let found = HEAP.find(block);
+    if let Some(family) = family {
+        family.expect(block, &found);
+    }
+    free_found(block, &found);
+}
+
+/// Bytes that fit into the block; 0 for null. Fatal for what is no live block.
+///
+/// # Safety
+/// `payload` is null or points to a live block of this allocator.
+pub unsafe fn block_size(payload: *const u8) -> usize {
+    let block = payload.expose_provenance();
+    if block == NONE { 0 } else { HEAP.find(block).capacity(block) }
+}
+
+/// Whether the address lies in memory of ours.
+pub fn is_ours(payload: *const u8) -> bool {
+    HEAP.is_ours(payload.expose_provenance())
+}

@@ -1,0 +1,298 @@
+//! The functions of PHP's Zend Memory Manager under their own names, for Rust.
+//!
+//! Two families. What [`emalloc`] and its kin hand out belongs to the request this thread is inside and is
+//! freed with it at the latest; without an open request, or inside [`persistent`](crate::persistent), it
+//! is persistent, as ZendMM's is before the first request. What [`pemalloc`] and its kin hand out with
+//! `persistent` set lives until it is freed. A block remembers its family: to free or resize it with the
+//! other one ends the process with a line that says so, where ZendMM corrupts its heap.
+//!
+//! No function returns null. Where ZendMM raises `E_ERROR` and bails out (at the memory limit, without
+//! memory, when a product overflows) these unwind to the nearest [`Request::catch`], as
+//! [`bailout`](crate::bailout) does; without one the process ends with the error's text.
+//!
+//! Every block is aligned to 16 bytes (ZendMM: 8). Size 0 gives a unique pointer.
+//!
+//! ```
+//! # #[global_allocator]
+//! # static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+//! use rqmalloc::{Request, zend};
+//!
+//! let request = Request::builder().memory_limit(1 << 20).build();
+//! let result = request.catch(|| {
+//!     let block = zend::emalloc(100);
+//!     // SAFETY: the block is live; 8 MiB are over the limit, so it stays as it is.
+//!     unsafe { zend::erealloc(block, 8 << 20) }
+//! });
+//! println!("{}", result.unwrap_err()); // memory limit reached (limit 1048576, in use 16384, asked 8388608)
+//! // SAFETY: nothing points to the block any more.
+//! let report = unsafe { request.end() }.unwrap();
+//! assert_eq!(report.freed_blocks, 1);
+//! ```
+
+use crate::api::bailout::{Bailout, is_catching, raise};
+use crate::api::limit::LimitBelowUse;
+use crate::api::request::Request;
+use crate::base::fatal;
+use crate::blocks::trace::Site;
+use crate::c::family::{self, Family, checked_size};
+use core::ffi::{CStr, c_char};
+use core::fmt;
+use core::panic::Location;
+
+/// The block, or the way to the nearest `catch`, or the end.
+fn or_fail(result: Result<*mut u8, Bailout>) -> *mut u8 {
+    match result {
+        Ok(block) => block,
+        Err(bailout) => fail(bailout),
+    }
+}
+
+#[cold]
+fn fail(bailout: Bailout) -> ! {
+    if is_catching() {
+        raise(bailout);
+    }
+    fatal::die_of(&bailout.line())
+}
+
+fn site(location: &'static Location<'static>) -> Site {
+    Site::new(location.file().as_bytes(), location.line())
+}
+
+/// A block of `size` bytes of this thread's request. ZendMM's `emalloc`.
+#[track_caller]
+pub fn emalloc(size: usize) -> *mut u8 {
+    pemalloc(size, false)
+}
+
+/// A block of `count * size + offset` bytes. ZendMM's `safe_emalloc`.
+#[track_caller]
+pub fn safe_emalloc(count: usize, size: usize, offset: usize) -> *mut u8 {
+    safe_pemalloc(count, size, offset, false)
+}
+
+/// A block of `count * size` zeroed bytes. ZendMM's `ecalloc`, which zeroes always: pages fresh from the
+/// system are known to be zero here.
+#[track_caller]
+pub fn ecalloc(count: usize, size: usize) -> *mut u8 {
+    pecalloc(count, size, false)
+}
+
+/// The block with another size; it may move. Null: as [`emalloc`]. Size 0 does not free: the block shrinks
+/// to the least there is. A block keeps its request, whichever is open; when the function fails, the old
+/// block is as it was. ZendMM's `erealloc`.
+///
+/// # Safety
+/// `block` is null or a live block that nobody else uses; afterwards only the returned one is.
+#[track_caller]
+pub unsafe fn erealloc(block: *mut u8, size: usize) -> *mut u8 {
+    // SAFETY: the caller's contract.
+    unsafe { perealloc(block, size, false) }
+}
+
+/// As [`erealloc`], but when the block moves only the first `copy_size` bytes come along. ZendMM's
+/// `erealloc2`.
+///
+/// # Safety
+/// As [`erealloc`].
+#[track_caller]
+pub unsafe fn erealloc2(block: *mut u8, size: usize, copy_size: usize) -> *mut u8 {
+    let site = site(Location::caller());
+    // SAFETY: the caller's contract.
+    or_fail(unsafe { family::resize(block, size, copy_size, Some(Family::Request), site) })
+}
+
+/// As [`erealloc`], to `count * size + offset` bytes. ZendMM's `safe_erealloc`.
+///
+/// # Safety
+/// As [`erealloc`].
+#[track_caller]
+pub unsafe fn safe_erealloc(block: *mut u8, count: usize, size: usize, offset: usize) -> *mut u8 {
+    // SAFETY: the caller's contract.
+    unsafe { safe_perealloc(block, count, size, offset, false) }
+}
+
+/// Frees a block of the request's family, on any thread. Null is ignored. ZendMM's `efree`.
+///
+/// # Safety
+/// `block` is null or a live block that nobody uses any more.
+pub unsafe fn efree(block: *mut u8) {
+    // SAFETY: the caller's contract.
+    unsafe { pefree(block, false) }
+}
+
+/// A copy of the text with its final zero. ZendMM's `estrdup`.
+#[track_caller]
+pub fn estrdup(text: &CStr) -> *mut c_char {
+    pestrdup(text, false)
+}
+
+/// A copy of exactly these bytes, zeros among them, and a zero behind. ZendMM's `estrndup`.
+#[track_caller]
+pub fn estrndup(text: &[u8]) -> *mut c_char {
+    pestrndup(text, false)
+}
+
+/// A block of `size` bytes: persistent, or of this thread's request. ZendMM's `pemalloc`; persistent memory
+/// counts in no request's usage or limit, and without memory for it ZendMM exits.
+#[track_caller]
+pub fn pemalloc(size: usize, persistent: bool) -> *mut u8 {
+    let site = site(Location::caller());
+    or_fail(family::allocate(size, Family::of_flag(persistent), false, site))
+}
+
+/// A block of `count * size + offset` bytes. ZendMM's `safe_pemalloc`.
+#[track_caller]
+pub fn safe_pemalloc(count: usize, size: usize, offset: usize, persistent: bool) -> *mut u8 {
+    let (family, site) = (Family::of_flag(persistent), site(Location::caller()));
+    let size = checked_size(count, size, offset);
+    or_fail(size.and_then(|size| family::allocate(size, family, false, site)))
+}
+
+/// A block of `count * size` zeroed bytes. ZendMM's `pecalloc`.
+#[track_caller]
+pub fn pecalloc(count: usize, size: usize, persistent: bool) -> *mut u8 {
+    let (family, site) = (Family::of_flag(persistent), site(Location::caller()));
+    let size = checked_size(count, size, 0);
+    or_fail(size.and_then(|size| family::allocate(size, family, true, site)))
+}
+
+/// The block with another size: see [`erealloc`]. ZendMM's `perealloc`, where size 0 of a persistent block
+/// is libc's `realloc`.
+///
+/// # Safety
+/// As [`erealloc`].
+#[track_caller]
+pub unsafe fn perealloc(block: *mut u8, size: usize, persistent: bool) -> *mut u8 {
+    let (family, site) = (Some(Family::of_flag(persistent)), site(Location::caller()));
+    // SAFETY: the caller's contract.
+    or_fail(unsafe { family::resize(block, size, usize::MAX, family, site) })
+}
+
+/// As [`perealloc`], to `count * size + offset` bytes. ZendMM's `safe_perealloc`.
+///
+/// # Safety
+/// As [`erealloc`].
+#[track_caller]
+pub unsafe fn safe_perealloc(
+    block: *mut u8,
+    count: usize,
+    size: usize,
+    offset: usize,
+    persistent: bool,
+) -> *mut u8 {
+    let (family, site) = (Some(Family::of_flag(persistent)), site(Location::caller()));
+    let size = checked_size(count, size, offset);
+    // SAFETY: the caller's contract.
+    or_fail(size.and_then(|size| unsafe { family::resize(block, size, usize::MAX, family, site) }))
+}
+
+/// Frees a block of the family that the flag says. Null is ignored. ZendMM's `pefree`, which believes the
+/// flag: here the block knows better.
+///
+/// # Safety
+/// `block` is null or a live block that nobody uses any more.
+pub unsafe fn pefree(block: *mut u8, persistent: bool) {
+    // SAFETY: the caller's contract.
+    unsafe { family::free(block, Some(Family::of_flag(persistent))) }
+}
+
+/// A copy of the text with its final zero. ZendMM's `pestrdup`.
+#[track_caller]
+pub fn pestrdup(text: &CStr, persistent: bool) -> *mut c_char {
+    pestrndup(text.to_bytes(), persistent)
+}
+
+/// A copy of exactly these bytes, and a zero behind. ZendMM's `pestrndup`.
+#[track_caller]
+pub fn pestrndup(text: &[u8], persistent: bool) -> *mut c_char {
+    let copy = safe_pemalloc(1, text.len(), 1, persistent);
+    // SAFETY: the block is fresh and one byte longer than the text.
+    unsafe {
+        copy.copy_from_nonoverlapping(text.as_ptr(), text.len());
+        copy.add(text.len()).write(0);
+    }
+    copy.cast()
+}
+
+/// Bytes that fit into the block, at least what was asked for; 0 for null. ZendMM's `zend_mem_block_size`.
+///
+/// # Safety
+/// `block` is null or a live block. (What is none ends the process with the fault's name, as far as it
+/// can be told.)
+pub unsafe fn block_size(block: *const u8) -> usize {
+    // SAFETY: the caller's contract.
+    unsafe { family::block_size(block) }
+}
+
+/// Whether the address lies in memory of this allocator, inside a block or not. Never faults. ZendMM's
+/// `is_zend_ptr`, which walks lists for it.
+pub fn is_ours(address: *const u8) -> bool {
+    family::is_ours(address)
+}
+
+/// Bytes that this thread's request uses, 0 without one: of its pages if `real`, else of its live blocks,
+/// headers and what size classes add included. ZendMM's `zend_memory_usage`.
+pub fn memory_usage(real: bool) -> usize {
+    Request::current().map_or(0, |request| {
+        let usage = request.usage();
+        if real { usage.footprint } else { usage.live_bytes }
+    })
+}
+
+/// The most so far. In bytes of pages either way: live blocks are not counted one by one, so what is not
+/// `real` is an upper bound. ZendMM's `zend_memory_peak_usage`.
+pub fn memory_peak_usage(real: bool) -> usize {
+    let _ = real;
+    Request::current().map_or(0, |request| request.usage().peak)
+}
+
+/// The peak is measured anew from now on. ZendMM's `zend_memory_reset_peak_usage`.
+pub fn memory_reset_peak_usage() {
+    if let Some(request) = Request::current() {
+        request.reset_peak();
+    }
+}
+
+/// Why a limit was not set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum SetLimitError {
+    /// The request holds more.
+    BelowUse(LimitBelowUse),
+    /// No request is open on this thread.
+    NoRequest,
+}
+
+impl fmt::Display for SetLimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BelowUse(error) => error.fmt(f),
+            Self::NoRequest => f.write_str("no request is open on this thread"),
+        }
+    }
+}
+
+impl core::error::Error for SetLimitError {}
+
+/// Sets the limit of this thread's request, in bytes of pages; `usize::MAX`: none. ZendMM's
+/// `zend_set_memory_limit`, which forgets to store a limit that it made room for: here one that is
+/// accepted is stored.
+///
+/// # Errors
+/// When the request holds more, even after what is free inside it went back, or when none is open.
+/// Nothing has changed then.
+pub fn set_memory_limit(bytes: usize) -> Result<(), SetLimitError> {
+    let request = Request::current().ok_or(SetLimitError::NoRequest)?;
+    let limit = (bytes != usize::MAX).then_some(bytes);
+    request.set_memory_limit(limit).map_err(SetLimitError::BelowUse)
+}
+
+/// Gives pages back that only free blocks of this thread's request are in; without a request, what the
+/// process has idle. The bytes that went. ZendMM's `zend_mm_gc`.
+pub fn gc() -> usize {
+    match Request::current() {
+        Some(request) => request.reclaim(),
+        None => crate::trim(),
+    }
+}

@@ -1,0 +1,184 @@
+//! The process's store of magazines of one class.
+//!
+//! Compiled by `loom-tests`. A ring of slots under a lock that is held for moves of one slot only:
+//! magazines go in and out at the top, where they are warm, and are reaped from the bottom.
+//!
+//! - **D1** `filled` describes the filled slots; a magazine is in one slot or outside. It changes by one
+//!   store, so that a process which is forked at any moment has each magazine once.
+//! - **D2** `low` is the least `count` since the last `age`: so many were not needed meanwhile.
+
+use crate::base::sync::{AtomicU32, Lock, Ordering, const_fn, step};
+use crate::lockfree::header::Block;
+
+/// A list of free blocks of one class, moved as one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Magazine {
+    /// The first block, linked to the others through their payloads.
+    pub head: Block,
+    /// How many there are; 0 only when there is no magazine.
+    pub count: u32,
+}
+
+impl Magazine {
+    /// No magazine.
+    pub const EMPTY: Self = Self { head: 0, count: 0 };
+
+    /// Whether there is none.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// The memory of a depot's slots. All calls come under the depot's lock.
+pub trait Slots {
+    /// How many slots there are.
+    fn capacity(&self) -> u32;
+    /// The magazine in a slot below `capacity`.
+    fn get(&self, index: u32) -> Magazine;
+    /// Puts a magazine into a slot below `capacity`.
+    fn set(&mut self, index: u32, magazine: Magazine);
+}
+
+struct Ring<S> {
+    slots: S,
+    filled: Filled,
+    low: u32,
+}
+
+/// Which slots are filled: the first one above, how many below, in one word.
+#[derive(Clone, Copy)]
+struct Filled(u64);
+
+impl Filled {
+    const NONE: Self = Self(0);
+
+    fn new(bottom: u32, count: u32) -> Self {
+        Self(u64::from(bottom) << u32::BITS | u64::from(count))
+    }
+
+    fn bottom(self) -> u32 {
+        (self.0 >> u32::BITS) as u32
+    }
+
+    fn count(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+impl<S: Slots> Ring<S> {
+    fn slot(&self, position: u32) -> u32 {
+        (self.filled.bottom() + position) % self.slots.capacity()
+    }
+
+    fn fill(&mut self, filled: Filled) {
+        step();
+        self.filled = filled;
+        step();
+    }
+}
+
+/// The store.
+pub struct Depot<S> {
+    ring: Lock<Ring<S>>,
+    /// `count`, to be looked at without the lock: a hint.
+    hint: AtomicU32,
+}
+
+impl<S> Depot<S> {
+    const_fn! {
+        /// An empty store with these slots.
+        pub const fn new(slots: S) -> Self {
+            Self {
+                ring: Lock::new(Ring { slots, filled: Filled::NONE, low: 0 }),
+                hint: AtomicU32::new(0),
+            }
+        }
+    }
+}
+
+impl<S: Slots> Depot<S> {
+    /// Replaces the slots of a store that has never held anything.
+    pub fn provide(&self, slots: S) {
+        self.ring.lock().slots = slots;
+    }
+
+    /// Makes the store whole in a process that was just forked.
+    ///
+    /// # Safety
+    /// As `Lock::recover`.
+    pub unsafe fn recover(&self) {
+        // SAFETY: the caller's contract. What is written under the lock is whole at every step (D1).
+        unsafe {
+            self.ring.recover(|ring, _| {
+                let count = ring.filled.count();
+                ring.low = ring.low.min(count);
+                self.hint.store(count, Ordering::Relaxed);
+            });
+        }
+    }
+
+    /// Puts a magazine on top; gives it back when every slot is filled.
+    pub fn put(&self, magazine: Magazine) -> Result<(), Magazine> {
+        let mut ring = self.ring.lock();
+        let (bottom, count) = (ring.filled.bottom(), ring.filled.count());
+        if count >= ring.slots.capacity() {
+            return Err(magazine);
+        }
+        let slot = ring.slot(count);
+        ring.slots.set(slot, magazine);
+        ring.fill(Filled::new(bottom, count + 1));
+        self.hint.store(count + 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes the magazine on top: the warmest.
+    pub fn take(&self) -> Option<Magazine> {
+        self.take_where(|ring, left| (ring.slot(left), ring.filled.bottom()))
+    }
+
+    /// Takes the magazine at the bottom: the coldest.
+    pub fn take_coldest(&self) -> Option<Magazine> {
+        self.take_where(|ring, _| (ring.slot(0), ring.slot(1)))
+    }
+
+    /// Takes the magazine of the slot that `choose` picks for the number of those that stay; and
+    /// the bottom that these have.
+    fn take_where(&self, choose: impl FnOnce(&Ring<S>, u32) -> (u32, u32)) -> Option<Magazine> {
+        if self.magazine_count() == 0 {
+            return None;
+        }
+        let mut ring = self.ring.lock();
+        let left = ring.filled.count().checked_sub(1)?;
+        let (slot, bottom) = choose(&ring, left);
+        ring.fill(Filled::new(bottom, left));
+        ring.low = ring.low.min(left);
+        self.hint.store(left, Ordering::Relaxed);
+        Some(ring.slots.get(slot))
+    }
+
+    /// How many magazines nobody needed since the last call.
+    pub fn age(&self) -> u32 {
+        if self.magazine_count() == 0 {
+            return 0;
+        }
+        let mut ring = self.ring.lock();
+        let idle = ring.low;
+        ring.low = ring.filled.count();
+        idle
+    }
+
+    /// How many magazines there are just now.
+    #[inline]
+    pub fn magazine_count(&self) -> u32 {
+        self.hint.load(Ordering::Relaxed)
+    }
+
+    /// How many blocks there are. Walks every slot under the lock: for statistics.
+    pub fn block_count(&self) -> u64 {
+        let ring = self.ring.lock();
+        (0..ring.filled.count())
+            .map(|position| u64::from(ring.slots.get(ring.slot(position)).count))
+            .sum()
+    }
+}

@@ -1,0 +1,165 @@
+//! The block header: one 64-bit word just before the payload, `flags : 8 | class : 8 | id : 48`
+//! from the top.
+//!
+//! - **H1** Every access to a header is a relaxed atomic load or store (plain moves on the
+//!   machine), because a closer or a sweeper on another thread may read it. The one read-modify-write
+//!   is the first step of a stray's free. `TRACED` alone is set by a release, after the record.
+//! - **H2** The class in a live header is `Class::of` the size its `Layout` has now; a `realloc` in
+//!   place that changes the class rewrites it.
+//! - **H3** Freeing clears `LIVE`. A stray first sets `FREED`; the drain clears `LIVE`.
+//! - **H4** An `ALIGNED` word is marked `FREED` when its block is freed.
+//!
+//! This file is compiled by `loom-tests`: it holds no statics and reaches memory through `Memory`.
+
+use crate::base::sync::{AtomicU64, Ordering};
+
+/// The block is handed out.
+pub const LIVE: u64 = 1 << 56;
+/// The block is on its way back from outside the request it belongs to.
+pub const FREED: u64 = 1 << 57;
+/// The block outlives requests: of the process, or a survivor by decree.
+pub const PERSISTENT: u64 = 1 << 58;
+/// The block has a span or a mapping of its own, and its descriptor knows whose it is.
+pub const LARGE: u64 = 1 << 59;
+/// Not a header but a word before an over-aligned payload, leading back to the header.
+pub const ALIGNED: u64 = 1 << 60;
+
+/// The block is in a bin of a lane that is being swept.
+pub const SWEPT: u64 = 1 << 61;
+/// The block is longer than its layout by a `Trace`.
+pub const TRACED: u64 = 1 << 62;
+/// The block is persistent because no request was open when one of a request was asked for.
+pub const EARLY: u64 = 1 << 63;
+
+/// The flags that only live blocks have.
+pub const OF_LIVE: u64 = LIVE | FREED | TRACED | EARLY;
+
+/// How many bits of a header the id has.
+pub const ID_BITS: u32 = 48;
+/// The bits of a header the id has.
+pub const ID_MASK: u64 = (1 << ID_BITS) - 1;
+const CLASS_SHIFT: u32 = ID_BITS;
+const CLASS_MASK: u64 = 0xff << CLASS_SHIFT;
+
+/// What the class field of an `ALIGNED` word must hold: a function of the distance, so that a
+/// chance word in a payload hardly passes for one.
+const ALIGNED_CHECK_MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A header's 64 bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Header(pub u64);
+
+impl Header {
+    /// The header of a block of class 0 with this id and these flags: a *tag*.
+    #[inline]
+    pub const fn tag(id: u64, flags: u64) -> Self {
+        Self((id & ID_MASK) | flags)
+    }
+
+    /// The same header with this class.
+    #[inline(always)]
+    pub const fn with_class(self, class: usize) -> Self {
+        Self((self.0 & !CLASS_MASK) | ((class as u64) << CLASS_SHIFT))
+    }
+
+    /// The same header without these flags.
+    #[inline(always)]
+    pub const fn without(self, flags: u64) -> Self {
+        Self(self.0 & !flags)
+    }
+
+    /// The same header with these flags.
+    #[inline]
+    pub const fn with(self, flags: u64) -> Self {
+        Self(self.0 | flags)
+    }
+
+    /// Whether any of these flags is set.
+    #[inline]
+    pub const fn has(self, flags: u64) -> bool {
+        self.0 & flags != 0
+    }
+
+    /// The id field.
+    #[inline]
+    pub const fn id(self) -> u64 {
+        self.0 & ID_MASK
+    }
+
+    /// The class field, which may be no class when the word was overwritten.
+    #[inline]
+    pub const fn class_index(self) -> usize {
+        ((self.0 & CLASS_MASK) >> CLASS_SHIFT) as usize
+    }
+
+    /// The word before an over-aligned payload that begins `distance` bytes after its block's.
+    pub const fn aligned(distance: usize) -> Self {
+        Self(ALIGNED | Self::aligned_check(distance) | distance as u64)
+    }
+
+    /// How far back the block's payload is, when this is an intact `ALIGNED` word.
+    pub fn aligned_distance(self) -> Option<usize> {
+        let distance = self.id() as usize;
+        (distance != 0 && self.without(FREED) == Self::aligned(distance)).then_some(distance)
+    }
+
+    const fn aligned_check(distance: usize) -> u64 {
+        (ALIGNED_CHECK_MULTIPLIER.wrapping_mul(distance as u64) >> 8) & CLASS_MASK
+    }
+}
+
+impl core::fmt::Debug for Header {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "id {:#x} class {}", self.id(), self.class_index())?;
+        let names = [
+            (LIVE, " live"),
+            (FREED, " freed"),
+            (PERSISTENT, " persistent"),
+            (LARGE, " large"),
+            (ALIGNED, " aligned"),
+            (SWEPT, " swept"),
+            (TRACED, " traced"),
+            (EARLY, " early"),
+        ];
+        names.iter().filter(|(flag, _)| self.has(*flag)).try_for_each(|(_, name)| f.write_str(name))
+    }
+}
+
+/// The address of a payload; 0 is no block. Payloads are 16-byte aligned and below 2^48.
+pub type Block = usize;
+
+/// No block.
+pub const NONE: Block = 0;
+
+/// How the checked files reach the words of a block. The heap's implementation is raw memory; a
+/// model's is an array of loom types.
+pub trait Memory {
+    /// The header of `block`.
+    fn header(&self, block: Block) -> &AtomicU64;
+    /// The first payload word of a free block: the next one in its list.
+    fn link(&self, block: Block) -> Block;
+    /// Sets the first payload word of a free block.
+    fn set_link(&self, block: Block, next: Block);
+}
+
+/// What a stray's free found in the header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// The block is this caller's to put on a list.
+    Taken,
+    /// Another free was first.
+    AlreadyFreed,
+}
+
+/// First step of a free from outside: of all the frees of one block exactly one is `Taken`.
+pub fn claim_stray<M: Memory>(memory: &M, block: Block) -> Claim {
+    let before = Header(memory.header(block).fetch_or(FREED, Ordering::Relaxed));
+    if before.has(FREED) || !before.has(LIVE) { Claim::AlreadyFreed } else { Claim::Taken }
+}
+
+/// Last step of a stray's free, by whoever drained it: the block is an ordinary free one (H3).
+pub fn settle_stray<M: Memory>(memory: &M, block: Block) {
+    let header = memory.header(block);
+    let settled = Header(header.load(Ordering::Relaxed)).without(OF_LIVE | PERSISTENT);
+    header.store(settled.0, Ordering::Relaxed);
+}

@@ -1,0 +1,14 @@
+//! Words that several threads change without a lock, and nothing else. `loom-tests` compiles this
+//! folder as it is: its files name `core`, `base::sync` and one another, and hold no statics.
+
+pub mod bitmap;
+pub mod budget;
+pub mod header;
+pub mod depot;
+pub mod lifecycle;
+pub mod looseness;
+pub mod pool;
+pub mod refusals;
+pub mod run_index;
+pub mod stray;
+pub mod versioned;

@@ -1,0 +1,82 @@
+//! Memory for descriptors: taken from the operating system in blocks, zeroed, never given back, so
+//! that what lives in it is type-stable.
+
+use crate::base::os;
+use crate::base::sync::{AtomicUsize, Lock, Ordering, step};
+use crate::lockfree::pool::ALIGN;
+
+/// How much is mapped at once.
+const STEP_BYTES: usize = 256 * 1024;
+
+struct Rest {
+    at: usize,
+    end: usize,
+}
+
+impl Rest {
+    fn bytes(&self) -> usize {
+        self.end.saturating_sub(self.at)
+    }
+}
+
+/// A bump allocator that never frees.
+pub struct Meta {
+    rest: Lock<Rest>,
+    mapped_bytes: AtomicUsize,
+}
+
+impl Meta {
+    /// Nothing is mapped yet.
+    pub const fn new() -> Self {
+        Self { rest: Lock::new(Rest { at: 0, end: 0 }), mapped_bytes: AtomicUsize::new(0) }
+    }
+
+    /// Zeroed memory for ever, aligned as pooled objects are. `None`: the system has no more.
+    pub fn take(&self, bytes: usize) -> Option<usize> {
+        let bytes = bytes.next_multiple_of(ALIGN);
+        if let Some(address) = self.cut(bytes) {
+            return Some(address);
+        }
+        let fresh_bytes = bytes.next_multiple_of(STEP_BYTES);
+        let fresh = os::map(fresh_bytes, 0)?;
+        self.mapped_bytes.fetch_add(fresh_bytes, Ordering::Relaxed);
+        let mut rest = self.rest.lock();
+        // Keep the longer rest; what is dropped of the other was never touched.
+        if fresh_bytes - bytes > rest.bytes() {
+            // Empty meanwhile: a process that is forked now must not see half of each.
+            rest.end = 0;
+            step();
+            rest.at = fresh + bytes;
+            step();
+            rest.end = fresh + fresh_bytes;
+            step();
+        }
+        Some(fresh)
+    }
+
+    fn cut(&self, bytes: usize) -> Option<usize> {
+        let mut rest = self.rest.lock();
+        if rest.bytes() < bytes {
+            return None;
+        }
+        let address = rest.at;
+        step();
+        rest.at += bytes;
+        step();
+        Some(address)
+    }
+
+    /// Makes it whole in a process that was just forked.
+    ///
+    /// # Safety
+    /// As `Lock::recover`.
+    pub unsafe fn recover(&self) {
+        // SAFETY: the caller's contract. What is written under the lock is whole at every step.
+        unsafe { self.rest.recover(|_, _| ()) };
+    }
+
+    /// Bytes mapped so far.
+    pub fn mapped_bytes(&self) -> usize {
+        self.mapped_bytes.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,420 @@
+//! Mappings of one block each, and a small decaying store of those just freed: mapping and
+//! unmapping the same megabytes over and over costs ten times what using them does, in page faults.
+//!
+//! A mapping from the store may be much longer than the block it serves next. It is *loose* then: a
+//! while later, if the block is still there, the rest is given back.
+//!
+//! - **U1** A mapping in the store is registered, of kind `Cached`, and nobody else's.
+//! - **U2** A mapping's length is changed by those that `looseness` says may (Z1). No system call is made
+//!   under the lock.
+
+use crate::base::os::{self, MAX_PAGE_BYTES, Resized};
+use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
+use crate::base::sync::{AtomicUsize, Lock, Ordering, step, this_thread, wait_for};
+use crate::pages::chunk::CHUNK_BYTES;
+use crate::pages::page_heap::PageHeap;
+use crate::pages::span::{Span, SpanKind};
+use core::ptr::null;
+
+const ENTRY_COUNT: usize = 16;
+/// What the store holds at most.
+const MAX_CACHED_BYTES: usize = 64 * 1024 * 1024;
+/// A mapping serves a block when at most this part of it is left over.
+const SLACK_DIVISOR: usize = 4;
+/// How long a mapping stays.
+const KEEP_MILLISECONDS: u64 = 500;
+
+/// The mappings.
+pub struct Mappings {
+    store: Lock<Store>,
+    cached_bytes: AtomicUsize,
+    mapped_bytes: AtomicUsize,
+}
+
+struct Store {
+    cached: [*const Span; ENTRY_COUNT],
+    loose: [Loose; ENTRY_COUNT],
+}
+
+/// A loose mapping, and the thread that gives back what it has too much; 0: none does.
+#[derive(Clone, Copy)]
+struct Loose {
+    span: *const Span,
+    claimed_by: usize,
+}
+
+impl Loose {
+    const NONE: Self = Self { span: null(), claimed_by: 0 };
+}
+
+// SAFETY: the pointers are to type-stable descriptors, guarded by the lock.
+unsafe impl Send for Store {}
+
+/// A mapping and what is known of its memory.
+pub struct Mapped<'h> {
+    /// Its descriptor.
+    pub span: &'h Span,
+    /// Every byte of it reads as zero.
+    pub zeroed: bool,
+}
+
+/// Forgets the chunk numbers that only the end of a mapping has which is about to go.
+fn forget_end(pages: &PageHeap, base: usize, old: usize, new: usize) {
+    let first = (base + new).next_multiple_of(CHUNK_BYTES);
+    if first < base + old {
+        pages.registry.remove(first, base + old - first);
+    }
+}
+
+/// Whether a mapping is hardly longer than the `wanted` bytes.
+fn is_snug(bytes: usize, wanted: usize) -> bool {
+    bytes - wanted <= wanted / SLACK_DIVISOR
+}
+
+/// Bytes of pages that a block of `size` bytes needs, wherever in a mapping an alignment puts it.
+pub fn needed_bytes(size: usize, align: usize) -> Option<usize> {
+    let padding = if align > 16 { align } else { 0 };
+    let bytes = size.checked_add(2 * HEADER_BYTES)?.checked_add(padding)?;
+    (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(PAGE_BYTES))
+}
+
+/// The length of its mapping: whole pages of any system.
+fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
+    needed_bytes(size, align).map(|bytes| bytes.next_multiple_of(MAX_PAGE_BYTES))
+}
+
+impl Mappings {
+    /// Nothing is mapped.
+    pub const fn new() -> Self {
+        Self {
+            store: Lock::new(Store {
+                cached: [null(); ENTRY_COUNT],
+                loose: [Loose::NONE; ENTRY_COUNT],
+            }),
+            cached_bytes: AtomicUsize::new(0),
+            mapped_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// A mapping that holds `size` bytes at this alignment. `None`: the system has no more memory.
+    pub fn take<'h>(
+        &self,
+        pages: &'h PageHeap,
+        size: usize,
+        align: usize,
+        owner: usize,
+    ) -> Option<Mapped<'h>> {
+        let bytes = mapping_bytes(size, align)?;
+        if let Some(span) = self.take_cached(bytes) {
+            if span.bytes() >= bytes || self.set_bytes(pages, span, bytes) {
+                let (base, length) = (span.base(), span.bytes());
+                span.describe(SpanKind::Huge, 0, base, length, owner);
+                self.note_loose(pages, span, bytes);
+                return Some(Mapped { span, zeroed: false });
+            }
+            self.release(pages, span);
+        }
+        let span = pages.take_descriptor()?;
+        let Some(base) = os::map_aligned(bytes, CHUNK_BYTES, 0) else {
+            pages.give_descriptor(span);
+            return None;
+        };
+        if !pages.registry.prepare(&pages.meta, base, bytes) {
+            // SAFETY: just mapped, unknown to anybody.
+            unsafe { os::unmap(base, bytes) };
+            pages.give_descriptor(span);
+            return None;
+        }
+        span.describe(SpanKind::Huge, 0, base, bytes, owner);
+        pages.registry.add_mapping(span);
+        self.mapped_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Some(Mapped { span, zeroed: true })
+    }
+
+    /// The shortest mapping in the store that is long enough, else the longest if it is not far
+    /// from it: making it longer keeps the pages it has.
+    fn take_cached<'h>(&self, bytes: usize) -> Option<&'h Span> {
+        if self.cached_bytes.load(Ordering::Relaxed) < bytes / 2 {
+            return None;
+        }
+        let mut store = self.store.lock();
+        let (span, slot) = store
+            .cached
+            .iter_mut()
+            // SAFETY: what the store holds are type-stable descriptors.
+            .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
+            .filter(|(span, _)| span.bytes() >= bytes / 2)
+            .min_by_key(|(span, _)| (span.bytes() < bytes, span.bytes().abs_diff(bytes)))?;
+        *slot = null();
+        step();
+        self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
+        Some(span)
+    }
+
+    /// A mapping from the store serves a block that needs `wanted` bytes of it.
+    fn note_loose(&self, pages: &PageHeap, span: &Span, wanted: usize) {
+        if is_snug(span.bytes(), wanted) {
+            return;
+        }
+        span.carved_end.set(os::coarse_milliseconds() as usize);
+        span.loose_need.set(wanted);
+        span.looseness.loosen();
+        if !self.list_loose(span) && span.looseness.claim() {
+            self.tighten(pages, span);
+        }
+    }
+
+    /// Puts a mapping on the list of loose ones. `false`: there is no room.
+    fn list_loose(&self, span: &Span) -> bool {
+        let mut store = self.store.lock();
+        let slot = store.loose.iter_mut().find(|slot| slot.span.is_null());
+        slot.is_some_and(|slot| {
+            *slot = Loose { span, claimed_by: 0 };
+            true
+        })
+    }
+
+    /// Gives back what a loose mapping has too much, which the caller has claimed.
+    fn tighten(&self, pages: &PageHeap, span: &Span) {
+        let (base, old, wanted) = (span.base(), span.bytes(), span.loose_need.get());
+        // What is registered must be mapped; and a process that is forked before the pages are gone
+        // loses them, where it would otherwise give them back twice.
+        forget_end(pages, base, old, wanted);
+        step();
+        span.set_bytes(wanted);
+        step();
+        self.mapped_bytes.fetch_sub(old - wanted, Ordering::Relaxed);
+        step();
+        // SAFETY: the end of a mapping that the caller has claimed (U2).
+        unsafe { os::unmap(base + wanted, old - wanted) };
+        span.looseness.settle();
+    }
+
+    /// The block of a mapping is freed or resized: it is loose no more (U2).
+    fn forget_loose(&self, span: &Span) {
+        if span.looseness.is_tight() {
+            return;
+        }
+        wait_for(|| span.looseness.try_tighten());
+        let mut store = self.store.lock();
+        let is_it = |slot: &&mut Loose| core::ptr::eq(slot.span, span) && slot.claimed_by == 0;
+        if let Some(slot) = store.loose.iter_mut().find(is_it) {
+            *slot = Loose::NONE;
+        }
+    }
+
+    /// Takes a mapping back. It stays for a while, and the oldest ones go to make room for it.
+    pub fn give(&self, pages: &PageHeap, span: &Span, now: u64) {
+        self.forget_loose(span);
+        let bytes = span.bytes();
+        if bytes > MAX_CACHED_BYTES {
+            return self.release(pages, span);
+        }
+        span.set_owner(0);
+        span.note.set(now as usize);
+        span.set_kind(SpanKind::Cached);
+        while let Some(oldest) = self.put(span, bytes) {
+            self.release(pages, oldest);
+        }
+    }
+
+    /// Puts a mapping into the store, or takes the oldest out, which stands in its way.
+    fn put<'h>(&self, span: &Span, bytes: usize) -> Option<&'h Span> {
+        let mut store = self.store.lock();
+        let has_room = self.cached_bytes.load(Ordering::Relaxed) + bytes <= MAX_CACHED_BYTES;
+        if has_room {
+            if let Some(slot) = store.cached.iter_mut().find(|slot| slot.is_null()) {
+                *slot = span;
+                step();
+                self.cached_bytes.fetch_add(bytes, Ordering::Relaxed);
+                step();
+                return None;
+            }
+        }
+        self.take_oldest(&mut store)
+    }
+
+    fn take_oldest<'h>(&self, store: &mut Store) -> Option<&'h Span> {
+        let (span, slot) = store
+            .cached
+            .iter_mut()
+            // SAFETY: what the store holds are type-stable descriptors.
+            .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
+            .min_by_key(|(span, _)| span.note.get())?;
+        *slot = null();
+        step();
+        self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
+        Some(span)
+    }
+
+    fn release(&self, pages: &PageHeap, span: &Span) {
+        let (base, bytes) = (span.base(), span.bytes());
+        pages.registry.remove(base, bytes);
+        pages.give_descriptor(span);
+        self.mapped_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // SAFETY: the mapping is the caller's and nothing names it any more.
+        unsafe { os::unmap(base, bytes) };
+    }
+
+    /// Gives mappings back to the system that were put in the store long before `now`, and what is
+    /// too much of loose ones; all of them when `now` is `None`. Returns the store's bytes that went.
+    pub fn decay(&self, pages: &PageHeap, now: Option<u64>) -> usize {
+        let is_old = |since: usize| {
+            now.is_none_or(|now| now.saturating_sub(since as u64) >= KEEP_MILLISECONDS)
+        };
+        let mut bytes = 0;
+        while let Some(span) = self.take_old(is_old) {
+            bytes += span.bytes();
+            self.release(pages, span);
+        }
+        for index in 0..ENTRY_COUNT {
+            if let Some(span) = self.claim_loose(index, is_old) {
+                self.tighten(pages, span);
+                self.store.lock().loose[index] = Loose::NONE;
+            }
+        }
+        bytes
+    }
+
+    /// Claims the loose mapping of a slot if it is old; the slot is the caller's then.
+    fn claim_loose<'h>(&self, index: usize, is_old: impl Fn(usize) -> bool) -> Option<&'h Span> {
+        let mut store = self.store.lock();
+        let slot = &mut store.loose[index];
+        // SAFETY: what the store holds are type-stable descriptors.
+        let span = unsafe { slot.span.as_ref() }.filter(|_| slot.claimed_by == 0)?;
+        if !is_old(span.carved_end.get()) {
+            return None;
+        }
+        slot.claimed_by = this_thread();
+        step();
+        if !span.looseness.claim() {
+            // Its block was freed or resized meanwhile.
+            *slot = Loose::NONE;
+            return None;
+        }
+        Some(span)
+    }
+
+    fn take_old<'h>(&self, is_old: impl Fn(usize) -> bool) -> Option<&'h Span> {
+        if self.cached_bytes.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut store = self.store.lock();
+        let oldest = self.take_oldest(&mut store)?;
+        if is_old(oldest.note.get()) {
+            return Some(oldest);
+        }
+        if let Some(slot) = store.cached.iter_mut().find(|slot| slot.is_null()) {
+            *slot = oldest;
+            self.cached_bytes.fetch_add(oldest.bytes(), Ordering::Relaxed);
+        }
+        None
+    }
+
+    /// Changes the length of a mapping, moving its pages where they cannot stay. The payload begins
+    /// at the same distance from the base as before. `false`: nothing has changed.
+    pub fn resize(&self, pages: &PageHeap, span: &Span, size: usize) -> bool {
+        self.forget_loose(span);
+        mapping_bytes(size, 1).is_some_and(|bytes| self.set_bytes(pages, span, bytes))
+    }
+
+    fn set_bytes(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
+        let (base, old) = (span.base(), span.bytes());
+        if new == old {
+            return true;
+        }
+        // Room for a length that the system will refuse would never be used.
+        let is_prepared = pages.registry.is_prepared(base, new)
+            || (os::could_map(new.saturating_sub(old))
+                && pages.registry.prepare(&pages.meta, base, new));
+        if !is_prepared {
+            return false;
+        }
+        // What is registered must be mapped: the end that goes is forgotten before, the one that
+        // comes is entered after. What stays is never touched: its block may be freed meanwhile.
+        if new < old {
+            forget_end(pages, base, old, new);
+        }
+        // SAFETY: the mapping is the caller's.
+        let is_done = match unsafe { os::resize(base, old, new) } {
+            Resized::Done => {
+                span.set_bytes(new);
+                true
+            }
+            Resized::NoRoom => new > old && self.relocate(pages, span, new),
+            Resized::Fixed => false,
+        };
+        if !is_done {
+            pages.registry.add_mapping(span);
+            return false;
+        }
+        pages.registry.add_mapping(span);
+        self.mapped_bytes.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
+        true
+    }
+
+    /// Moves a mapping's pages to a longer one, without copying. Where it stands then is not registered.
+    fn relocate(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
+        let (base, old) = (span.base(), span.bytes());
+        let Some(target) = os::map_aligned(new, CHUNK_BYTES, 0) else { return false };
+        if !pages.registry.prepare(&pages.meta, target, new) {
+            // SAFETY: mapped above, unknown to anybody.
+            unsafe { os::unmap(target, new) };
+            return false;
+        }
+        // The old addresses are anybody's as soon as the pages have moved: forget them before.
+        pages.registry.remove(base, old);
+        // SAFETY: both mappings are the caller's.
+        let moved = unsafe { os::move_pages(base, old, target, new) };
+        if moved {
+            span.describe_mapping(target, new);
+        }
+        // Otherwise the addresses at `target` are lost: they may be anybody's already.
+        moved
+    }
+
+    /// Makes the store whole in a process that was just forked.
+    ///
+    /// # Safety
+    /// As `Lock::recover`.
+    pub unsafe fn recover(&self) {
+        let repair = |store: &mut Store, _| {
+            let this = this_thread();
+            for slot in &mut store.loose {
+                // SAFETY: what the store holds are type-stable descriptors.
+                let Some(span) = (unsafe { slot.span.as_ref() }) else { continue };
+                if slot.claimed_by != 0 && slot.claimed_by != this {
+                    *slot = Loose::NONE;
+                    span.looseness.settle();
+                }
+            }
+            // SAFETY: as above.
+            let cached = store.cached.iter().filter_map(|slot| unsafe { slot.as_ref() });
+            self.cached_bytes.store(cached.map(Span::bytes).sum(), Ordering::Relaxed);
+        };
+        // SAFETY: the caller's contract.
+        unsafe { self.store.recover(repair) };
+    }
+
+    /// Walks the store; fatal when it contradicts itself.
+    pub fn check(&self) {
+        let store = self.store.lock();
+        let mut bytes = 0;
+        // SAFETY: what the store holds are type-stable descriptors.
+        for span in store.cached.iter().filter_map(|slot| unsafe { slot.as_ref() }) {
+            if span.kind() != SpanKind::Cached {
+                crate::base::fatal::broken("kind of a cached mapping", span.base(), span.bytes());
+            }
+            bytes += span.bytes();
+        }
+        let counted = self.cached_bytes.load(Ordering::Relaxed);
+        if bytes != counted {
+            crate::base::fatal::broken("bytes of cached mappings", bytes, counted);
+        }
+    }
+
+    /// Bytes of all mappings, and of those in the store.
+    pub fn figures(&self) -> (usize, usize) {
+        (self.mapped_bytes.load(Ordering::Relaxed), self.cached_bytes.load(Ordering::Relaxed))
+    }
+}

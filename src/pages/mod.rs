@@ -1,0 +1,8 @@
+//! Pages: where they come from, what they are used for, and who finds that out by an address.
+
+pub mod span;
+pub mod descriptors;
+pub mod chunk;
+pub mod registry;
+pub mod page_heap;
+pub mod mappings;

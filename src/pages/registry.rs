@@ -1,0 +1,116 @@
+//! The registry: address of a chunk -> what is there. It never faults, for any address.
+//!
+//! Two levels instead of one flat reserved table: a process under `ulimit -v` has no room for a
+//! reservation, and only slow paths look here.
+
+use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering};
+use crate::pages::chunk::{CHUNK_BYTES, Chunk};
+use crate::pages::descriptors::Meta;
+use crate::pages::span::Span;
+use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+
+const ADDRESS_BITS: u32 = 48;
+const CHUNK_BITS: u32 = CHUNK_BYTES.ilog2();
+const LEAF_BITS: u32 = 12;
+const LEAF_COUNT: usize = 1 << LEAF_BITS;
+const ROOT_COUNT: usize = 1 << (ADDRESS_BITS - CHUNK_BITS - LEAF_BITS);
+
+/// Marks an entry that is the span of a huge block, not a chunk.
+const SPAN_BIT: usize = 1;
+
+type Leaf = [AtomicUsize; LEAF_COUNT];
+
+/// What stands at an address.
+pub enum Place<'h> {
+    /// A chunk of ours.
+    Chunk(&'h Chunk),
+    /// A mapping of one block.
+    Mapping(&'h Span),
+}
+
+/// The table.
+pub struct Registry {
+    root: [AtomicPtr<Leaf>; ROOT_COUNT],
+}
+
+impl Registry {
+    /// Nothing is registered.
+    pub const fn new() -> Self {
+        Self { root: [const { AtomicPtr::new(null_mut()) }; ROOT_COUNT] }
+    }
+
+    /// What stands at this address, if it is ours.
+    pub fn find(&self, address: usize) -> Option<Place<'_>> {
+        let number = address / CHUNK_BYTES;
+        let leaf = self.root.get(number / LEAF_COUNT)?.load(Ordering::Acquire);
+        // SAFETY: leaves are initialised before they are published and never freed.
+        let entry = unsafe { leaf.as_ref()? }[number % LEAF_COUNT].load(Ordering::Acquire);
+        match entry {
+            0 => None,
+            span if span & SPAN_BIT != 0 => {
+                let span = with_exposed_provenance::<Span>(span & !SPAN_BIT);
+                // SAFETY: entries are addresses of descriptors, which are type-stable.
+                Some(Place::Mapping(unsafe { &*span }))
+            }
+            // SAFETY: as above.
+            chunk => Some(Place::Chunk(unsafe { &*with_exposed_provenance::<Chunk>(chunk) })),
+        }
+    }
+
+    /// Whether there is room for the entries of `bytes` from `base`.
+    pub fn is_prepared(&self, base: usize, bytes: usize) -> bool {
+        let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
+        (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| {
+            self.root.get(index).is_some_and(|slot| !slot.load(Ordering::Relaxed).is_null())
+        })
+    }
+
+    /// Makes room for the entries of `bytes` from `base`, for ever. `false`: the system has no more
+    /// memory.
+    pub fn prepare(&self, meta: &Meta, base: usize, bytes: usize) -> bool {
+        let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
+        (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| self.prepare_leaf(meta, index))
+    }
+
+    fn prepare_leaf(&self, meta: &Meta, index: usize) -> bool {
+        let Some(slot) = self.root.get(index) else { return false };
+        if !slot.load(Ordering::Acquire).is_null() {
+            return true;
+        }
+        let Some(fresh) = meta.take(size_of::<Leaf>()) else { return false };
+        // Zeroed memory is a leaf without entries. Who loses the race leaves its leaf unused.
+        let _ = slot.compare_exchange(
+            null_mut(),
+            with_exposed_provenance_mut(fresh),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        true
+    }
+
+    fn set(&self, base: usize, bytes: usize, entry: usize) {
+        for number in base / CHUNK_BYTES..=(base + bytes - 1) / CHUNK_BYTES {
+            let Some(slot) = self.root.get(number / LEAF_COUNT) else { return };
+            // SAFETY: as in `find`.
+            if let Some(leaf) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
+                leaf[number % LEAF_COUNT].store(entry, Ordering::Release);
+            }
+        }
+    }
+
+    /// Registers a chunk whose room is prepared.
+    pub fn add_chunk(&self, chunk: &Chunk) {
+        self.set(chunk.base(), CHUNK_BYTES, core::ptr::from_ref(chunk).expose_provenance());
+    }
+
+    /// Registers the mapping of a huge block whose room is prepared.
+    pub fn add_mapping(&self, span: &Span) {
+        let entry = core::ptr::from_ref(span).expose_provenance() | SPAN_BIT;
+        self.set(span.base(), span.bytes(), entry);
+    }
+
+    /// Forgets what stands at these addresses.
+    pub fn remove(&self, base: usize, bytes: usize) {
+        self.set(base, bytes, 0);
+    }
+}

@@ -1,0 +1,4 @@
+//! The persistent lifetime: blocks of the process.
+
+pub mod slab;
+pub mod cache;

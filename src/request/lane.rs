@@ -1,0 +1,370 @@
+//! Lanes: the part of a request that one thread at a time allocates from.
+//!
+//! | field | written by | read by |
+//! |---|---|---|
+//! | `bins` | see `bin` | |
+//! | `occupancy` | who enters and leaves | anybody |
+//! | `occupant` | the occupant, after it entered and before it leaves | anybody |
+//! | `entry_count` | the occupant | the same |
+//! | `regions`, `warm`, `cut_bytes`, `range_..`, `pieces`, `limit_is_suspended` | the occupant; when there is none, who closes the request | the same |
+//! | `next` | who adds a lane, before it is published | anybody |
+//!
+//! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of a
+//!   free block. When the range is retired, the blocks of every region on `regions` follow one another
+//!   without a gap from its start to its `carved_end`.
+//! - **N2** A lane's range lies in one of its own regions, so whoever occupies a lane and has retired its
+//!   range can walk its regions, whatever other lanes do meanwhile.
+
+use crate::base::fatal;
+use crate::base::size_class::{Class, FIRST_SINGLE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for};
+use crate::base::sync::{AtomicPtr, Gauge, Ordering};
+use crate::blocks::bin::Bins;
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Block, Header, Memory, NONE};
+use crate::lockfree::lifecycle::Occupancy;
+use crate::pages::span::Span;
+use core::cell::Cell;
+use core::ptr::null;
+
+/// Most pages of a region: what the page mask of a survivor span has bits for, and less.
+pub const MAX_REGION_PAGES: usize = 16;
+
+const _: () = assert!(MAX_REGION_PAGES <= 32, "`Span::held_pages` has a bit for every page");
+const _: () = assert!(
+    MAX_REGION_PAGES * PAGE_BYTES == 256 * 1024,
+    "regions are at most 256 KiB, several times the largest block they hold"
+);
+
+/// A lane.
+#[repr(C)]
+pub struct Lane {
+    /// What a thread's `active` points at while it is in the lane.
+    pub bins: Bins,
+    /// Whether a thread is in the lane.
+    pub occupancy: Occupancy,
+    /// What tells the thread whose entries are in the lane from others; 0: none are. Only a thread
+    /// that is in the lane finds itself here.
+    pub occupant: Gauge,
+    /// How many of the thread's entries are in the lane.
+    pub entry_count: Cell<usize>,
+    /// The regions, the one that is being cut first.
+    regions: Cell<*const Span>,
+    /// Regions of earlier requests, empty, the shortest first.
+    warm: Cell<*const Span>,
+    /// Bytes of blocks in all ranges but the one that is being cut.
+    cut_bytes: Gauge,
+    /// Where that range begins, and whose rest it is: null when it is the inside of a block.
+    range_start: Gauge,
+    range_region: Cell<*const Span>,
+    region_count: Cell<usize>,
+    /// What a sweep has joined, by class: free blocks to cut others from.
+    pieces: [Cell<Block>; FIRST_SINGLE_CLASS],
+    piece_count: Gauge,
+    piece_bytes: Gauge,
+    /// Whether the request's memory limit is suspended for the occupant: it reports, or cleans up.
+    pub limit_is_suspended: Cell<bool>,
+    /// The request's next lane.
+    pub next: AtomicPtr<Lane>,
+}
+
+// SAFETY: the table at the head of the module; `occupancy` orders one occupant after the other.
+unsafe impl Sync for Lane {}
+
+/// Bytes that a bin of one of several lanes holds at most, and blocks.
+const SHARED_CAP_BYTES: usize = 8 * 1024;
+const SHARED_CAP_COUNT: usize = 64;
+
+/// How many blocks a bin of one of several lanes holds, and hands on at once.
+pub fn shared_cap(class: Class) -> u32 {
+    (SHARED_CAP_BYTES / class.stride_bytes()).clamp(1, SHARED_CAP_COUNT) as u32
+}
+
+/// Spans linked by `next`.
+pub struct SpanList<'h> {
+    at: *const Span,
+    heap: core::marker::PhantomData<&'h Span>,
+}
+
+impl<'h> Iterator for SpanList<'h> {
+    type Item = &'h Span;
+    fn next(&mut self) -> Option<&'h Span> {
+        // SAFETY: lists hold type-stable descriptors; the next one is read before this one is used.
+        let span = unsafe { self.at.as_ref()? };
+        self.at = span.next.get();
+        Some(span)
+    }
+}
+
+fn list<'h>(at: *const Span) -> SpanList<'h> {
+    SpanList { at, heap: core::marker::PhantomData }
+}
+
+impl Lane {
+    /// A region for a block of this stride: twice the last one, within bounds.
+    pub fn next_region_pages(&self, stride: usize) -> usize {
+        let doubled = 1 << self.region_count.get().min(MAX_REGION_PAGES.ilog2() as usize);
+        doubled.max(pages_for(stride + HEADER_BYTES))
+    }
+
+    /// Takes an empty region of an earlier request that holds a block of this stride and is no longer
+    /// than a new one would be.
+    pub fn take_warm(&self, stride: usize) -> Option<&Span> {
+        // SAFETY: `warm` holds type-stable descriptors.
+        let span = unsafe { self.warm.get().as_ref()? };
+        let wanted = self.next_region_pages(stride) * PAGE_BYTES;
+        if span.bytes() < stride + HEADER_BYTES || span.bytes() > wanted {
+            return None;
+        }
+        self.warm.set(span.next.get());
+        Some(span)
+    }
+
+    /// Cuts from this region from now on.
+    pub fn adopt(&self, span: &Span) {
+        self.retire_range();
+        span.next.set(self.regions.get());
+        self.regions.set(span);
+        self.region_count.set(self.region_count.get() + 1);
+        self.set_range(span.base() + HEADER_BYTES, span.end(), span);
+    }
+
+    /// Cuts from the inside of a piece that holds a block of `class` from now on, if there is one: its
+    /// own region's (N2). The piece is no block any more.
+    pub fn adopt_piece(&self, class: Class) -> Option<Class> {
+        if self.piece_count.get() == 0 {
+            return None;
+        }
+        let found = Class::all()
+            .take(FIRST_SINGLE_CLASS)
+            .skip(class.index())
+            .find(|other| self.pieces[other.index()].get() != NONE)?;
+        let block = self.pieces[found.index()].replace(NONE);
+        self.pieces[found.index()].set(Raw.link(block));
+        self.piece_count.set(self.piece_count.get() - 1);
+        self.piece_bytes.add(found.stride_bytes().wrapping_neg());
+        self.retire_range();
+        self.recount(-1, -(found.stride_bytes() as isize));
+        let start = block - HEADER_BYTES;
+        self.set_range(start, start + found.stride_bytes(), null());
+        Some(found)
+    }
+
+    /// Takes every piece; each is a free block that is linked to the next of its class.
+    pub fn take_pieces(&self) -> impl Iterator<Item = (Class, Block)> + '_ {
+        self.piece_count.set(0);
+        self.piece_bytes.set(0);
+        Class::all()
+            .take(FIRST_SINGLE_CLASS)
+            .map(|class| (class, self.pieces[class.index()].replace(NONE)))
+    }
+
+    /// Walks the pieces; fatal when a header or the counts contradict them.
+    pub fn check_pieces(&self) {
+        let (mut count, mut bytes) = (0, 0);
+        for class in Class::all().take(FIRST_SINGLE_CLASS) {
+            let mut block = self.pieces[class.index()].get();
+            while block != NONE {
+                let header = Header(Raw.header(block).load(Ordering::Relaxed));
+                if header != self.bins.free_header(class) {
+                    fatal::header_overwritten(block, header.0);
+                }
+                count += 1;
+                bytes += class.stride_bytes();
+                block = Raw.link(block);
+            }
+        }
+        if (count, bytes) != (self.piece_count.get(), self.piece_bytes.get()) {
+            fatal::broken("pieces of a lane", count, self.piece_count.get());
+        }
+    }
+
+    /// Free memory of the lane: blocks, and bytes of stride.
+    pub fn held(&self) -> (usize, usize) {
+        let (blocks, bytes) = self.bins.held();
+        (blocks + self.piece_count.get(), bytes + self.piece_bytes.get())
+    }
+
+    fn set_range(&self, start: usize, end: usize, region: *const Span) {
+        self.bins.set_region(start, end);
+        self.range_start.set(start);
+        self.range_region.set(region);
+    }
+
+    /// Cuts what is left of the range into free blocks, so that its region can be walked (N1).
+    pub fn retire_range(&self) {
+        while let Some(class) = Class::fitting(self.bins.left_bytes()) {
+            // Blocks of larger classes are not looked for in the bins first.
+            self.bins.cut_free(class.min(Class::LAST_SHARED));
+        }
+        self.cut_bytes.add(self.bins.bump() - self.range_start.get());
+        // SAFETY: null, or the type-stable descriptor of a region.
+        if let Some(span) = unsafe { self.range_region.get().as_ref() } {
+            span.carved_end.set(self.bins.bump());
+        }
+        self.set_range(0, 0, null());
+    }
+
+    /// The regions, the one that is being cut first.
+    pub fn regions(&self) -> SpanList<'_> {
+        list(self.regions.get())
+    }
+
+    /// Bytes of all blocks ever cut here, free ones too.
+    fn carved_bytes(&self) -> usize {
+        let range = self.bins.bump().wrapping_sub(self.range_start.get());
+        // Read by another thread while one range makes way for the next, the two may not belong
+        // together: then the range counts for nothing.
+        let is_one_range = range <= MAX_REGION_PAGES * PAGE_BYTES;
+        self.cut_bytes.get().wrapping_add(if is_one_range { range } else { 0 })
+    }
+
+    /// Blocks, and bytes of stride, that are not in the lane's own bins.
+    pub fn out(&self, alone: bool) -> Out {
+        // Only with a second lane can a lane hold blocks without ever having cut one.
+        if alone && self.bins.carved_count() == 0 {
+            return Out { blocks: 0, bytes: 0 };
+        }
+        let (held_count, held_bytes) = self.held();
+        Out {
+            blocks: self.bins.carved_count() as isize - held_count as isize,
+            bytes: self.carved_bytes() as isize - held_bytes as isize,
+        }
+    }
+
+    /// Sets how much the bins hold: without bound in a request's only lane; otherwise little, so that
+    /// what one lane frees comes round to the one that needs it.
+    pub fn set_shared(&self, shared: bool) {
+        for class in Class::all() {
+            let cap = if shared { shared_cap(class) } else { u32::MAX };
+            self.bins.bin(class).set_cap(cap);
+        }
+    }
+
+    /// Takes a stray into the bins. Its header says it is not live already. Returns its class.
+    pub fn absorb(&self, block: Block) -> Class {
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        match Class::from_index(header.class_index()) {
+            Some(class) if header == self.bins.free_header(class) => {
+                self.bins.put(block, class);
+                class
+            }
+            _ => fatal::header_overwritten(block, header.0),
+        }
+    }
+
+    /// Forgets all blocks. Every region goes to `keep`, which says whether it stays with the lane.
+    pub fn reset(&self, mut keep: impl FnMut(&Span) -> bool) {
+        let regions = self.regions.replace(null());
+        self.forget_blocks();
+        for span in list(regions) {
+            if keep(span) {
+                self.put_warm(span);
+            }
+        }
+    }
+
+    /// Keeps an empty region for later requests, the shortest first: a small request has a small
+    /// footprint, whatever the ones before it had. They come longest first, so this rarely walks.
+    pub fn put_warm(&self, span: &Span) {
+        let mut place = &self.warm;
+        // SAFETY: `warm` holds type-stable descriptors.
+        while let Some(other) = unsafe { place.get().as_ref() }.filter(|o| o.bytes() < span.bytes())
+        {
+            place = &other.next;
+        }
+        span.next.set(place.get());
+        place.set(span);
+    }
+
+    /// Takes all regions off the lane, for a closer.
+    pub fn take_regions(&self) -> SpanList<'_> {
+        self.retire_range();
+        let regions = self.regions.replace(null());
+        self.forget_blocks();
+        list(regions)
+    }
+
+    fn forget_blocks(&self) {
+        self.bins.reset();
+        if self.piece_count.get() != 0 {
+            self.take_pieces().for_each(drop);
+        }
+        self.cut_bytes.set(0);
+        self.range_start.set(0);
+        self.range_region.set(null());
+        self.region_count.set(0);
+    }
+
+    /// Whether the lane has no region and its bins hold nothing: nothing to forget either.
+    pub fn is_untouched(&self, alone: bool) -> bool {
+        alone && self.regions.get().is_null()
+    }
+
+    /// Takes regions off the lane that `is_free` says no block of is in use.
+    pub fn take_regions_where(&self, mut is_free: impl FnMut(&Span) -> bool) -> SpanList<'_> {
+        let (kept, taken) = (Cell::new(null()), Cell::new(null()));
+        for span in list(self.regions.replace(null())) {
+            let target = if is_free(span) { &taken } else { &kept };
+            span.next.set(target.get());
+            target.set(span);
+        }
+        self.regions.set(kept.get());
+        list(taken.get())
+    }
+
+    /// So many more, or fewer, blocks and bytes of them are cut.
+    pub fn recount(&self, blocks: isize, bytes: isize) {
+        self.bins.recount(blocks);
+        self.cut_bytes.add(bytes as usize);
+    }
+
+    /// Cuts `bytes` of free memory at `start` into pieces, as large as they can be.
+    pub fn recut(&self, start: usize, bytes: usize) {
+        let (mut at, end) = (start, start + bytes);
+        while let Some(class) = Class::fitting(end - at).map(|class| class.min(Class::LAST_SHARED))
+        {
+            let block = at + HEADER_BYTES;
+            Raw.header(block).store(self.bins.free_header(class).0, Ordering::Relaxed);
+            Raw.set_link(block, self.pieces[class.index()].replace(block));
+            self.piece_count.add(1);
+            self.piece_bytes.add(class.stride_bytes());
+            self.recount(1, class.stride_bytes() as isize);
+            at += class.stride_bytes();
+        }
+    }
+
+    /// Takes all warm regions off the lane.
+    pub fn take_all_warm(&self) -> SpanList<'_> {
+        list(self.warm.replace(null()))
+    }
+}
+
+/// How much of a lane is outside its bins: negative when it frees what another lane handed out.
+#[derive(Clone, Copy)]
+pub struct Out {
+    /// Blocks.
+    pub blocks: isize,
+    /// Bytes of stride.
+    pub bytes: isize,
+}
+
+/// The blocks of a region from its start to `carved_end`, each checked as it is passed.
+/// Fatal when a header was overwritten: the walk could not go on.
+pub fn walk(span: &Span, id: u64) -> impl Iterator<Item = (Block, Header, Class)> + use<> {
+    let mut at = span.base() + HEADER_BYTES;
+    let end = span.carved_end.get();
+    core::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let block = at + HEADER_BYTES;
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        match Class::from_index(header.class_index()) {
+            Some(class) if header.id() == id && at + class.stride_bytes() <= end => {
+                at += class.stride_bytes();
+                Some((block, header, class))
+            }
+            _ => fatal::header_overwritten(block, header.0),
+        }
+    })
+}

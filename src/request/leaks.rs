@@ -1,0 +1,297 @@
+//! What a request never freed, by size class and by the place where it was allocated.
+//!
+//! Collecting allocates: the caller is in `persistent`, or no request would stay as it is.
+
+use crate::base::quantity::{Blocks, Bytes};
+use crate::base::size_class::{CLASS_COUNT, Class};
+use crate::blocks::trace::{FRAME_COUNT, Site, Trace};
+use crate::request::Supply;
+use crate::request::control::Control;
+use crate::request::lane::Lane;
+use core::fmt;
+use std::collections::BTreeMap;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+/// What a request has not freed. Its `Display` is for a person: a line in all, one for each size class,
+/// and where the request traces its leaks one for each place and size, equal ones folded.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Leaks {
+    /// The number of the request.
+    pub request: u64,
+    /// What its builder called it.
+    pub name: Option<&'static str>,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Their bytes, headers and what size classes add included.
+    pub bytes: usize,
+    /// By size class, smallest first.
+    pub classes: Vec<LeakClass>,
+    /// By place and size, in a request that traces its leaks.
+    pub sites: Vec<LeakSite>,
+}
+
+/// The blocks of one size class that were not freed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct LeakClass {
+    /// Bytes that a block of it holds; `None`: blocks above the largest class.
+    pub payload_bytes: Option<usize>,
+    /// How many blocks.
+    pub blocks: u64,
+    /// Their bytes, headers and what size classes add included.
+    pub bytes: usize,
+}
+
+/// The blocks of one size that were allocated at one place and not freed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct LeakSite {
+    /// `file(line)`, with the function where the program knows it.
+    pub place: String,
+    /// Bytes that were asked for, each time.
+    pub asked_bytes: usize,
+    /// How many blocks.
+    pub blocks: u64,
+}
+
+impl fmt::Display for Leaks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {}", self.request)?;
+        if let Some(name) = self.name {
+            write!(f, " ({name})")?;
+        }
+        if self.blocks == 0 {
+            return f.write_str(": every block was freed");
+        }
+        write!(f, ": {} never freed ({})", Blocks(self.blocks), Bytes(self.bytes))?;
+        for class in &self.classes {
+            match class.payload_bytes {
+                Some(payload) => write!(f, "\n  {payload}-byte class: ")?,
+                None => f.write_str("\n  huge: ")?,
+            }
+            write!(f, "{}, {}", Blocks(class.blocks), Bytes(class.bytes))?;
+        }
+        for site in &self.sites {
+            write!(f, "\n  {}: {} bytes", site.place, site.asked_bytes)?;
+            match site.blocks {
+                1 => {}
+                2 => f.write_str(", repeated 1 time")?,
+                blocks => write!(f, ", repeated {} times", blocks - 1)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Room for records beyond those that the request's figures promise.
+const SPARE_TRACES: usize = 64;
+
+/// What describing a request takes at the most, but for its places: if there is not so much, nothing is
+/// described.
+const DESCRIPTION_BYTES: usize = 64 * 1024;
+/// What a place and what leads to it take.
+const SITE_BYTES: usize = 1024;
+
+/// Looks at every block of the request that nobody else can touch. `inside` is the lane that the caller
+/// is in, if any. `Err`: there is no memory for more than the sums.
+pub fn collect<S: Supply>(
+    control: &Control,
+    inside: Option<&Lane>,
+    supply: &S,
+) -> Result<Leaks, Leaks> {
+    let expected = if control.leaks.get().traced { control.figures().live_blocks } else { 0 };
+    let mut traces = Vec::new();
+    let mut room = expected + SPARE_TRACES;
+    loop {
+        let has_room = traces.try_reserve(room).is_ok() && can_describe(room);
+        let mut missed = 0;
+        let tallies = tally(control, inside, supply, &mut traces, &mut missed);
+        if !has_room {
+            return Err(summary(control, &tallies));
+        }
+        if missed == 0 {
+            return Ok(describe(control, &tallies, &traces));
+        }
+        // Others allocate meanwhile: once more, with more room.
+        room = 2 * (traces.len() + missed);
+        traces.clear();
+    }
+}
+
+/// Whether there is memory to put so many places into words.
+fn can_describe(site_count: usize) -> bool {
+    let bytes = DESCRIPTION_BYTES + site_count * SITE_BYTES;
+    Vec::<u8>::new().try_reserve(bytes).is_ok()
+}
+
+type Tallies = [(u64, usize); CLASS_COUNT + 1];
+
+/// Counts by class and collects the records, as far as there is room: nothing allocates meanwhile.
+fn tally<S: Supply>(
+    control: &Control,
+    inside: Option<&Lane>,
+    supply: &S,
+    traces: &mut Vec<Trace>,
+    missed: &mut usize,
+) -> Tallies {
+    let mut tallies = [(0, 0); CLASS_COUNT + 1];
+    control.each_leak(inside, supply, |leak| {
+        let tally = &mut tallies[leak.class.map_or(CLASS_COUNT, Class::index)];
+        tally.0 += 1;
+        tally.1 += leak.class.map_or(leak.block_bytes, Class::stride_bytes);
+        let Some(traced_bytes) = leak.traced_bytes else { return };
+        if traces.len() == traces.capacity() {
+            *missed += 1;
+            return;
+        }
+        // SAFETY: the record was there when the walk looked, and stays readable during the visit.
+        traces.extend(unsafe { Trace::read(leak.block, traced_bytes) });
+    });
+    tallies
+}
+
+/// The sums: nothing that takes memory.
+fn summary(control: &Control, tallies: &Tallies) -> Leaks {
+    Leaks {
+        request: control.serial(),
+        name: control.name.get(),
+        blocks: tallies.iter().map(|tally| tally.0).sum(),
+        bytes: tallies.iter().map(|tally| tally.1).sum(),
+        ..Leaks::default()
+    }
+}
+
+fn describe(control: &Control, tallies: &Tallies, traces: &[Trace]) -> Leaks {
+    let classes: Vec<LeakClass> = tallies
+        .iter()
+        .enumerate()
+        .filter(|(_, tally)| tally.0 > 0)
+        .map(|(index, &(blocks, bytes))| LeakClass {
+            payload_bytes: Class::from_index(index).map(Class::payload_bytes),
+            blocks,
+            bytes,
+        })
+        .collect();
+    Leaks { classes, sites: fold(traces), ..summary(control, tallies) }
+}
+
+/// Names the places: once for each stack. Different stacks that lead to one place are one.
+fn fold(traces: &[Trace]) -> Vec<LeakSite> {
+    let mut stacks: BTreeMap<(Site, [usize; FRAME_COUNT]), String> = BTreeMap::new();
+    let mut sites: BTreeMap<(&str, usize), u64> = BTreeMap::new();
+    for trace in traces {
+        let stack = (trace.site, trace.frames);
+        stacks.entry(stack).or_insert_with(|| place(&trace.site, &trace.frames));
+    }
+    for trace in traces {
+        if let Some(place) = stacks.get(&(trace.site, trace.frames)) {
+            *sites.entry((place, trace.asked_bytes)).or_default() += 1;
+        }
+    }
+    sites
+        .into_iter()
+        .map(|((place, asked_bytes), blocks)| LeakSite {
+            place: place.to_string(),
+            asked_bytes,
+            blocks,
+        })
+        .collect()
+}
+
+fn place(site: &Site, frames: &[usize; FRAME_COUNT]) -> String {
+    if site.file().is_empty() {
+        return caller_of(frames);
+    }
+    let file = String::from_utf8_lossy(site.file());
+    std::format!("{file}({})", site.line)
+}
+
+/// The innermost caller that is not of this crate or of the standard library.
+#[cfg(feature = "trace")]
+fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
+    let mut last = None;
+    for &frame in frames.iter().take_while(|&&frame| frame != 0) {
+        let mut found = None;
+        // The address a call returns to belongs to the next line: look at the call.
+        backtrace::resolve((frame - 1) as *mut core::ffi::c_void, |symbol| {
+            // Of inlined functions the innermost comes first.
+            if found.is_some() {
+                return;
+            }
+            let function = symbol.name().map(|name| std::format!("{name:#}"));
+            // A generic function of the standard library has its file and not its name.
+            let is_of_std = symbol.filename().is_some_and(is_file_of_std);
+            if is_of_std || function.as_deref().is_some_and(is_internal) {
+                return;
+            }
+            found = Some(match (symbol.filename(), symbol.lineno(), function) {
+                (Some(file), Some(line), Some(function)) => {
+                    std::format!("{}({line}) {function}", file.display())
+                }
+                (_, _, Some(function)) => function,
+                _ => std::format!("{frame:#x}"),
+            });
+        });
+        if found.is_some() {
+            return found.unwrap_or_default();
+        }
+        last = Some(frame);
+    }
+    last.map_or_else(unknown, |frame| std::format!("{frame:#x}"))
+}
+
+/// Whether a source file is the standard library's: it was built elsewhere, or its source is installed
+/// with the toolchain.
+#[cfg(feature = "trace")]
+fn is_file_of_std(file: &std::path::Path) -> bool {
+    let of_toolchain = std::path::Path::new("lib/rustlib/src/rust/library");
+    file.starts_with("/rustc/") || file.ancestors().any(|ancestor| ancestor.ends_with(of_toolchain))
+}
+
+/// Whether a function only stands between the program and the allocator.
+#[cfg(feature = "trace")]
+fn is_internal(function: &str) -> bool {
+    let name = function.trim_start_matches(['<', '&', '*', '(']).trim_start_matches("dyn ");
+    ["rqmalloc::", "alloc::", "core::", "std::", "hashbrown::", "backtrace::", "__r", "_R"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(not(feature = "trace"))]
+fn caller_of(_frames: &[usize; FRAME_COUNT]) -> String {
+    unknown()
+}
+
+fn unknown() -> String {
+    "unknown place (the feature `trace` finds it)".to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn a_person_can_read_it() {
+        let leaks = Leaks {
+            request: 12,
+            name: Some("GET /"),
+            blocks: 4,
+            bytes: 4 * 32,
+            classes: vec![LeakClass { payload_bytes: Some(24), blocks: 4, bytes: 4 * 32 }],
+            sites: vec![
+                LeakSite { place: "leak.c(173)".into(), asked_bytes: 16, blocks: 1 },
+                LeakSite { place: "leak.c(180)".into(), asked_bytes: 20, blocks: 3 },
+            ],
+        };
+        let expected = "request 12 (GET /): 4 blocks never freed (128 B)\n  \
+            24-byte class: 4 blocks, 128 B\n  \
+            leak.c(173): 16 bytes\n  \
+            leak.c(180): 20 bytes, repeated 2 times";
+        assert_eq!(leaks.to_string(), expected);
+        let none = Leaks { request: 3, ..Leaks::default() };
+        assert_eq!(none.to_string(), "request 3: every block was freed");
+    }
+}
