@@ -12,7 +12,7 @@
 
 use super::memory::Raw;
 use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
-use crate::base::sync::{AtomicU32, AtomicU64, Gauge, Ordering};
+use crate::base::sync::{AtomicU32, Gauge, Ordering};
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE};
 use core::cell::Cell;
