@@ -112,7 +112,7 @@ unsafe impl GlobalAlloc for RqMalloc {
     unsafe fn realloc(&self, payload: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         if layout.align() <= PAYLOAD_ALIGN {
             if let (Some(old), Some(new)) = (Class::of(layout.size()), Class::of(new_size)) {
-                if old == new && thread::active().holds(payload.expose_provenance(), old) {
+                if old == new && thread::active().has_live(payload.expose_provenance(), old) {
                     return payload;
                 }
             }
@@ -164,9 +164,9 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
     let (size, align) = (layout.size(), layout.align());
     let bins = thread::active();
     let old = if align <= PAYLOAD_ALIGN { Class::of(size) } else { None };
-    let is_active = old.is_some_and(|class| bins.holds(block, class));
+    let is_active = old.is_some_and(|class| bins.has_live(block, class));
     let allocated = match (old, Class::of(new_size)) {
-        (Some(old), Some(new)) if is_active && !old.is_single() => {
+        (Some(old), Some(new)) if is_active && !old.is_large() => {
             if bins.stretch(block, old, new) {
                 return payload;
             }

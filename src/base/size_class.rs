@@ -41,7 +41,7 @@ pub const MAX_CLASS_BYTES: usize = PAYLOAD_BYTES[CLASS_COUNT - 1] as usize;
 pub const MAX_TABLE_BYTES: usize = 1_032;
 
 /// Blocks of at least this class have a span of their own; smaller ones share slabs and regions.
-pub const FIRST_SINGLE_CLASS: usize = 41;
+pub const FIRST_LARGE_CLASS: usize = 41;
 
 /// Most blocks that move between a thread and the process at once.
 const MAX_MAGAZINE_COUNT: u32 = 256;
@@ -89,7 +89,7 @@ pub struct Class(u8);
 
 impl Class {
     /// The largest class whose blocks share spans.
-    pub const LAST_SHARED: Self = Self(FIRST_SINGLE_CLASS as u8 - 1);
+    pub const LAST_SHARED: Self = Self(FIRST_LARGE_CLASS as u8 - 1);
 
     /// The smallest class whose payload holds `size` bytes; `None` above `MAX_CLASS_BYTES`.
     #[inline(always)]
@@ -156,8 +156,8 @@ impl Class {
 
     /// Whether a block of this class has a span of its own.
     #[inline]
-    pub const fn is_single(self) -> bool {
-        self.index() >= FIRST_SINGLE_CLASS
+    pub const fn is_large(self) -> bool {
+        self.index() >= FIRST_LARGE_CLASS
     }
 
     /// How many blocks a magazine of this class has at most.
@@ -179,7 +179,7 @@ impl Class {
 
     /// Bytes that a free block of this class keeps from other uses: its pages, if it has its own.
     pub const fn kept_bytes(self) -> usize {
-        if self.is_single() { self.slab_pages() * PAGE_BYTES } else { self.stride_bytes() }
+        if self.is_large() { self.slab_pages() * PAGE_BYTES } else { self.stride_bytes() }
     }
 
     /// How many blocks a slab of this class has.
@@ -192,15 +192,15 @@ static SLAB_PAGES: [u8; CLASS_COUNT] = {
     let mut table = [0; CLASS_COUNT];
     let mut class = 0;
     while class < CLASS_COUNT {
-        table[class] = slab_pages(STRIDE_BYTES[class] as usize, class >= FIRST_SINGLE_CLASS) as u8;
+        table[class] = slab_pages(STRIDE_BYTES[class] as usize, class >= FIRST_LARGE_CLASS) as u8;
         class += 1;
     }
     table
 };
 
 /// Blocks start at 8 modulo 16, so the first 8 bytes of a slab are never used.
-const fn slab_pages(stride: usize, single: bool) -> usize {
-    if single {
+const fn slab_pages(stride: usize, is_large: bool) -> usize {
+    if is_large {
         return pages_for(stride + HEADER_BYTES);
     }
     let mut pages = 4;
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn slabs_waste_little() {
-        for class in Class::all().filter(|class| !class.is_single()) {
+        for class in Class::all().filter(|class| !class.is_large()) {
             let bytes = class.slab_pages() * PAGE_BYTES;
             let used = class.slab_count() as usize * class.stride_bytes();
             assert!(class.slab_pages() <= MAX_SLAB_PAGES);
@@ -299,8 +299,8 @@ mod tests {
     }
 
     #[test]
-    fn single_spans_hold_their_block() {
-        for class in Class::all().filter(|class| class.is_single()) {
+    fn large_spans_hold_their_block() {
+        for class in Class::all().filter(|class| class.is_large()) {
             assert!(class.slab_pages() * PAGE_BYTES >= class.stride_bytes() + HEADER_BYTES);
             assert_eq!(class.slab_count(), 1);
         }

@@ -131,7 +131,7 @@ pub struct Bins {
     tag: Cell<u64>,
     bump: Gauge,
     end: Cell<usize>,
-    carved: Gauge,
+    cut_count: Gauge,
     /// The bins of the thread cache of the thread these are active in.
     cache: Cell<*const Bins>,
     kind: Cell<Kind>,
@@ -150,7 +150,7 @@ impl Bins {
             tag: Cell::new(Header::tag(0, FREED | LARGE | ALIGNED).0),
             bump: Gauge::new(0),
             end: Cell::new(0),
-            carved: Gauge::new(0),
+            cut_count: Gauge::new(0),
             cache: Cell::new(core::ptr::null()),
             kind: Cell::new(kind),
             bins: [const { Bin::new() }; CLASS_COUNT],
@@ -215,7 +215,7 @@ impl Bins {
             return NONE;
         }
         self.bump.set(bump + stride);
-        self.carved.add(1);
+        self.cut_count.add(1);
         let block = bump + HEADER_BYTES;
         self.make_live(block, class);
         block
@@ -260,7 +260,7 @@ impl Bins {
 
     /// Whether the block's header is the one that live blocks of `class` have here.
     #[inline(always)]
-    pub fn holds(&self, block: Block, class: Class) -> bool {
+    pub fn has_live(&self, block: Block, class: Class) -> bool {
         let expected = self.tag.get() | Header(0).with_class(class.index()).0;
         Raw.header(block).load(Ordering::Relaxed) == expected
     }
@@ -312,12 +312,12 @@ impl Bins {
 
     /// So many more, or fewer, blocks are cut: free memory is divided anew.
     pub fn recount(&self, change: isize) {
-        self.carved.add(change as usize);
+        self.cut_count.add(change as usize);
     }
 
     /// How many blocks were ever cut here since `reset`.
-    pub fn carved_count(&self) -> usize {
-        self.carved.get()
+    pub fn cut_count(&self) -> usize {
+        self.cut_count.get()
     }
 
     /// How many blocks, and bytes of stride, the bins hold.
@@ -332,7 +332,7 @@ impl Bins {
     #[inline]
     pub fn reset(&self) {
         self.bins.iter().for_each(Bin::clear);
-        self.carved.set(0);
+        self.cut_count.set(0);
         self.set_region(0, 0);
     }
 

@@ -242,9 +242,9 @@ fn resize_here(
     if header.without(LARGE) != bins.tag().with_class(old.index()) {
         return None;
     }
-    if old.is_single() || new.is_single() || header.has(LARGE) {
+    if old.is_large() || new.is_large() || header.has(LARGE) {
         // A mapping has no class.
-        return (old == new && old.is_single()).then(|| pointer(block));
+        return (old == new && old.is_large()).then(|| pointer(block));
     }
     if old == new || (bins.kind() == Kind::Lane && bins.stretch(block, old, new)) {
         return Some(pointer(block));

@@ -4,7 +4,7 @@
 use crate::base::fatal;
 use crate::base::os;
 use crate::base::size_class::{
-    CLASS_COUNT, Class, FIRST_SINGLE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for,
+    CLASS_COUNT, Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for,
 };
 use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Lock, Ordering, step};
 use crate::blocks::allocated::Allocated;
@@ -20,7 +20,7 @@ use crate::lockfree::pool::Pool;
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::mappings::{Mapped, Mappings, needed_bytes};
 use crate::pages::page_heap::{MAX_SPAN_PAGES, PageHeap, Taken};
-use crate::pages::registry::Place;
+use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
 use crate::persistent::cache::Cache;
 use crate::persistent::slab::Slabs;
@@ -81,7 +81,7 @@ pub struct Heap {
     /// Chunks, registry, descriptors.
     pub pages: PageHeap,
     slabs: [Slabs; CLASS_COUNT],
-    depots: [Depot<SlotArray>; FIRST_SINGLE_CLASS],
+    depots: [Depot<SlotArray>; FIRST_LARGE_CLASS],
     mappings: Mappings,
     controls: Pool,
     /// All control blocks there ever were, linked by `Control::all_next`.
@@ -107,8 +107,8 @@ impl Found<'_> {
     pub fn capacity(&self, payload: usize) -> usize {
         let is_traced = self.header.has(TRACED);
         let whole = match self.span.kind() {
-            SpanKind::Huge if is_traced => self.span.note.get(),
-            SpanKind::Huge => self.span.needed_bytes() - 2 * HEADER_BYTES,
+            SpanKind::Mapped if is_traced => self.span.mapping.asked_bytes.get(),
+            SpanKind::Mapped => self.span.needed_bytes() - 2 * HEADER_BYTES,
             _ => Class::from_index(self.header.class_index()).map_or(0, Class::payload_bytes),
         };
         let whole = if is_traced { Trace::place(whole) } else { whole };
@@ -117,7 +117,7 @@ impl Found<'_> {
 
     /// Whether a block of this class is as long as this one.
     pub fn is_of_class(&self, class: Class) -> bool {
-        self.span.kind() != SpanKind::Huge && self.header.class_index() == class.index()
+        self.span.kind() != SpanKind::Mapped && self.header.class_index() == class.index()
     }
 
     /// The control block of the request the block belongs to; `None`: it is persistent.
@@ -159,7 +159,7 @@ impl Heap {
             pages: PageHeap::new(),
             slabs: [const { Slabs::new() }; CLASS_COUNT],
             depots: [const { Depot::new(SlotArray { first: null_mut(), capacity: 0 }) };
-                FIRST_SINGLE_CLASS],
+                FIRST_LARGE_CLASS],
             mappings: Mappings::new(),
             controls: Pool::new(),
             all_controls: AtomicPtr::new(null_mut()),
@@ -176,13 +176,13 @@ impl Heap {
             return;
         }
         let array_bytes = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
-        let (cookie, slots) = (os::random() | 1, os::map(array_bytes * FIRST_SINGLE_CLASS, 0));
+        let (cookie, slots) = (os::random() | 1, os::map(array_bytes * FIRST_LARGE_CLASS, 0));
         let mut is_done = self.setup.lock();
         if *is_done {
             drop(is_done);
             if let Some(base) = slots {
                 // SAFETY: just mapped, unknown to anybody.
-                unsafe { os::unmap(base, array_bytes * FIRST_SINGLE_CLASS) };
+                unsafe { os::unmap(base, array_bytes * FIRST_LARGE_CLASS) };
             }
             return;
         }
@@ -232,8 +232,8 @@ impl Heap {
     /// Free blocks of `class`, at most about `want`.
     fn take_magazine(&self, class: Class, want: u32) -> Magazine {
         let tag = self.persistent_tag().without(LIVE).with_class(class.index());
-        if class.is_single() {
-            let block = self.alloc_single(class).block;
+        if class.is_large() {
+            let block = self.alloc_large(class).block;
             if block == NONE {
                 return Magazine::EMPTY;
             }
@@ -243,7 +243,7 @@ impl Heap {
         }
         match self.depots[class.index()].take() {
             Some(magazine) => magazine,
-            None => self.slabs[class.index()].carve(class, want, tag, || {
+            None => self.slabs[class.index()].take(class, want, tag, || {
                 self.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0)
                     .map(|taken| taken.span)
             }),
@@ -252,7 +252,7 @@ impl Heap {
 
     /// Takes free blocks of `class` back.
     pub fn put_magazine(&self, class: Class, magazine: Magazine) {
-        if class.is_single() {
+        if class.is_large() {
             self.reap(class, magazine);
         } else if let Err(magazine) = self.depots[class.index()].put(magazine) {
             self.reap(class, magazine);
@@ -261,7 +261,7 @@ impl Heap {
 
     /// Returns free blocks to their slabs, and slabs that are whole again to the page heap.
     fn reap(&self, class: Class, magazine: Magazine) {
-        if class.is_single() {
+        if class.is_large() {
             let mut block = magazine.head;
             for _ in 0..magazine.count {
                 let next = Raw.link(block);
@@ -282,7 +282,7 @@ impl Heap {
     /// was overwritten.
     fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span {
         match self.pages.registry.find(block) {
-            Some(Place::Chunk(chunk)) => match chunk.span(chunk.page_of(block - HEADER_BYTES)) {
+            Some(Backing::Chunk(chunk)) => match chunk.span(chunk.page_of(block - HEADER_BYTES)) {
                 Some(span) if span.kind() == kind => span,
                 _ => fatal::header_overwritten(block, 0),
             },
@@ -302,7 +302,7 @@ impl Heap {
 
     /// One block back from a thread without a cache.
     fn put_one(&self, class: Class, block: Block) {
-        let top = if class.is_single() { None } else { self.depots[class.index()].take() };
+        let top = if class.is_large() { None } else { self.depots[class.index()].take() };
         match top {
             Some(top) if top.count < class.magazine_count() => {
                 Raw.set_link(block, top.head);
@@ -326,9 +326,9 @@ impl Heap {
                 if block != NONE {
                     return Allocated::used(block);
                 }
-                if class.is_single() && !cache.has_previous(class) {
+                if class.is_large() && !cache.has_previous(class) {
                     cache.raise_cap(class);
-                    return self.alloc_single(class);
+                    return self.alloc_large(class);
                 }
                 Allocated::used(self.alloc_slow(cache, class))
             }
@@ -344,7 +344,7 @@ impl Heap {
     }
 
     /// A persistent block with a span of its own.
-    fn alloc_single(&self, class: Class) -> Allocated {
+    fn alloc_large(&self, class: Class) -> Allocated {
         let span = self.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0);
         let Some(Taken { span, zeroed }) = span else { return Allocated::NOTHING };
         let block = span.base() + 2 * HEADER_BYTES;
@@ -353,11 +353,11 @@ impl Heap {
         Allocated::new(block, zeroed)
     }
 
-    // ---- huge blocks -------------------------------------------------------------------------
+    // ---- mapped blocks -----------------------------------------------------------------------
 
     /// A persistent block above the largest class.
-    pub fn alloc_huge(&self, size: usize, align: usize) -> Allocated {
-        self.map_huge(size, align, 0, self.persistent_tag().with(LARGE))
+    pub fn alloc_mapped(&self, size: usize, align: usize) -> Allocated {
+        self.take_mapping(size, align, 0, self.persistent_tag().with(LARGE))
             .map_or(Allocated::NOTHING, |(_, allocated)| allocated)
     }
 
@@ -377,7 +377,7 @@ impl Heap {
     }
 
     /// A block above the largest class, of a request in a lane of which the caller is.
-    pub fn alloc_huge_in(
+    pub fn alloc_mapped_in(
         &self,
         control: &Control,
         lane: &Lane,
@@ -394,7 +394,7 @@ impl Heap {
             return if has_limit { Allocated::REFUSED } else { Allocated::NOTHING };
         }
         let tag = Header::tag(control.id(), LIVE | LARGE);
-        let Some((span, allocated)) = self.map_huge(size, align, control.address(), tag) else {
+        let Some((span, allocated)) = self.take_mapping(size, align, control.address(), tag) else {
             control.refund(bytes);
             return Allocated::NOTHING;
         };
@@ -414,7 +414,7 @@ impl Heap {
         os::could_map(bytes.saturating_sub(self.idle_bytes()))
     }
 
-    fn map_huge(
+    fn take_mapping(
         &self,
         size: usize,
         align: usize,
@@ -431,7 +431,7 @@ impl Heap {
             self.release_all_idle();
             take()
         })?;
-        span.note.set(size);
+        span.mapping.asked_bytes.set(size);
         let block = span.base() + 2 * HEADER_BYTES;
         Raw.header(block).store(tag.0, Ordering::Relaxed);
         Some((span, Allocated::new(block, zeroed)))
@@ -447,14 +447,16 @@ impl Heap {
         let needed = needed_size(size, align, header.has(TRACED));
         let class = needed.and_then(Class::of);
         let fits = match (span.kind(), class) {
-            (SpanKind::Huge, None) if header.has(TRACED) => Some(span.note.get()) == needed,
-            (SpanKind::Huge, None) => span.note.get() == size,
-            (SpanKind::Huge, Some(_)) | (_, None) => false,
+            (SpanKind::Mapped, None) if header.has(TRACED) => {
+                Some(span.mapping.asked_bytes.get()) == needed
+            }
+            (SpanKind::Mapped, None) => span.mapping.asked_bytes.get() == size,
+            (SpanKind::Mapped, Some(_)) | (_, None) => false,
             (_, Some(class)) => class.index() == header.class_index(),
         };
         if !fits {
             let capacity = match span.kind() {
-                SpanKind::Huge => span.note.get(),
+                SpanKind::Mapped => span.mapping.asked_bytes.get(),
                 _ => found.capacity(payload),
             };
             fatal::another_layout(payload, capacity, size);
@@ -471,9 +473,9 @@ impl Heap {
         let span = match self.pages.registry.find(payload) {
             None => fatal::not_a_block(payload),
             // Chunk numbers are longer than mappings.
-            Some(Place::Mapping(span)) if is_inside(payload, span.base(), span.end()) => span,
-            Some(Place::Mapping(_)) => fatal::not_a_block(payload),
-            Some(Place::Chunk(chunk)) => {
+            Some(Backing::Mapping(span)) if is_inside(payload, span.base(), span.end()) => span,
+            Some(Backing::Mapping(_)) => fatal::not_a_block(payload),
+            Some(Backing::Chunk(chunk)) => {
                 if !is_inside(payload, chunk.base(), chunk.base() + CHUNK_BYTES) {
                     fatal::not_a_block(payload);
                 }
@@ -506,7 +508,7 @@ impl Heap {
         // The page lies in a mapped chunk, so its words can be read.
         let word = Header(Raw.header(payload).load(Ordering::Relaxed));
         let base = word.aligned_distance().and_then(|distance| payload.checked_sub(distance));
-        if let Some(Place::Chunk(chunk)) = base.and_then(|base| self.pages.registry.find(base)) {
+        if let Some(Backing::Chunk(chunk)) = base.and_then(|base| self.pages.registry.find(base)) {
             let page = base.map_or(0, |base| chunk.page_of(base - HEADER_BYTES));
             if let Some(span) = chunk.span(page) {
                 if payload < span.end() {
@@ -568,7 +570,7 @@ impl Heap {
         }
         let class_is_right = match span.kind() {
             SpanKind::Slab | SpanKind::Large => header.class_index() == span.class_index(),
-            SpanKind::Huge => header.class_index() == 0,
+            SpanKind::Mapped => header.class_index() == 0,
             _ => header.class_index() < CLASS_COUNT,
         };
         let flags_are_right = match span.kind() {
@@ -594,7 +596,7 @@ impl Heap {
             .lanes()
             .map(|lane| lane.bins.bump())
             .find(inside)
-            .map_or(span.carved_end.get(), |bump| bump.max(span.carved_end.get()))
+            .map_or(span.region.cut_end.get(), |bump| bump.max(span.region.cut_end.get()))
     }
 
     // ---- frees that the fast path refused ----------------------------------------------------
@@ -645,7 +647,7 @@ impl Heap {
             return;
         }
         let span = found.span;
-        if span.count.drop_one() && close::release_survivor_span(control, self, span) {
+        if span.region.count.drop_one() && close::release_survivor_span(control, self, span) {
             self.recycle(control);
         }
     }
@@ -674,10 +676,10 @@ impl Heap {
         close::release_large_span(found.span, self);
     }
 
-    /// Makes a large or huge block longer or shorter where it is, or moves its pages; the block, or
+    /// Makes a large or mapped block longer or shorter where it is, or moves its pages; the block, or
     /// what stands in the way: only a limit may give way. The block's alignment is at most 16. `lane` is
     /// the lane of the block's request that the caller is in, if any.
-    pub fn resize_alone(
+    pub fn resize_own_pages(
         &self,
         found: &Found<'_>,
         lane: Option<&Lane>,
@@ -686,12 +688,12 @@ impl Heap {
         let span = found.span;
         let class = Class::of(new_size);
         let wanted = match (span.kind(), class) {
-            (SpanKind::Huge, None) => needed_bytes(new_size, 1),
-            (SpanKind::Large, Some(class)) if class.is_single() => {
+            (SpanKind::Mapped, None) => needed_bytes(new_size, 1),
+            (SpanKind::Large, Some(class)) if class.is_large() => {
                 Some(class.slab_pages() * PAGE_BYTES)
             }
             (SpanKind::Slab, Some(class))
-                if class.is_single() && span.class_index() >= FIRST_SINGLE_CLASS =>
+                if class.is_large() && span.class_index() >= FIRST_LARGE_CLASS =>
             {
                 Some(class.slab_pages() * PAGE_BYTES)
             }
@@ -699,7 +701,7 @@ impl Heap {
         };
         let wanted = wanted.filter(|_| !found.header.has(TRACED)).ok_or(Shortage::Memory)?;
         let control = found.control();
-        let growth = wanted.saturating_sub(span.charged_bytes.get());
+        let growth = wanted.saturating_sub(span.own.charged_bytes.get());
         if let Some(control) = control {
             if !self.may_fit(growth) {
                 return Err(Shortage::Memory);
@@ -717,8 +719,8 @@ impl Heap {
                 control.refund(growth);
             } else {
                 // A span that is shortened keeps its pages.
-                let is_huge = span.kind() == SpanKind::Huge;
-                control.recharge_large(span, growth, if is_huge { wanted } else { span.bytes() });
+                let is_mapped = span.kind() == SpanKind::Mapped;
+                control.recharge_large(span, growth, if is_mapped { wanted } else { span.bytes() });
                 control.note_taken(new_size);
             }
         }
@@ -727,7 +729,7 @@ impl Heap {
 
     fn resize_mapping(&self, span: &Span, new_size: usize) -> bool {
         self.mappings.resize(&self.pages, span, new_size) && {
-            span.note.set(new_size);
+            span.mapping.asked_bytes.set(new_size);
             true
         }
     }
@@ -754,7 +756,7 @@ impl Heap {
             Some(address) => Some(unsafe { Control::at(address) }),
             None => {
                 let address =
-                    self.pages.meta.take(size_of::<Control>().next_multiple_of(128) + 64)?;
+                    self.pages.descriptors.take(size_of::<Control>().next_multiple_of(128) + 64)?;
                 // SAFETY: fresh zeroed memory, aligned to 64 and longer by as much.
                 let control = unsafe { Control::make(address.next_multiple_of(128)) };
                 control.list_in(&self.all_controls);
@@ -804,7 +806,7 @@ impl Heap {
         }
         // A release, for what `TRACED` promises to those who see it in this word.
         Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Release);
-        found.span.kept.store(true, Ordering::Relaxed);
+        found.span.own.kept.store(true, Ordering::Relaxed);
         // SAFETY: the owner is a control block, kept by this block (Q1).
         unsafe { Control::at(owner) }.kept.store(true, Ordering::Relaxed);
     }
@@ -828,7 +830,7 @@ impl Heap {
             return false;
         }
         let mut left = REAPED_BEFORE_GROWTH;
-        for class in Class::all().filter(|class| !class.is_single()) {
+        for class in Class::all().filter(|class| !class.is_large()) {
             let depot = &self.depots[class.index()];
             let share = left.min(depot.magazine_count() as usize / 4);
             for magazine in core::iter::from_fn(|| depot.take_coldest()).take(share) {
@@ -852,7 +854,7 @@ impl Heap {
     /// About how much the depots hold, by their numbers of magazines.
     fn depot_bytes(&self) -> usize {
         Class::all()
-            .filter(|class| !class.is_single())
+            .filter(|class| !class.is_large())
             .map(|class| {
                 let count = self.depots[class.index()].magazine_count() as usize;
                 count * class.magazine_count() as usize * class.stride_bytes()
@@ -876,7 +878,7 @@ impl Heap {
         {
             return;
         }
-        for class in Class::all().filter(|class| !class.is_single()) {
+        for class in Class::all().filter(|class| !class.is_large()) {
             let depot = &self.depots[class.index()];
             let idle = depot.age().div_ceil(2).min(REAPED_AT_A_TICK) as usize;
             for magazine in core::iter::from_fn(|| depot.take_coldest()).take(idle) {
@@ -890,7 +892,7 @@ impl Heap {
     /// Gives everything idle back to the system: depots, warm regions, cached mappings, free pages.
     /// Returns the bytes that went.
     pub fn release_all_idle(&self) -> usize {
-        for class in Class::all().filter(|class| !class.is_single()) {
+        for class in Class::all().filter(|class| !class.is_large()) {
             // Not more than there were: other threads may put as fast as this one takes.
             let count = self.depots[class.index()].magazine_count() as usize;
             for magazine in
@@ -936,7 +938,9 @@ impl Heap {
             })
             .sum();
         HeapFigures {
-            mapped: self.pages.chunk_bytes() + mapping_bytes + self.pages.meta.mapped_bytes(),
+            mapped: self.pages.chunk_bytes()
+                + mapping_bytes
+                + self.pages.descriptors.mapped_bytes(),
             free,
             cached: in_depots_and_slabs + cached_mappings + self.warm_bytes.load(Ordering::Relaxed),
         }
@@ -956,7 +960,7 @@ impl Heap {
         }
         // SAFETY: the caller's contract, for each of them.
         unsafe {
-            self.pages.meta.recover();
+            self.pages.descriptors.recover();
             self.depots.iter().for_each(|depot| depot.recover());
             self.setup.recover(|is_done, _| {
                 *is_done = self.cookie.load(Ordering::Relaxed) != 0;
@@ -1117,8 +1121,8 @@ mod tests {
             .map(|class| heap.alloc_persistent(Some(cache), class).block)
             .collect();
         blocks.push(heap.alloc_persistent(None, Class::from_index(3).unwrap()).block);
-        blocks.push(heap.alloc_huge(3 << 20, 16).block);
-        blocks.push(heap.alloc_huge(1 << 20, 8 << 20).block);
+        blocks.push(heap.alloc_mapped(3 << 20, 16).block);
+        blocks.push(heap.alloc_mapped(1 << 20, 8 << 20).block);
         blocks
     }
 
@@ -1127,11 +1131,11 @@ mod tests {
         let Some(control) = heap.take_control() else { return Vec::new() };
         heap.open_request(control, heap.draw_serials(), &Opening::default());
         let mut blocks = Vec::new();
-        if let Some(lane) = control.enter(|bytes| heap.pages.meta.take(bytes)) {
+        if let Some(lane) = control.enter(|bytes| heap.pages.descriptors.take(bytes)) {
             for class in [0, 20, 40, 50].map(|index| Class::from_index(index).unwrap()) {
                 blocks.push(heap.alloc_in(control, lane, class, class.payload_bytes()).block);
             }
-            blocks.push(heap.alloc_huge_in(control, lane, 2 << 20, 16).block);
+            blocks.push(heap.alloc_mapped_in(control, lane, 2 << 20, 16).block);
             lane.occupancy.leave();
         }
         blocks.retain(|&block| block != NONE);
@@ -1201,9 +1205,9 @@ mod tests {
         let heap = new_heap();
         heap.set_up();
         let cache = new_cache(heap);
-        let first = heap.alloc_huge(16 << 20, 16).block;
+        let first = heap.alloc_mapped(16 << 20, 16).block;
         free(heap, &cache, first);
-        let second = heap.alloc_huge(2 << 20, 16);
+        let second = heap.alloc_mapped(2 << 20, 16);
         assert_eq!(second.block, first, "the mapping of the freed block serves the next");
         assert!(!second.is_zeroed());
         let (mapped, _) = heap.mappings.figures();
@@ -1212,7 +1216,7 @@ mod tests {
         let (mapped, cached) = heap.mappings.figures();
         assert!(mapped < 3 << 20 && cached == 0, "{mapped} mapped, {cached} cached");
         free(heap, &cache, second.block);
-        let third = heap.alloc_huge(3 << 20, 16);
+        let third = heap.alloc_mapped(3 << 20, 16);
         assert_ne!(third.block, NONE);
         free(heap, &cache, third.block);
         heap.release_all_idle();
@@ -1229,16 +1233,16 @@ mod tests {
             use_class(heap, cache, 2, 40);
         }),
         ("slabs", |heap, cache| {
-            use_class(heap, cache, FIRST_SINGLE_CLASS - 1, 20);
+            use_class(heap, cache, FIRST_LARGE_CLASS - 1, 20);
             heap.release_all_idle();
-            use_class(heap, cache, FIRST_SINGLE_CLASS - 1, 20);
+            use_class(heap, cache, FIRST_LARGE_CLASS - 1, 20);
         }),
         ("mappings", |heap, cache| {
-            let first = heap.alloc_huge(16 << 20, 16).block;
+            let first = heap.alloc_mapped(16 << 20, 16).block;
             free(heap, cache, first);
-            let loose = heap.alloc_huge(2 << 20, 16).block;
+            let loose = heap.alloc_mapped(2 << 20, 16).block;
             heap.mappings.decay(&heap.pages, None);
-            let other = heap.alloc_huge(3 << 20, 16).block;
+            let other = heap.alloc_mapped(3 << 20, 16).block;
             [loose, other].iter().for_each(|&block| free(heap, cache, block));
             heap.mappings.decay(&heap.pages, None);
         }),
@@ -1248,7 +1252,7 @@ mod tests {
         ("large blocks", |heap, cache| large_blocks(heap, cache)),
         ("descriptors", |heap, _| {
             [300 << 10, 64, 200 << 10, 128].iter().for_each(|&bytes| {
-                heap.pages.meta.take(bytes);
+                heap.pages.descriptors.take(bytes);
             });
         }),
     ];
@@ -1266,8 +1270,8 @@ mod tests {
     fn large_blocks(heap: &'static Heap, cache: &Cache) {
         let control = heap.take_control().unwrap();
         heap.open_request(control, heap.draw_serials(), &Opening::default());
-        let lane = control.enter(|bytes| heap.pages.meta.take(bytes)).unwrap();
-        let class = Class::from_index(FIRST_SINGLE_CLASS).unwrap();
+        let lane = control.enter(|bytes| heap.pages.descriptors.take(bytes)).unwrap();
+        let class = Class::from_index(FIRST_LARGE_CLASS).unwrap();
         let blocks: Vec<Block> =
             (0..3).map(|_| heap.alloc_in(control, lane, class, 1).block).collect();
         lane.occupancy.leave();
@@ -1285,7 +1289,7 @@ mod tests {
         heap.set_up();
         let cache = new_cache(heap);
         let mut blocks = one_of_everything(heap, &cache);
-        for index in [2, FIRST_SINGLE_CLASS - 1] {
+        for index in [2, FIRST_LARGE_CLASS - 1] {
             let class = Class::from_index(index).unwrap();
             blocks.extend((0..200).map(|_| heap.alloc_persistent(Some(&cache), class).block));
         }
@@ -1393,10 +1397,10 @@ mod tests {
         heap.set_up();
         let cache = new_cache(heap);
         let block = heap.alloc_persistent(Some(&cache), Class::of(50_000).unwrap()).block;
-        assert_eq!(heap.resize_alone(&heap.find(block), None, 500_000), Ok(block));
+        assert_eq!(heap.resize_own_pages(&heap.find(block), None, 500_000), Ok(block));
         let found = heap.judge(block, 500_000, 8);
         assert!(found.span.bytes() >= 500_000);
-        assert_eq!(heap.resize_alone(&found, None, 400_000), Ok(block));
+        assert_eq!(heap.resize_own_pages(&found, None, 400_000), Ok(block));
         free(heap, &cache, block);
         cache.flush(|class, magazine| heap.put_magazine(class, magazine));
         heap.release_all_idle();

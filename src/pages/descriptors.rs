@@ -20,12 +20,12 @@ impl Rest {
 }
 
 /// A bump allocator that never frees.
-pub struct Meta {
+pub struct DescriptorMemory {
     rest: Lock<Rest>,
     mapped_bytes: AtomicUsize,
 }
 
-impl Meta {
+impl DescriptorMemory {
     /// Nothing is mapped yet.
     pub const fn new() -> Self {
         Self { rest: Lock::new(Rest { at: 0, end: 0 }), mapped_bytes: AtomicUsize::new(0) }

@@ -108,7 +108,7 @@ impl Mappings {
         if let Some(span) = self.take_cached(bytes) {
             if span.bytes() >= bytes || self.set_bytes(pages, span, bytes) {
                 let (base, length) = (span.base(), span.bytes());
-                span.describe(SpanKind::Huge, 0, base, length, owner);
+                span.describe(SpanKind::Mapped, 0, base, length, owner);
                 self.note_loose(pages, span, bytes);
                 return Some(Mapped { span, zeroed: false });
             }
@@ -119,13 +119,13 @@ impl Mappings {
             pages.give_descriptor(span);
             return None;
         };
-        if !pages.registry.prepare(&pages.meta, base, bytes) {
+        if !pages.registry.prepare(&pages.descriptors, base, bytes) {
             // SAFETY: just mapped, unknown to anybody.
             unsafe { os::unmap(base, bytes) };
             pages.give_descriptor(span);
             return None;
         }
-        span.describe(SpanKind::Huge, 0, base, bytes, owner);
+        span.describe(SpanKind::Mapped, 0, base, bytes, owner);
         pages.registry.add_mapping(span);
         self.mapped_bytes.fetch_add(bytes, Ordering::Relaxed);
         Some(Mapped { span, zeroed: true })
@@ -156,10 +156,10 @@ impl Mappings {
         if is_snug(span.bytes(), wanted) {
             return;
         }
-        span.carved_end.set(os::coarse_milliseconds() as usize);
-        span.loose_need.set(wanted);
-        span.looseness.loosen();
-        if !self.list_loose(span) && span.looseness.claim() {
+        span.mapping.loose_since.set(os::coarse_milliseconds() as usize);
+        span.mapping.needed_bytes.set(wanted);
+        span.mapping.looseness.loosen();
+        if !self.list_loose(span) && span.mapping.looseness.claim() {
             self.tighten(pages, span);
         }
     }
@@ -176,7 +176,7 @@ impl Mappings {
 
     /// Gives back what a loose mapping has too much, which the caller has claimed.
     fn tighten(&self, pages: &PageHeap, span: &Span) {
-        let (base, old, wanted) = (span.base(), span.bytes(), span.loose_need.get());
+        let (base, old, wanted) = (span.base(), span.bytes(), span.mapping.needed_bytes.get());
         // What is registered must be mapped; and a process that is forked before the pages are gone
         // loses them, where it would otherwise give them back twice.
         forget_end(pages, base, old, wanted);
@@ -187,15 +187,15 @@ impl Mappings {
         step();
         // SAFETY: the end of a mapping that the caller has claimed (U2).
         unsafe { os::unmap(base + wanted, old - wanted) };
-        span.looseness.settle();
+        span.mapping.looseness.settle();
     }
 
     /// The block of a mapping is freed or resized: it is loose no more (U2).
     fn forget_loose(&self, span: &Span) {
-        if span.looseness.is_tight() {
+        if span.mapping.looseness.is_tight() {
             return;
         }
-        wait_for(|| span.looseness.try_tighten());
+        wait_for(|| span.mapping.looseness.try_tighten());
         let mut store = self.store.lock();
         let is_it = |slot: &&mut Loose| core::ptr::eq(slot.span, span) && slot.claimed_by == 0;
         if let Some(slot) = store.loose.iter_mut().find(is_it) {
@@ -211,7 +211,7 @@ impl Mappings {
             return self.release(pages, span);
         }
         span.set_owner(0);
-        span.note.set(now as usize);
+        span.mapping.cached_at.set(now as usize);
         span.set_kind(SpanKind::Cached);
         while let Some(oldest) = self.put(span, bytes) {
             self.release(pages, oldest);
@@ -240,7 +240,7 @@ impl Mappings {
             .iter_mut()
             // SAFETY: what the store holds are type-stable descriptors.
             .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
-            .min_by_key(|(span, _)| span.note.get())?;
+            .min_by_key(|(span, _)| span.mapping.cached_at.get())?;
         *slot = null();
         step();
         self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
@@ -282,12 +282,12 @@ impl Mappings {
         let slot = &mut store.loose[index];
         // SAFETY: what the store holds are type-stable descriptors.
         let span = unsafe { slot.span.as_ref() }.filter(|_| slot.claimed_by == 0)?;
-        if !is_old(span.carved_end.get()) {
+        if !is_old(span.mapping.loose_since.get()) {
             return None;
         }
         slot.claimed_by = this_thread();
         step();
-        if !span.looseness.claim() {
+        if !span.mapping.looseness.claim() {
             // Its block was freed or resized meanwhile.
             *slot = Loose::NONE;
             return None;
@@ -301,7 +301,7 @@ impl Mappings {
         }
         let mut store = self.store.lock();
         let oldest = self.take_oldest(&mut store)?;
-        if is_old(oldest.note.get()) {
+        if is_old(oldest.mapping.cached_at.get()) {
             return Some(oldest);
         }
         if let Some(slot) = store.cached.iter_mut().find(|slot| slot.is_null()) {
@@ -326,7 +326,7 @@ impl Mappings {
         // Room for a length that the system will refuse would never be used.
         let is_prepared = pages.registry.is_prepared(base, new)
             || (os::could_map(new.saturating_sub(old))
-                && pages.registry.prepare(&pages.meta, base, new));
+                && pages.registry.prepare(&pages.descriptors, base, new));
         if !is_prepared {
             return false;
         }
@@ -357,7 +357,7 @@ impl Mappings {
     fn relocate(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
         let (base, old) = (span.base(), span.bytes());
         let Some(target) = os::map_aligned(new, CHUNK_BYTES, 0) else { return false };
-        if !pages.registry.prepare(&pages.meta, target, new) {
+        if !pages.registry.prepare(&pages.descriptors, target, new) {
             // SAFETY: mapped above, unknown to anybody.
             unsafe { os::unmap(target, new) };
             return false;
@@ -385,7 +385,7 @@ impl Mappings {
                 let Some(span) = (unsafe { slot.span.as_ref() }) else { continue };
                 if slot.claimed_by != 0 && slot.claimed_by != this {
                     *slot = Loose::NONE;
-                    span.looseness.settle();
+                    span.mapping.looseness.settle();
                 }
             }
             // SAFETY: as above.

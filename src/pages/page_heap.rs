@@ -5,13 +5,13 @@
 //! stale chunk finds no free page in it, or free pages of its successor.
 
 use crate::base::os;
-use crate::base::size_class::{FIRST_SINGLE_CLASS, PAGE_BYTES, pages_for};
+use crate::base::size_class::{FIRST_LARGE_CLASS, PAGE_BYTES, pages_for};
 use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::lockfree::bitmap::{longest_run, runs};
 use crate::lockfree::pool::Pool;
 use crate::lockfree::run_index::RunIndex;
 use crate::pages::chunk::{CHUNK_BYTES, Chunk, PAGES_PER_CHUNK};
-use crate::pages::descriptors::Meta;
+use crate::pages::descriptors::DescriptorMemory;
 use crate::pages::registry::Registry;
 use crate::pages::span::{Span, SpanKind, SpanMemory};
 use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
@@ -65,7 +65,7 @@ pub struct PageHeap {
     /// What stands where.
     pub registry: Registry,
     /// Memory for descriptors.
-    pub meta: Meta,
+    pub descriptors: DescriptorMemory,
     spans: Pool,
     groups: [AtomicPtr<Group>; GROUP_COUNT],
     group_count: AtomicUsize,
@@ -78,7 +78,7 @@ impl PageHeap {
     pub const fn new() -> Self {
         Self {
             registry: Registry::new(),
-            meta: Meta::new(),
+            descriptors: DescriptorMemory::new(),
             spans: Pool::new(),
             groups: [const { AtomicPtr::new(null_mut()) }; GROUP_COUNT],
             group_count: AtomicUsize::new(0),
@@ -99,7 +99,7 @@ impl PageHeap {
     pub fn take_descriptor(&self) -> Option<&Span> {
         let address = match self.spans.take(&SpanMemory) {
             Some(address) => address,
-            None => self.meta.take(size_of::<Span>())?,
+            None => self.descriptors.take(size_of::<Span>())?,
         };
         // SAFETY: zeroed memory is a descriptor (of nothing), and so is what was pooled.
         Some(unsafe { &*with_exposed_provenance::<Span>(address) })
@@ -156,7 +156,7 @@ impl PageHeap {
         let hint = self.hint.load(Ordering::Relaxed);
         let Some(base) = os::map_aligned(CHUNK_BYTES, CHUNK_BYTES, hint) else { return false };
         self.hint.store(base.wrapping_sub(CHUNK_BYTES), Ordering::Relaxed);
-        let prepared = self.registry.prepare(&self.meta, base, CHUNK_BYTES);
+        let prepared = self.registry.prepare(&self.descriptors, base, CHUNK_BYTES);
         let Some(number) = prepared.then(|| self.claim_slot()).flatten() else {
             // SAFETY: just mapped, unknown to anybody.
             unsafe { os::unmap(base, CHUNK_BYTES) };
@@ -196,7 +196,7 @@ impl PageHeap {
         let count = self.group_count.load(Ordering::Acquire);
         let Some(slot) = self.groups.get(count) else { return false };
         if slot.load(Ordering::Acquire).is_null() {
-            let Some(fresh) = self.meta.take(size_of::<Group>()) else { return false };
+            let Some(fresh) = self.descriptors.take(size_of::<Group>()) else { return false };
             let _ = slot.compare_exchange(
                 null_mut(),
                 with_exposed_provenance_mut(fresh),
@@ -223,8 +223,8 @@ impl PageHeap {
     /// The chunk an address of ours is in.
     fn chunk_of(&self, address: usize) -> Option<&Chunk> {
         match self.registry.find(address)? {
-            crate::pages::registry::Place::Chunk(chunk) => Some(chunk),
-            crate::pages::registry::Place::Mapping(_) => None,
+            crate::pages::registry::Backing::Chunk(chunk) => Some(chunk),
+            crate::pages::registry::Backing::Mapping(_) => None,
         }
     }
 
@@ -360,7 +360,7 @@ impl PageHeap {
 /// the first one of a span of one block, where the header is.
 fn named_pages(span: &Span) -> usize {
     match span.kind() {
-        SpanKind::Slab if span.class_index() < FIRST_SINGLE_CLASS => span.bytes() / PAGE_BYTES,
+        SpanKind::Slab if span.class_index() < FIRST_LARGE_CLASS => span.bytes() / PAGE_BYTES,
         SpanKind::Region => span.bytes() / PAGE_BYTES,
         _ => 1,
     }

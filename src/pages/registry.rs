@@ -5,7 +5,7 @@
 
 use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering};
 use crate::pages::chunk::{CHUNK_BYTES, Chunk};
-use crate::pages::descriptors::Meta;
+use crate::pages::descriptors::DescriptorMemory;
 use crate::pages::span::Span;
 use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -15,13 +15,13 @@ const LEAF_BITS: u32 = 12;
 const LEAF_COUNT: usize = 1 << LEAF_BITS;
 const ROOT_COUNT: usize = 1 << (ADDRESS_BITS - CHUNK_BITS - LEAF_BITS);
 
-/// Marks an entry that is the span of a huge block, not a chunk.
+/// Marks an entry that is the span of a mapped block, not a chunk.
 const SPAN_BIT: usize = 1;
 
 type Leaf = [AtomicUsize; LEAF_COUNT];
 
 /// What stands at an address.
-pub enum Place<'h> {
+pub enum Backing<'h> {
     /// A chunk of ours.
     Chunk(&'h Chunk),
     /// A mapping of one block.
@@ -40,7 +40,7 @@ impl Registry {
     }
 
     /// What stands at this address, if it is ours.
-    pub fn find(&self, address: usize) -> Option<Place<'_>> {
+    pub fn find(&self, address: usize) -> Option<Backing<'_>> {
         let number = address / CHUNK_BYTES;
         let leaf = self.root.get(number / LEAF_COUNT)?.load(Ordering::Acquire);
         // SAFETY: leaves are initialised before they are published and never freed.
@@ -50,10 +50,10 @@ impl Registry {
             span if span & SPAN_BIT != 0 => {
                 let span = with_exposed_provenance::<Span>(span & !SPAN_BIT);
                 // SAFETY: entries are addresses of descriptors, which are type-stable.
-                Some(Place::Mapping(unsafe { &*span }))
+                Some(Backing::Mapping(unsafe { &*span }))
             }
             // SAFETY: as above.
-            chunk => Some(Place::Chunk(unsafe { &*with_exposed_provenance::<Chunk>(chunk) })),
+            chunk => Some(Backing::Chunk(unsafe { &*with_exposed_provenance::<Chunk>(chunk) })),
         }
     }
 
@@ -67,12 +67,12 @@ impl Registry {
 
     /// Makes room for the entries of `bytes` from `base`, for ever. `false`: the system has no more
     /// memory.
-    pub fn prepare(&self, meta: &Meta, base: usize, bytes: usize) -> bool {
+    pub fn prepare(&self, meta: &DescriptorMemory, base: usize, bytes: usize) -> bool {
         let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
         (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| self.prepare_leaf(meta, index))
     }
 
-    fn prepare_leaf(&self, meta: &Meta, index: usize) -> bool {
+    fn prepare_leaf(&self, meta: &DescriptorMemory, index: usize) -> bool {
         let Some(slot) = self.root.get(index) else { return false };
         if !slot.load(Ordering::Acquire).is_null() {
             return true;
@@ -103,7 +103,7 @@ impl Registry {
         self.set(chunk.base(), CHUNK_BYTES, core::ptr::from_ref(chunk).expose_provenance());
     }
 
-    /// Registers the mapping of a huge block whose room is prepared.
+    /// Registers the mapping of a mapped block whose room is prepared.
     pub fn add_mapping(&self, span: &Span) {
         let entry = core::ptr::from_ref(span).expose_provenance() | SPAN_BIT;
         self.set(span.base(), span.bytes(), entry);

@@ -3,18 +3,20 @@
 //! Descriptors are type-stable and live outside the chunks, so that a page's use can change while a
 //! stale pointer to it is being judged.
 //!
-//! | field | slab | region | large |
+//! | part | field | who writes it | who reads it |
 //! |---|---|---|---|
-//! | `kind`, `class`, `base`, `bytes`, `owner` | set before the span is published, read by anybody | same | same |
-//! | `slab`, `next`, `previous` | under the class's lock | - | - |
-//! | `next`, `carved_end` | - | the lane it is cut in; then the closer | - |
-//! | `next`, `previous`, `detached` | - | - | under the heap's large lock |
-//! | `looseness` | - | - | see `looseness`; by it, who changes `bytes` |
-//! | `loose_need` | - | - | the owner, before the mapping is loose |
-//! | `traced_bytes` | - | - | the owner, after it has written the record |
-//! | `charged_bytes`, `kept` | - | - | the owner |
-//! | `sweeper` | - | who occupies the region's lane; read by who sweeps others | - |
-//! | `count`, `held_pages` | - | the closer, then who frees a survivor | - |
+//! | all | `kind`, `class`, `base`, `bytes`, `owner` | who describes the span, before it is published; of a mapping, its block's owner | anybody |
+//! | all | `next`, `previous` | who holds the list: the class's lock; the lane's occupant, then the closer; the request's lock of large blocks; the store of mappings | the same |
+//! | `slab` | all | under the class's lock | the same |
+//! | `region` | `cut_end`, `warm_bytes` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also whoever words a fatal error |
+//! | `region` | `sweeper` | who occupies the region's lane | who sweeps others |
+//! | `region` | `count`, `held_pages` | the closer, then who frees a survivor | the same |
+//! | `own` | `charged_bytes`, `kept` | the block's owner | the same; under the request's lock, who lists its blocks |
+//! | `own` | `detached` | under the request's lock | the same |
+//! | `own` | `traced_bytes` | the owner, after it has written the record | anybody |
+//! | `mapping` | `asked_bytes`, `needed_bytes`, `loose_since` | the owner, the last two before the mapping is loose | the owner; once loose, who tightens it |
+//! | `mapping` | `cached_at` | who puts it into the store, before it is listed | who takes it out |
+//! | `mapping` | `looseness` | see `looseness` | by it, who may change `bytes` |
 
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::lockfree::header::Block;
@@ -37,8 +39,8 @@ pub enum SpanKind {
     /// One block of a request.
     Large,
     /// One block in a mapping of its own.
-    Huge,
-    /// A mapping kept for the next huge block.
+    Mapped,
+    /// A mapping kept for the next block that needs one.
     Cached,
 }
 
@@ -49,9 +51,50 @@ pub struct SlabBlocks {
     /// How many came back.
     pub free_count: Cell<u32>,
     /// How many were ever cut.
-    pub carved_count: Cell<u32>,
+    pub cut_count: Cell<u32>,
     /// Whether the span is on its class's list of slabs with room.
     pub listed: Cell<bool>,
+}
+
+/// What is known of a region.
+pub struct RegionState {
+    /// How far it is cut, from when its lane has left it.
+    pub cut_end: Gauge,
+    /// Address of the lane whose occupant sweeps it; 0: nobody does.
+    pub sweeper: AtomicUsize,
+    /// Survivors, from when its request is closed.
+    pub count: SpanCount,
+    /// Which of its pages survivors hold.
+    pub held_pages: AtomicU32,
+    /// Bytes that its control block is charged for as warm memory.
+    pub warm_bytes: Gauge,
+}
+
+/// What is known of a block that has a span or a mapping of its own.
+pub struct OwnState {
+    /// Bytes that the request is charged for.
+    pub charged_bytes: Gauge,
+    /// Bytes of the block that its `Trace` stands at the end of, from when it is written there; 0: the
+    /// block has none.
+    pub traced_bytes: AtomicUsize,
+    /// `persist` was called on it.
+    pub kept: AtomicBool,
+    /// Taken off its request's list by the closer.
+    pub detached: Cell<bool>,
+}
+
+/// What is known of a mapping, in use or kept for the next block.
+pub struct MappingState {
+    /// Bytes of the block that were asked for.
+    pub asked_bytes: Gauge,
+    /// When a cached mapping was put into the store, in coarse milliseconds.
+    pub cached_at: Gauge,
+    /// Whether the mapping is longer than the block needs, and who may change that.
+    pub looseness: Looseness,
+    /// Bytes the block needs of a loose mapping.
+    pub needed_bytes: Gauge,
+    /// When it became loose, in coarse milliseconds.
+    pub loose_since: Gauge,
 }
 
 /// A descriptor.
@@ -67,32 +110,14 @@ pub struct Span {
     pub next: Cell<*const Span>,
     /// See `next`.
     pub previous: Cell<*const Span>,
-    /// Slab: see `SlabBlocks`.
+    /// What a slab has.
     pub slab: SlabBlocks,
-    /// Region: how far it is cut, from when its lane has left it.
-    pub carved_end: Gauge,
-    /// Region: address of the lane whose occupant sweeps it; 0: nobody does.
-    pub sweeper: AtomicUsize,
-    /// Region: survivors, from when its request is closed.
-    pub count: SpanCount,
-    /// Region: which of its pages survivors hold.
-    pub held_pages: AtomicU32,
-    /// Large and huge: `persist` was called on its block.
-    pub kept: AtomicBool,
-    /// Large: taken off its request's list by the closer.
-    pub detached: Cell<bool>,
-    /// Huge: bytes of the block that were asked for. Cached: when it was put there. Region: bytes
-    /// that its control block is charged for.
-    pub note: Gauge,
-    /// Huge: whether its mapping is longer than the block needs, and who may change that.
-    pub looseness: Looseness,
-    /// Huge: bytes the block needs of a loose mapping.
-    pub loose_need: Gauge,
-    /// Large and huge: bytes of the block that its `Trace` stands at the end of, from when it is
-    /// written there; 0: the block has none.
-    pub traced_bytes: AtomicUsize,
-    /// Large and huge: bytes that the request is charged for.
-    pub charged_bytes: Gauge,
+    /// What a region has.
+    pub region: RegionState,
+    /// What the span of a large or mapped block has.
+    pub own: OwnState,
+    /// What a mapping has beside that.
+    pub mapping: MappingState,
 }
 
 // SAFETY: the table at the head of the module says who touches which field when.
@@ -111,19 +136,22 @@ impl Span {
         self.previous.set(null());
         self.slab.free.set(0);
         self.slab.free_count.set(0);
-        self.slab.carved_count.set(0);
+        self.slab.cut_count.set(0);
         self.slab.listed.set(false);
-        self.carved_end.set(base);
-        self.sweeper.store(0, Ordering::Relaxed);
-        self.count.arm();
-        self.held_pages.store(0, Ordering::Relaxed);
-        self.kept.store(false, Ordering::Relaxed);
-        self.detached.set(false);
-        self.note.set(0);
-        self.looseness.open();
-        self.loose_need.set(0);
-        self.traced_bytes.store(0, Ordering::Relaxed);
-        self.charged_bytes.set(0);
+        self.region.cut_end.set(base);
+        self.region.sweeper.store(0, Ordering::Relaxed);
+        self.region.count.arm();
+        self.region.held_pages.store(0, Ordering::Relaxed);
+        self.region.warm_bytes.set(0);
+        self.own.charged_bytes.set(0);
+        self.own.traced_bytes.store(0, Ordering::Relaxed);
+        self.own.kept.store(false, Ordering::Relaxed);
+        self.own.detached.set(false);
+        self.mapping.asked_bytes.set(0);
+        self.mapping.cached_at.set(0);
+        self.mapping.looseness.open();
+        self.mapping.needed_bytes.set(0);
+        self.mapping.loose_since.set(0);
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
 
@@ -133,7 +161,7 @@ impl Span {
             1 => SpanKind::Slab,
             2 => SpanKind::Region,
             3 => SpanKind::Large,
-            4 => SpanKind::Huge,
+            4 => SpanKind::Mapped,
             5 => SpanKind::Cached,
             _ => SpanKind::Free,
         }
@@ -182,7 +210,11 @@ impl Span {
 
     /// Bytes of a mapping that its block needs: what is more may be given back at any time.
     pub fn needed_bytes(&self) -> usize {
-        if self.looseness.is_tight() { self.bytes() } else { self.loose_need.get() }
+        if self.mapping.looseness.is_tight() {
+            self.bytes()
+        } else {
+            self.mapping.needed_bytes.get()
+        }
     }
 
     /// Changes whose the blocks are.

@@ -50,7 +50,7 @@ impl Previous {
 
 fn first_cap(class: Class) -> u32 {
     // Blocks with a span of their own are kept only once the class has run dry.
-    if class.is_single() { 0 } else { (class.magazine_count() / FIRST_CAP_DIVISOR).max(1) }
+    if class.is_large() { 0 } else { (class.magazine_count() / FIRST_CAP_DIVISOR).max(1) }
 }
 
 /// A bin and a previous magazine.

@@ -1,6 +1,6 @@
 //! Slabs: spans cut into persistent blocks of one class.
 //!
-//! - **A1** Of a slab's blocks, `free_count` are on its own list, `slab_count - carved_count` were
+//! - **A1** Of a slab's blocks, `free_count` are on its own list, `slab_count - cut_count` were
 //!   never cut, and the rest are out in magazines, bins or use.
 //! - **A2** A slab is on its class's list while it has a block to give; when all of its blocks are
 //!   back it is nobody's and its pages go.
@@ -46,7 +46,7 @@ impl Slabs {
 
     /// Takes up to `want` free blocks from one slab, made by `fresh_slab` when none has any.
     /// `Magazine::EMPTY`: there is no memory for a slab.
-    pub fn carve<'h>(
+    pub fn take<'h>(
         &self,
         class: Class,
         want: u32,
@@ -54,7 +54,7 @@ impl Slabs {
         fresh_slab: impl Fn() -> Option<&'h Span>,
     ) -> Magazine {
         loop {
-            if let Some(cut) = self.cut(class, want) {
+            if let Some(cut) = self.take_listed(class, want) {
                 return link_fresh(class, cut, free_header);
             }
             let Some(span) = fresh_slab() else { return Magazine::EMPTY };
@@ -66,7 +66,7 @@ impl Slabs {
         }
     }
 
-    fn cut(&self, class: Class, want: u32) -> Option<Cut> {
+    fn take_listed(&self, class: Class, want: u32) -> Option<Cut> {
         let mut listed = self.listed.lock();
         // SAFETY: listed descriptors are slabs of this class, guarded by the lock.
         let span = unsafe { listed.first.as_ref()? };
@@ -74,17 +74,17 @@ impl Slabs {
         step();
         let slab = &span.slab;
         let recycled = take_recycled(span, want);
-        let carved = slab.carved_count.get();
-        let fresh_count = (want - recycled.count).min(class.slab_count() - carved);
-        slab.carved_count.set(carved + fresh_count);
+        let cut_before = slab.cut_count.get();
+        let fresh_count = (want - recycled.count).min(class.slab_count() - cut_before);
+        slab.cut_count.set(cut_before + fresh_count);
         step();
         listed.idle_count -= (recycled.count + fresh_count) as usize;
         step();
-        if slab.free_count.get() == 0 && slab.carved_count.get() == class.slab_count() {
+        if slab.free_count.get() == 0 && slab.cut_count.get() == class.slab_count() {
             remove(&mut listed, span);
         }
         listed.touched = null();
-        let fresh_base = span.base() + HEADER_BYTES + carved as usize * class.stride_bytes();
+        let fresh_base = span.base() + HEADER_BYTES + cut_before as usize * class.stride_bytes();
         Some(Cut { recycled, fresh_base, fresh_count })
     }
 
@@ -255,7 +255,7 @@ fn take_back(listed: &mut Listed, class: Class, span: &Span, block: Block) -> *c
     if was_listed {
         listed.idle_count += 1;
     }
-    let is_whole = slab.free_count.get() == slab.carved_count.get();
+    let is_whole = slab.free_count.get() == slab.cut_count.get();
     if is_whole && was_listed {
         remove(listed, span);
         listed.idle_count -= idle_blocks(span, class);
@@ -271,7 +271,7 @@ fn take_back(listed: &mut Listed, class: Class, span: &Span, block: Block) -> *c
 /// How many blocks a slab has to give.
 fn idle_blocks(span: &Span, class: Class) -> usize {
     let slab = &span.slab;
-    (slab.free_count.get() + class.slab_count() - slab.carved_count.get()) as usize
+    (slab.free_count.get() + class.slab_count() - slab.cut_count.get()) as usize
 }
 
 fn push(listed: &mut Listed, span: &Span) {

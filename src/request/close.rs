@@ -84,19 +84,19 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
 
 /// Empties a lane; its regions stay with the control block as far as the process's cap allows.
 fn reset_lane<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
-    if lane.is_untouched(control.is_alone()) {
+    if lane.is_untouched(control.has_one_lane()) {
         return;
     }
     lane.reset(|region| {
         let bytes = region.bytes();
-        let is_charged = region.note.get() != 0;
+        let is_charged = region.region.warm_bytes.get() != 0;
         let stays = is_charged
             || (control.warm_bytes.load(Ordering::Relaxed) + bytes <= MAX_WARM_BYTES
                 && supply.charge_warm(bytes));
         if !stays {
             supply.give_span(region);
         } else if !is_charged {
-            region.note.set(bytes);
+            region.region.warm_bytes.set(bytes);
             control.warm_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         stays
@@ -116,9 +116,9 @@ pub fn release_warm<S: Supply>(control: &Control, supply: &S) -> usize {
 
 /// A region leaves the control block for good.
 pub fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
-    let charged = region.note.get();
+    let charged = region.region.warm_bytes.get();
     if charged != 0 {
-        region.note.set(0);
+        region.region.warm_bytes.set(0);
         control.warm_bytes.fetch_sub(charged, Ordering::Relaxed);
         supply.refund_warm(charged);
     }
@@ -138,7 +138,7 @@ fn release_large<S: Supply>(control: &Control, supply: &S) {
 /// free that the request is over, one that does not tells it that the block was freed.
 pub fn release_large_span<S: Supply>(span: &Span, supply: &S) {
     match span.kind() {
-        SpanKind::Huge => supply.give_mapping(span),
+        SpanKind::Mapped => supply.give_mapping(span),
         _ => supply.give_span(span),
     }
 }
@@ -211,16 +211,16 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
 /// Turns a region into a survivor span, or gives it back. Returns the bytes that stay pinned.
 fn keep_region<S: Supply>(control: &Control, supply: &S, region: &Span, found: &Scan) -> usize {
     if found.surviving_blocks == 0 {
-        region.count.settle(0);
+        region.region.count.settle(0);
         supply.give_span(region);
         return 0;
     }
     let pages = region.bytes() / PAGE_BYTES;
     give_pages_where(supply, region, pages, !found.held_pages);
-    region.held_pages.store(found.held_pages, Ordering::Relaxed);
+    region.region.held_pages.store(found.held_pages, Ordering::Relaxed);
     control.holds.add();
     let pinned = found.held_pages.count_ones() as usize * PAGE_BYTES;
-    if region.count.settle(found.surviving_blocks as u64) {
+    if region.region.count.settle(found.surviving_blocks as u64) {
         // The closer's own hold is still there: this cannot be the last.
         release_survivor_span(control, supply, region);
         return 0;
@@ -246,7 +246,7 @@ fn give_pages_where<S: Supply>(supply: &S, region: &Span, pages: usize, mask: u3
 /// block is the caller's to recycle.
 pub fn release_survivor_span<S: Supply>(control: &Control, supply: &S, region: &Span) -> bool {
     let pages = region.bytes() / PAGE_BYTES;
-    let held = region.held_pages.load(Ordering::Relaxed);
+    let held = region.region.held_pages.load(Ordering::Relaxed);
     give_pages_where(supply, region, pages, held);
     supply.give_descriptor(region);
     control.holds.drop_one()
@@ -265,15 +265,15 @@ fn keep_large<S: Supply>(
         while let Some(span) = unsafe { next.as_ref() } {
             next = span.next.get();
             // By the descriptor: the block's owner may be moving its pages.
-            if survivors == Survivors::Live || span.kept.load(Ordering::Relaxed) {
+            if survivors == Survivors::Live || span.own.kept.load(Ordering::Relaxed) {
                 outcome.surviving_blocks += 1;
-                outcome.surviving_bytes += span.charged_bytes.get();
+                outcome.surviving_bytes += span.own.charged_bytes.get();
                 outcome.pinned_bytes += span.bytes();
                 control.holds.add();
-                span.detached.set(true);
+                span.own.detached.set(true);
             } else {
                 outcome.freed_blocks += 1;
-                outcome.freed_bytes += span.charged_bytes.get();
+                outcome.freed_bytes += span.own.charged_bytes.get();
                 span.next.set(doomed);
                 doomed = span;
             }

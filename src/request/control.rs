@@ -305,13 +305,13 @@ impl Control {
     }
 
     /// Whether there is only the first lane.
-    pub fn is_alone(&self) -> bool {
+    pub fn has_one_lane(&self) -> bool {
         !self.shared.load(Ordering::Relaxed)
     }
 
     /// The lanes that were entered, as far as is known: the first, and all if it was not enough.
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
-        self.all_lanes().take(if self.is_alone() { 1 } else { usize::MAX })
+        self.all_lanes().take(if self.has_one_lane() { 1 } else { usize::MAX })
     }
 
     /// All lanes, those of earlier requests too.
@@ -394,7 +394,7 @@ impl Control {
         asked_bytes: usize,
         supply: &S,
     ) -> Result<(Block, bool), Shortage> {
-        if class.is_single() {
+        if class.is_large() {
             return self.alloc_large(lane, class, asked_bytes, supply);
         }
         let block = self.alloc_shared(lane, class, asked_bytes, supply);
@@ -415,7 +415,7 @@ impl Control {
         asked_bytes: usize,
         supply: &S,
     ) -> Block {
-        if !self.is_alone() {
+        if !self.has_one_lane() {
             lane.bins.bin(class).set_cap(shared_cap(class));
             if self.take_handed_on(lane, class) {
                 return lane.bins.alloc(class);
@@ -543,7 +543,7 @@ impl Control {
 
     /// Hands on what a lane's bins hold over their usual caps.
     pub fn hand_excess_on(&self, lane: &Lane) {
-        if self.is_alone() {
+        if self.has_one_lane() {
             return;
         }
         for class in Class::all() {
@@ -557,7 +557,7 @@ impl Control {
 
     /// Forgets all that lanes handed on: its regions go.
     pub fn forget_handed_on(&self) {
-        if let Some(exchange) = self.exchange().filter(|_| !self.is_alone()) {
+        if let Some(exchange) = self.exchange().filter(|_| !self.has_one_lane()) {
             exchange.lists.iter().for_each(|list| {
                 list.drain();
             });
@@ -566,7 +566,7 @@ impl Control {
 
     /// Takes all that lanes handed on into one lane's bins.
     pub fn take_all_handed_on(&self, lane: &Lane) {
-        if !self.is_alone() {
+        if !self.has_one_lane() {
             Class::all().for_each(|class| {
                 self.take_handed_on(lane, class);
             });
@@ -613,8 +613,8 @@ impl Control {
         if let Some(span) = lane.take_warm(stride) {
             if self.charge(Some(lane), span.bytes(), bound) {
                 self.note_taken(asked_bytes);
-                span.carved_end.set(span.base() + HEADER_BYTES);
-                span.count.arm();
+                span.region.cut_end.set(span.base() + HEADER_BYTES);
+                span.region.count.arm();
                 return Some(span);
             }
             lane.put_warm(span);
@@ -664,7 +664,7 @@ impl Control {
 
     /// What the lanes have outside their bins, all together.
     pub fn out_of_lanes(&self) -> Out {
-        let alone = self.is_alone();
+        let alone = self.has_one_lane();
         self.lanes().map(|lane| lane.out(alone)).fold(Out { blocks: 0, bytes: 0 }, |sum, out| Out {
             blocks: sum.blocks + out.blocks,
             bytes: sum.bytes + out.bytes,

@@ -11,12 +11,12 @@
 //!
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of a
 //!   free block. When the range is retired, the blocks of every region on `regions` follow one another
-//!   without a gap from its start to its `carved_end`.
+//!   without a gap from its start to its `cut_end`.
 //! - **N2** A lane's range lies in one of its own regions, so whoever occupies a lane and has retired its
 //!   range can walk its regions, whatever other lanes do meanwhile.
 
 use crate::base::fatal;
-use crate::base::size_class::{Class, FIRST_SINGLE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for};
+use crate::base::size_class::{Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::{AtomicPtr, Gauge, Ordering};
 use crate::blocks::bin::Bins;
 use crate::blocks::memory::Raw;
@@ -58,7 +58,7 @@ pub struct Lane {
     range_region: Cell<*const Span>,
     region_count: Cell<usize>,
     /// What a sweep has joined, by class: free blocks to cut others from.
-    pieces: [Cell<Block>; FIRST_SINGLE_CLASS],
+    pieces: [Cell<Block>; FIRST_LARGE_CLASS],
     piece_count: Gauge,
     piece_bytes: Gauge,
     /// Whether the request's memory limit is suspended for the occupant: it reports, or cleans up.
@@ -135,7 +135,7 @@ impl Lane {
             return None;
         }
         let found = Class::all()
-            .take(FIRST_SINGLE_CLASS)
+            .take(FIRST_LARGE_CLASS)
             .skip(class.index())
             .find(|other| self.pieces[other.index()].get() != NONE)?;
         let block = self.pieces[found.index()].replace(NONE);
@@ -154,14 +154,14 @@ impl Lane {
         self.piece_count.set(0);
         self.piece_bytes.set(0);
         Class::all()
-            .take(FIRST_SINGLE_CLASS)
+            .take(FIRST_LARGE_CLASS)
             .map(|class| (class, self.pieces[class.index()].replace(NONE)))
     }
 
     /// Walks the pieces; fatal when a header or the counts contradict them.
     pub fn check_pieces(&self) {
         let (mut count, mut bytes) = (0, 0);
-        for class in Class::all().take(FIRST_SINGLE_CLASS) {
+        for class in Class::all().take(FIRST_LARGE_CLASS) {
             let mut block = self.pieces[class.index()].get();
             while block != NONE {
                 let header = Header(Raw.header(block).load(Ordering::Relaxed));
@@ -199,7 +199,7 @@ impl Lane {
         self.cut_bytes.add(self.bins.bump() - self.range_start.get());
         // SAFETY: null, or the type-stable descriptor of a region.
         if let Some(span) = unsafe { self.range_region.get().as_ref() } {
-            span.carved_end.set(self.bins.bump());
+            span.region.cut_end.set(self.bins.bump());
         }
         self.set_range(0, 0, null());
     }
@@ -210,7 +210,7 @@ impl Lane {
     }
 
     /// Bytes of all blocks ever cut here, free ones too.
-    fn carved_bytes(&self) -> usize {
+    fn all_cut_bytes(&self) -> usize {
         let range = self.bins.bump().wrapping_sub(self.range_start.get());
         // Read by another thread while one range makes way for the next, the two may not belong
         // together: then the range counts for nothing.
@@ -221,13 +221,13 @@ impl Lane {
     /// Blocks, and bytes of stride, that are not in the lane's own bins.
     pub fn out(&self, alone: bool) -> Out {
         // Only with a second lane can a lane hold blocks without ever having cut one.
-        if alone && self.bins.carved_count() == 0 {
+        if alone && self.bins.cut_count() == 0 {
             return Out { blocks: 0, bytes: 0 };
         }
         let (held_count, held_bytes) = self.held();
         Out {
-            blocks: self.bins.carved_count() as isize - held_count as isize,
-            bytes: self.carved_bytes() as isize - held_bytes as isize,
+            blocks: self.bins.cut_count() as isize - held_count as isize,
+            bytes: self.all_cut_bytes() as isize - held_bytes as isize,
         }
     }
 
@@ -348,11 +348,11 @@ pub struct Out {
     pub bytes: isize,
 }
 
-/// The blocks of a region from its start to `carved_end`, each checked as it is passed.
+/// The blocks of a region from its start to `cut_end`, each checked as it is passed.
 /// Fatal when a header was overwritten: the walk could not go on.
 pub fn walk(span: &Span, id: u64) -> impl Iterator<Item = (Block, Header, Class)> + use<> {
     let mut at = span.base() + HEADER_BYTES;
-    let end = span.carved_end.get();
+    let end = span.region.cut_end.get();
     core::iter::from_fn(move || {
         if at >= end {
             return None;

@@ -46,7 +46,7 @@ impl Control {
             let second = self.large.get();
             span.previous.set(null());
             span.next.set(second);
-            span.charged_bytes.set(charged_bytes);
+            span.own.charged_bytes.set(charged_bytes);
             step();
             self.large.set(span);
             step();
@@ -71,7 +71,7 @@ impl Control {
         while let Some(span) = unsafe { at.as_ref() } {
             span.previous.set(previous);
             count += 1;
-            bytes += span.charged_bytes.get();
+            bytes += span.own.charged_bytes.get();
             previous = at;
             at = span.next.get();
         }
@@ -83,7 +83,7 @@ impl Control {
     /// Afterwards the request may be over (L3).
     pub fn unlink_large<S: Supply>(&self, span: &Span, supply: &S) -> bool {
         supply.with_large_lock(self.address(), || {
-            if span.detached.get() {
+            if span.own.detached.get() {
                 return false;
             }
             let (previous, next) = (span.previous.get(), span.next.get());
@@ -98,7 +98,7 @@ impl Control {
                 next.previous.set(previous);
                 step();
             }
-            let bytes = span.charged_bytes.get();
+            let bytes = span.own.charged_bytes.get();
             self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
             step();
             self.refund(bytes);
@@ -110,8 +110,8 @@ impl Control {
 
     /// A large block needs another number of bytes now; `growth_bytes` more are charged for already.
     pub fn recharge_large(&self, span: &Span, growth_bytes: usize, new_bytes: usize) {
-        let old_bytes = span.charged_bytes.get();
-        span.charged_bytes.set(new_bytes);
+        let old_bytes = span.own.charged_bytes.get();
+        span.own.charged_bytes.set(new_bytes);
         self.large_bytes.fetch_add(new_bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
         self.refund(old_bytes + growth_bytes - new_bytes);
     }

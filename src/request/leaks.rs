@@ -69,7 +69,7 @@ impl fmt::Display for Leaks {
         for class in &self.classes {
             match class.payload_bytes {
                 Some(payload) => write!(f, "\n  {payload}-byte class: ")?,
-                None => f.write_str("\n  huge: ")?,
+                None => f.write_str("\n  mapped: ")?,
             }
             write!(f, "{}, {}", Blocks(class.blocks), Bytes(class.bytes))?;
         }

@@ -40,7 +40,7 @@ pub trait Supply {
     fn give_pages(&self, base: usize, pages: usize);
     /// Gives a descriptor back whose pages are gone.
     fn give_descriptor(&self, span: &Span);
-    /// Gives the mapping of a huge block back.
+    /// Gives the mapping of a mapped block back.
     fn give_mapping(&self, span: &Span);
     /// Whether `bytes` more may stay with pooled control blocks.
     fn charge_warm(&self, bytes: usize) -> bool;

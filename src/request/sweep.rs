@@ -81,15 +81,16 @@ pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
     let held_bytes = held_bytes(control, lane);
     control.take_all_handed_on(lane);
     let occupied = Occupied::take(control, lane);
-    let is_alone = control.is_alone();
+    let has_one_lane = control.has_one_lane();
     let sweeper = core::ptr::from_ref(lane).addr();
-    if !is_alone {
+    if !has_one_lane {
         let regions = occupied.each().flat_map(Lane::regions);
-        regions.for_each(|region| region.sweeper.store(sweeper, Ordering::Relaxed));
+        regions.for_each(|region| region.region.sweeper.store(sweeper, Ordering::Relaxed));
     }
     // A block whose region is not walked by this sweep stays where it is (W1).
-    let is_swept =
-        |block| is_alone || supply.region_of(block).sweeper.load(Ordering::Relaxed) == sweeper;
+    let is_swept = |block| {
+        has_one_lane || supply.region_of(block).region.sweeper.load(Ordering::Relaxed) == sweeper
+    };
     occupied.each().for_each(|other| mark_bins(other, is_swept));
     let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
     occupied.leave();
@@ -145,16 +146,16 @@ fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usiz
     let id = control.id();
     let mut gained = 0;
     for region in swept.take_regions_where(|region| is_one_piece(region, id)) {
-        region.sweeper.store(0, Ordering::Relaxed);
+        region.region.sweeper.store(0, Ordering::Relaxed);
         let blocks = walk(region, id).count();
-        let bytes = region.carved_end.get() - region.base() - HEADER_BYTES;
+        let bytes = region.region.cut_end.get() - region.base() - HEADER_BYTES;
         swept.recount(-(blocks as isize), -(bytes as isize));
         control.refund(region.bytes());
         control.release_region(region, supply);
         gained += bytes;
     }
     for region in swept.regions() {
-        region.sweeper.store(0, Ordering::Relaxed);
+        region.region.sweeper.store(0, Ordering::Relaxed);
         let mut piece = Piece::default();
         for (block, header, class) in walk(region, id) {
             if header.has(SWEPT) {

@@ -27,10 +27,10 @@ impl Leak {
         let class = (span.kind() == SpanKind::Large)
             .then(|| Class::from_index(span.class_index()))
             .flatten();
-        let traced_bytes = span.traced_bytes.load(Ordering::Acquire);
+        let traced_bytes = span.own.traced_bytes.load(Ordering::Acquire);
         Self {
             block: span.base() + 2 * HEADER_BYTES,
-            block_bytes: class.map_or(span.note.get(), Class::payload_bytes),
+            block_bytes: class.map_or(span.mapping.asked_bytes.get(), Class::payload_bytes),
             class,
             traced_bytes: (traced_bytes != 0).then_some(traced_bytes),
         }
@@ -97,7 +97,7 @@ impl Control {
             // SAFETY: the list holds type-stable descriptors, guarded by the lock.
             while let Some(span) = unsafe { next.as_ref() } {
                 next = span.next.get();
-                if !span.kept.load(Ordering::Relaxed) {
+                if !span.own.kept.load(Ordering::Relaxed) {
                     visit(Leak::of_span(span));
                 }
             }

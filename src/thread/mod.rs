@@ -168,7 +168,7 @@ fn take_thread() -> Option<&'static Thread> {
         // SAFETY: only threads are pooled here.
         return Some(unsafe { &*with_exposed_provenance::<Thread>(address) });
     }
-    let address = HEAP.pages.meta.take(size_of::<Thread>())?;
+    let address = HEAP.pages.descriptors.take(size_of::<Thread>())?;
     let place = with_exposed_provenance_mut::<Thread>(address);
     // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for what
     // holds an enum or is not all zeros when empty: written here.
@@ -303,7 +303,7 @@ impl Thread {
         let lane = match self.lane_inside(control) {
             Some(lane) => lane,
             None => {
-                let lane = control.enter(|bytes| HEAP.pages.meta.take(bytes))?;
+                let lane = control.enter(|bytes| HEAP.pages.descriptors.take(bytes))?;
                 lane.occupant.set(self.address());
                 lane
             }
@@ -325,7 +325,11 @@ impl Thread {
     pub fn lane_inside<'c>(&self, control: &'c Control) -> Option<&'c Lane> {
         let is_here = |lane: &&Lane| lane.occupant.get() == self.address();
         let first = Some(&control.first).filter(is_here);
-        if first.is_some() || control.is_alone() { first } else { control.lanes().find(is_here) }
+        if first.is_some() || control.has_one_lane() {
+            first
+        } else {
+            control.lanes().find(is_here)
+        }
     }
 
     /// The lane the thread allocates from, and its request; `None`: its allocations are persistent.

@@ -25,7 +25,7 @@ pub fn allocate_persistent(thread: Option<&Thread>, size: usize, align: usize) -
     let allocated = match padded_size(size, align).map(Class::of) {
         None => Allocated::NOTHING,
         Some(Some(class)) => HEAP.alloc_persistent(thread.map(|thread| &thread.cache), class),
-        Some(None) => HEAP.alloc_huge(size, align),
+        Some(None) => HEAP.alloc_mapped(size, align),
     };
     align_block(allocated, align)
 }
@@ -94,7 +94,7 @@ fn allocate_in(
 fn allocate_plain(control: &Control, lane: &Lane, size: usize, align: usize) -> Allocated {
     let Some(padded) = padded_size(size, align) else { return Allocated::NOTHING };
     let Some(class) = Class::of(padded) else {
-        return HEAP.alloc_huge_in(control, lane, size, align);
+        return HEAP.alloc_mapped_in(control, lane, size, align);
     };
     let popped = lane.bins.alloc(class);
     if popped != NONE {
@@ -123,9 +123,9 @@ fn allocate_traced(
     let header = Raw.header(allocated.block);
     let traced = Header(header.load(Ordering::Relaxed)).with(TRACED);
     header.store(traced.0, Ordering::Release);
-    if class.is_none_or(Class::is_single) {
+    if class.is_none_or(Class::is_large) {
         let span = HEAP.find(allocated.block).span;
-        span.traced_bytes.store(traced_block_bytes(class, needed), Ordering::Release);
+        span.own.traced_bytes.store(traced_block_bytes(class, needed), Ordering::Release);
     }
     align_block(allocated, align)
 }
@@ -215,14 +215,14 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
     }
     let thread = current();
     let Some(control) = found.control() else {
-        return HEAP.resize_alone(found, None, new_size).unwrap_or(NONE);
+        return HEAP.resize_own_pages(found, None, new_size).unwrap_or(NONE);
     };
     let lane = thread.and_then(|thread| thread.lane_inside(control));
-    let resized = HEAP.resize_alone(found, lane, new_size);
+    let resized = HEAP.resize_own_pages(found, lane, new_size);
     match (resized, thread) {
         (Err(Shortage::Limit), Some(thread)) if lane.is_none() => {
             // From inside, what is free in the request would be reclaimed first.
-            let again = |lane: &Lane| HEAP.resize_alone(found, Some(lane), new_size);
+            let again = |lane: &Lane| HEAP.resize_own_pages(found, Some(lane), new_size);
             visit(thread, control, again).map_or(NONE, |resized| resized.unwrap_or(NONE))
         }
         (resized, _) => resized.unwrap_or(NONE),
@@ -237,7 +237,7 @@ fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) ->
         return None;
     }
     thread.visited.set(control);
-    let lane = control.enter(|bytes| HEAP.pages.meta.take(bytes));
+    let lane = control.enter(|bytes| HEAP.pages.descriptors.take(bytes));
     let result = lane.map(|lane| {
         lane.bins.set_cache(&raw const thread.cache.bins);
         let result = f(lane);

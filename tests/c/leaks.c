@@ -49,7 +49,7 @@ CASE(leaks_are_listed_by_class) {
                                          "  24-byte class: 3 blocks, 96 B\n"
                                          "  1032-byte class: 1 block, 1.0 KiB\n"
                                          "  114696-byte class: 1 block, 112.0 KiB\n"
-                                         "  huge: 2 blocks, 4.0 MiB\n",
+                                         "  mapped: 2 blocks, 4.0 MiB\n",
                                          (unsigned long long)request));
 }
 
@@ -65,7 +65,7 @@ CASE(one_huge_leak) {
     uint64_t request = begin_reporting("h");
     unused(rq_emalloc(2 * MIB));
     CHECK_TEXT(end_and_listen(), text_of("request %llu (h): 1 block never freed (2.0 MiB)\n"
-                                         "  huge: 1 block, 2.0 MiB\n",
+                                         "  mapped: 1 block, 2.0 MiB\n",
                                          (unsigned long long)request));
 }
 
@@ -252,7 +252,7 @@ static void check_places(const char *said, const char *first_line, unsigned long
         if (sscanf(line, "  %lu-byte class: %lu block", &class_bytes, &count) == 2) {
             CHECK(class_bytes > last_class);
             last_class = class_bytes;
-        } else if (sscanf(line, "  huge: %lu block", &count) != 1) {
+        } else if (sscanf(line, "  mapped: %lu block", &count) != 1) {
             break;
         }
         in_classes += count;

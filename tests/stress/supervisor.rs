@@ -23,7 +23,7 @@ struct Outcome {
 /// Leak reports are what was asked for: a line for the request and indented ones.
 fn is_of_a_report(line: &str) -> bool {
     let is_item = line.starts_with("  ")
-        && ["-byte class: ", "huge: ", " bytes"].iter().any(|part| line.contains(part));
+        && ["-byte class: ", "mapped: ", " bytes"].iter().any(|part| line.contains(part));
     is_item || (line.starts_with("request ") && line.contains("never freed"))
 }
 
