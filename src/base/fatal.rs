@@ -1,131 +1,12 @@
 //! Misuse of memory ends the process at once with one exact line.
 //!
-//! `rqmalloc: <noun phrase> (<key value, ...>)` goes to standard error by one `write` from a stack
-//! buffer, then `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and
-//! any lock may be held. Each text stands once, in this file, also those of failures that a request
-//! can be left for instead.
+//! `rqmalloc: <noun phrase> (<key value, ...>)` goes to standard error from a stack buffer, then
+//! `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and any lock may be
+//! held. Every fatal text is in this file, once.
 
-use crate::base::system_call::write_to_standard_error;
-
-/// A value in the brackets of a fatal line.
-#[derive(Clone, Copy)]
-enum Value<'t> {
-    Address(usize),
-    Count(u64),
-    Word(u64),
-    Text(&'t str),
-}
-
-/// Longest line that is written; a longer one is cut, never lost.
-const LINE_BYTES: usize = 256;
-
-/// What is wrong, in a buffer of its own.
-#[derive(Clone, Copy)]
-pub struct Line {
-    text: [u8; LINE_BYTES],
-    length: usize,
-}
-
-impl Line {
-    /// No text.
-    pub const EMPTY: Self = Self { text: [0; LINE_BYTES], length: 0 };
-
-    fn of<'t>(noun: &str, values: impl IntoIterator<Item = (&'t str, Value<'t>)>) -> Self {
-        let mut line = Self::EMPTY;
-        line.text(noun);
-        let mut before = " (";
-        for (key, value) in values {
-            line.text(before);
-            line.text(key);
-            line.push(b' ');
-            line.value(value);
-            before = ", ";
-        }
-        if before == ", " {
-            line.push(b')');
-        }
-        line
-    }
-
-    /// Writes the text to standard error, as a line.
-    pub fn print(&self) {
-        let mut whole = Self::EMPTY;
-        whole.text("rqmalloc: ");
-        whole.text(self.as_str());
-        whole.text[whole.length] = b'\n';
-        let with_end = whole.text.get(..=whole.length).unwrap_or_default();
-        write_to_standard_error(with_end);
-    }
-
-    /// The text, and a 0 behind it.
-    #[cfg(feature = "capi")]
-    pub fn as_ptr(&self) -> *const u8 {
-        self.text.as_ptr()
-    }
-
-    /// The text. A character that the buffer's end has cut is left out.
-    pub fn as_str(&self) -> &str {
-        valid_part(self.text.get(..self.length).unwrap_or_default())
-    }
-
-    fn push(&mut self, byte: u8) {
-        // The last byte stays 0: the text is one of C too.
-        if self.length + 1 < LINE_BYTES {
-            self.text[self.length] = byte;
-            self.length += 1;
-        }
-    }
-
-    fn text(&mut self, text: &str) {
-        text.bytes().for_each(|byte| self.push(byte));
-    }
-
-    fn number(&mut self, mut value: u64, base: u64) {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut digits = [0u8; 20];
-        let mut used = 0;
-        loop {
-            if let (Some(slot), Some(&digit)) =
-                (digits.get_mut(used), DIGITS.get((value % base) as usize))
-            {
-                *slot = digit;
-            }
-            used += 1;
-            value /= base;
-            if value == 0 {
-                break;
-            }
-        }
-        digits.iter().take(used).rev().for_each(|&digit| self.push(digit));
-    }
-
-    fn value(&mut self, value: Value<'_>) {
-        match value {
-            Value::Address(address) => {
-                self.text("0x");
-                self.number(address as u64, 16);
-            }
-            Value::Word(word) => {
-                self.text("0x");
-                self.number(word, 16);
-            }
-            Value::Count(count) => self.number(count, 10),
-            Value::Text(text) => self.text(text),
-        }
-    }
-}
-
-impl core::fmt::Write for Line {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.text(text);
-        Ok(())
-    }
-}
-
-/// The text up to the first byte that is none.
-pub fn valid_part(bytes: &[u8]) -> &str {
-    bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
-}
+pub use super::failure::*;
+use super::line::Value::{self, Address, Count, Text, Word};
+pub use super::line::{Line, valid_part};
 
 /// Ends the process with this line.
 #[cold]
@@ -141,8 +22,6 @@ pub fn die_of(line: &Line) -> ! {
 fn die(noun: &str, values: &[(&str, Value<'_>)]) -> ! {
     die_of(&Line::of(noun, values.iter().copied()))
 }
-
-use Value::{Address, Count, Text, Word};
 
 /// A block that is not live was freed.
 #[cold]
@@ -242,78 +121,62 @@ pub fn no_try(reason: &str) -> ! {
     die("bailout without a try", &[("reason", Text(reason))])
 }
 
-const MEMORY_LIMIT: &str = "memory limit reached";
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::dying::last_words;
+    use std::format;
 
-/// A request is at its memory limit, or at its mark below it.
-#[cold]
-pub fn memory_limit(limit_bytes: usize, in_use_bytes: usize, asked_bytes: usize) -> Line {
-    Line::of(
-        MEMORY_LIMIT,
-        [
-            ("limit", Count(limit_bytes as u64)),
-            ("in use", Count(in_use_bytes as u64)),
-            ("asked", Count(asked_bytes as u64)),
-        ],
-    )
-}
+    /// A call that ends the process, and what it says.
+    type Text = (fn(), &'static str);
 
-/// A request was refused memory at its limit, and so many others since that was last said.
-#[cold]
-pub fn refused_at_limit(
-    request: u64,
-    name: Option<&str>,
-    limit_bytes: usize,
-    in_use_bytes: usize,
-    asked_bytes: usize,
-    left_out: u64,
-) -> Line {
-    let values = [
-        ("request", Count(request)),
-        ("name", Text(name.unwrap_or_default())),
-        ("limit", Count(limit_bytes as u64)),
-        ("in use", Count(in_use_bytes as u64)),
-        ("asked", Count(asked_bytes as u64)),
+    const TEXTS: &[Text] = &[
+        (|| double_free(0x10), "double free (address 0x10)"),
+        (
+            || another_layout(0x10, 24, 100),
+            "freed with another layout (address 0x10, capacity 24, size 100)",
+        ),
+        (|| not_a_block(0x10), "not a block of this allocator (address 0x10)"),
+        (|| ended_request(0x10, 7), "block of an ended request (address 0x10, request 7)"),
+        (|| header_overwritten(0x10, 0xff), "header overwritten (address 0x10, header 0xff)"),
+        (|| system_call("munmap", 22), "system call failed (call munmap, errno 22)"),
+        (|| broken("bin count", 1, 2), "broken invariant (name bin count, left 1, right 2)"),
+        (|| interrupted(), "allocation in a signal handler that interrupted the allocator"),
+        (
+            || wrong_family(0x10, true),
+            "wrong family (address 0x10, block persistent, freed as request)",
+        ),
+        (
+            || wrong_family(0x10, false),
+            "wrong family (address 0x10, block of a request, freed as persistent)",
+        ),
     ];
-    let named = values.iter().filter(|(key, _)| *key != "name" || name.is_some());
-    let mut line = Line::of(MEMORY_LIMIT, named.copied());
-    if left_out > 0 {
-        line.text(" and ");
-        line.number(left_out, 10);
-        line.text(" more");
+
+    #[cfg(feature = "capi")]
+    const TEXTS_OF_C: &[Text] = &[
+        (|| no_request("rq_emalloc"), "no request is open (call rq_emalloc)"),
+        (|| thread_has_exited("rq_try"), "thread has exited (call rq_try)"),
+        (|| not_persistent(), "persistent off without on"),
+        (|| no_try("too much"), "bailout without a try (reason too much)"),
+    ];
+    #[cfg(not(feature = "capi"))]
+    const TEXTS_OF_C: &[Text] = &[];
+
+    #[test]
+    fn every_text_is_one_exact_line() {
+        for (die, text) in TEXTS.iter().chain(TEXTS_OF_C) {
+            let (said, status) = last_words(die);
+            assert_eq!(said, format!("rqmalloc: {text}\n"));
+            assert_eq!(libc::WTERMSIG(status), libc::SIGABRT, "{text}");
+        }
     }
-    line
-}
 
-/// A limit below what is in use was refused.
-#[cold]
-pub fn limit_below_use(limit_bytes: usize, in_use_bytes: usize) -> Line {
-    Line::of(
-        "memory limit below what is in use",
-        [("limit", Count(limit_bytes as u64)), ("in use", Count(in_use_bytes as u64))],
-    )
-}
-
-/// The system has no more memory.
-#[cold]
-pub fn out_of_memory(asked_bytes: usize) -> Line {
-    Line::of("out of memory", [("asked", Count(asked_bytes as u64))])
-}
-
-/// `count * size + offset` is no size.
-#[cold]
-pub fn overflow(count: usize, size: usize, offset: usize) -> Line {
-    Line::of(
-        "integer overflow in an allocation",
-        [
-            ("count", Count(count as u64)),
-            ("size", Count(size as u64)),
-            ("offset", Count(offset as u64)),
-        ],
-    )
-}
-
-/// A text of the program's own, as far as it fits.
-#[cold]
-pub fn reason(text: &str) -> Line {
-    Line::of(text, [])
+    #[test]
+    fn no_text_is_left_out_here() {
+        let (file, tests) = include_str!("fatal.rs").split_once("#[cfg(test)]").unwrap();
+        let functions = file.split("\npub fn ").skip(1).map(|rest| rest.split('(').next().unwrap());
+        for function in functions.filter(|&function| function != "die_of") {
+            assert!(tests.contains(&format!("|| {function}(")), "{function} is not tested");
+        }
+    }
 }

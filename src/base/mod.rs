@@ -4,7 +4,12 @@ pub mod quantity;
 pub mod size_class;
 pub mod system_call;
 pub mod unwinder;
+pub mod line;
+pub mod failure;
 pub mod fatal;
 pub mod symbolizing;
 pub mod sync;
 pub mod os;
+
+#[cfg(test)]
+mod dying;

@@ -259,7 +259,7 @@ impl Gauge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::string::String;
+    use crate::base::dying::last_words;
     use std::sync::mpsc::channel;
 
     /// How often a thread of this process gave its processor away, as the kernel counts.
@@ -295,27 +295,12 @@ mod tests {
 
     #[test]
     fn a_thread_that_waits_for_itself_says_so() {
-        let mut pipe = [0; 2];
-        // SAFETY: `pipe` is writable; the child uses system calls and what is tested.
-        let said = unsafe {
-            assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
-            let child = libc::fork();
-            if child == 0 {
-                libc::dup2(pipe[1], 2);
-                let lock = Lock::new(());
-                let _outer = lock.lock();
-                drop(lock.lock());
-                libc::_exit(0);
-            }
-            libc::close(pipe[1]);
-            let mut text = [0_u8; 200];
-            let length = libc::read(pipe[0], text.as_mut_ptr().cast(), text.len());
-            let mut status = 0;
-            libc::waitpid(child, &raw mut status, 0);
-            libc::close(pipe[0]);
-            assert_eq!(libc::WTERMSIG(status), libc::SIGABRT);
-            String::from_utf8_lossy(&text[..length.unsigned_abs()]).into_owned()
-        };
+        let (said, status) = last_words(|| {
+            let lock = Lock::new(());
+            let _outer = lock.lock();
+            drop(lock.lock());
+        });
+        assert_eq!(libc::WTERMSIG(status), libc::SIGABRT);
         assert_eq!(
             said,
             "rqmalloc: allocation in a signal handler that interrupted the allocator\n"

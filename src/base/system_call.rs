@@ -93,3 +93,31 @@ pub fn random_bytes(value: &mut [u8; 8]) {
         libc::arc4random_buf(value.as_mut_ptr().cast(), value.len());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::dying::last_words;
+
+    extern "C" fn ignore(_signal: libc::c_int) {}
+
+    /// A timer interrupts a write that fills the pipe again and again.
+    #[test]
+    fn a_line_is_written_whole_though_writes_are_short_and_interrupted() {
+        const LINE_BYTES: usize = 8 << 20;
+        let line = std::vec![b'x'; LINE_BYTES];
+        let (said, status) = last_words(|| {
+            let every = libc::timeval { tv_sec: 0, tv_usec: 200 };
+            let timer = libc::itimerval { it_interval: every, it_value: every };
+            // SAFETY: zeros are an action without flags, so that system calls are interrupted.
+            unsafe {
+                let mut action: libc::sigaction = core::mem::zeroed();
+                action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
+                libc::sigaction(libc::SIGALRM, &raw const action, core::ptr::null_mut());
+                libc::setitimer(libc::ITIMER_REAL, &raw const timer, core::ptr::null_mut());
+            }
+            write_to_standard_error(&line);
+        });
+        assert_eq!((said.len(), status), (LINE_BYTES, 0));
+    }
+}

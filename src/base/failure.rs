@@ -1,0 +1,81 @@
+//! What a request can be given up for, and what it is refused: texts that end no process by
+//! themselves. Each stands once, in this file.
+
+use super::line::Line;
+use super::line::Value::{Count, Text};
+
+const MEMORY_LIMIT: &str = "memory limit reached";
+
+/// A request is at its memory limit, or at its mark below it.
+#[cold]
+pub fn memory_limit(limit_bytes: usize, in_use_bytes: usize, asked_bytes: usize) -> Line {
+    Line::of(
+        MEMORY_LIMIT,
+        [
+            ("limit", Count(limit_bytes as u64)),
+            ("in use", Count(in_use_bytes as u64)),
+            ("asked", Count(asked_bytes as u64)),
+        ],
+    )
+}
+
+/// A request was refused memory at its limit, and so many others since that was last said.
+#[cold]
+pub fn refused_at_limit(
+    request: u64,
+    name: Option<&str>,
+    limit_bytes: usize,
+    in_use_bytes: usize,
+    asked_bytes: usize,
+    left_out: u64,
+) -> Line {
+    let values = [
+        ("request", Count(request)),
+        ("name", Text(name.unwrap_or_default())),
+        ("limit", Count(limit_bytes as u64)),
+        ("in use", Count(in_use_bytes as u64)),
+        ("asked", Count(asked_bytes as u64)),
+    ];
+    let named = values.iter().filter(|(key, _)| *key != "name" || name.is_some());
+    let mut line = Line::of(MEMORY_LIMIT, named.copied());
+    if left_out > 0 {
+        line.text(" and ");
+        line.number(left_out, 10);
+        line.text(" more");
+    }
+    line
+}
+
+/// A limit below what is in use was refused.
+#[cold]
+pub fn limit_below_use(limit_bytes: usize, in_use_bytes: usize) -> Line {
+    Line::of(
+        "memory limit below what is in use",
+        [("limit", Count(limit_bytes as u64)), ("in use", Count(in_use_bytes as u64))],
+    )
+}
+
+/// The system has no more memory.
+#[cold]
+pub fn out_of_memory(asked_bytes: usize) -> Line {
+    Line::of("out of memory", [("asked", Count(asked_bytes as u64))])
+}
+
+/// `count * size + offset` overflows.
+#[cold]
+pub fn overflow(count: usize, size: usize, offset: usize) -> Line {
+    Line::of(
+        "integer overflow in an allocation",
+        [
+            ("count", Count(count as u64)),
+            ("size", Count(size as u64)),
+            ("offset", Count(offset as u64)),
+        ],
+    )
+}
+
+/// A text of the program's own, as far as it fits.
+#[cold]
+pub fn reason(text: &str) -> Line {
+    Line::of(text, [])
+}
