@@ -17,6 +17,8 @@ pub fn last_words(die: impl FnOnce()) -> (String, i32) {
             libc::_exit(0);
         }
         libc::close(pipe[1]);
+        // Long lines wait for their reader.
+        std::thread::sleep(std::time::Duration::from_millis(5));
         let mut said = std::vec::Vec::new();
         let mut part = [0_u8; 4096];
         loop {
