@@ -40,6 +40,12 @@ pub const ID_BITS: u32 = 48;
 pub const ID_MASK: u64 = (1 << ID_BITS) - 1;
 const CLASS_SHIFT: u32 = ID_BITS;
 const CLASS_MASK: u64 = 0xff << CLASS_SHIFT;
+const ALL_FLAGS: u64 = LIVE | FREED | PERSISTENT | LARGE | ALIGNED | SWEPT | TRACED | EARLY;
+
+const _: () = assert!(
+    ALL_FLAGS == !(CLASS_MASK | ID_MASK),
+    "flags, class and id are the whole word and do not overlap"
+);
 
 /// What the class field of an `ALIGNED` word must hold: a function of the distance, so that a
 /// chance word in a payload hardly passes for one.
