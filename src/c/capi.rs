@@ -267,6 +267,10 @@ pub unsafe extern "C" fn rq_close_request(report: *mut CReport) {
     unsafe { leave(Survivors::Live, report, "rq_close_request") }
 }
 
+/// Leaves this thread's innermost request and writes the report where there is a place for it.
+///
+/// # Safety
+/// `place` is null or can be written; with [`Survivors::Kept`], as [`rq_end_request`].
 unsafe fn leave(survivors: Survivors, place: *mut CReport, call: &str) {
     let Some(report) = hooks::leave(survivors) else { fatal::no_request(call) };
     let Report {

@@ -1,7 +1,7 @@
 //! The functions of PHP's Zend Memory Manager under their own names, for Rust.
 //!
 //! Two families. What [`emalloc`] and its kin hand out belongs to the request this thread is inside and is
-//! freed with it at the latest; without an open request, or inside [`persistent`](crate::persistent), it
+//! freed with it at the latest; without an open request, or inside [`persistent`](crate::persistent()), it
 //! is persistent, as ZendMM's is before the first request. What [`pemalloc`] and its kin hand out with
 //! `persistent` set lives until it is freed. A block remembers its family: to free or resize it with the
 //! other one ends the process with a line that says so, where ZendMM corrupts its heap.
