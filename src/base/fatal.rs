@@ -6,7 +6,7 @@
 
 pub use super::failure::*;
 use super::line::Value::{self, Address, Count, Text, Word};
-pub use super::line::{Line, valid_part};
+pub use super::line::Line;
 
 /// Ends the process with this line.
 #[cold]

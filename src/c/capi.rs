@@ -8,6 +8,7 @@ use crate::api::bailout::Bailout;
 use crate::api::hooks;
 use crate::api::report::Report;
 use crate::base::fatal::{self, Line};
+use crate::base::line::valid_part;
 use crate::base::sync::{AtomicPtr, Ordering};
 use crate::blocks::trace::Site;
 use crate::c::family::{self, Family, checked_size};
@@ -201,7 +202,7 @@ unsafe fn text<'t>(text: *const c_char) -> &'t str {
         return "";
     }
     // SAFETY: the caller's contract.
-    fatal::valid_part(unsafe { CStr::from_ptr(text) }.to_bytes())
+    valid_part(unsafe { CStr::from_ptr(text) }.to_bytes())
 }
 
 // ---- requests ----------------------------------------------------------------------------------
