@@ -25,7 +25,9 @@ pub struct Bin {
     cap: AtomicU32,
 }
 
-static_assertions::const_assert_eq!(size_of::<Bin>(), 16);
+const _: () = assert!(size_of::<Bin>() == 16, "a bin is found by a shift of its class's index");
+const _: () = assert!(NONE == 0, "an empty list is zeros");
+const _: () = assert!(Kind::Unused as u8 == 0, "zeroed bins are nobody's");
 
 impl Bin {
     /// An empty bin that is never full.

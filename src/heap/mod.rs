@@ -4,13 +4,14 @@
 use crate::base::fatal;
 use crate::base::os;
 use crate::base::size_class::{
-    CLASS_COUNT, Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for,
+    CLASS_COUNT, Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES,
+    PAYLOAD_ALIGN, pages_for,
 };
 use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Lock, Ordering, step};
 use crate::blocks::allocated::Allocated;
-use crate::blocks::identity::{PERSISTENT_SERIAL, id_of, serial_of};
+use crate::blocks::identity::{Identity, PERSISTENT_SERIAL};
 use crate::blocks::memory::Raw;
-use crate::blocks::trace::{TRACE_BYTES, Trace};
+use crate::blocks::trace::{Trace, needed_size};
 use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{
     ALIGNED, Block, Claim, FREED, Header, LARGE, LIVE, Memory, NONE, OF_LIVE, PERSISTENT, TRACED,
@@ -48,8 +49,6 @@ const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
 const ORDINARY_BYTES: usize = 1 << 30;
 /// Locks of the lists of large blocks: requests share them by address.
 const LARGE_LOCK_COUNT: usize = 16;
-/// Serials that a thread draws at once.
-pub const SERIALS_PER_DRAW: u64 = 1024;
 
 /// The slots of a depot, in memory mapped at the first use of the heap.
 struct SlotArray {
@@ -76,7 +75,7 @@ impl Slots for SlotArray {
 
 /// Everything.
 pub struct Heap {
-    cookie: AtomicU64,
+    identity: Identity,
     setup: Lock<bool>,
     /// Chunks, registry, descriptors.
     pub pages: PageHeap,
@@ -87,7 +86,6 @@ pub struct Heap {
     /// All control blocks there ever were, linked by `Control::all_next`.
     all_controls: AtomicPtr<Control>,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
-    serials: AtomicU64,
     warm_bytes: AtomicUsize,
     next_tick: AtomicU64,
 }
@@ -108,7 +106,7 @@ impl Found<'_> {
         let is_traced = self.header.has(TRACED);
         let whole = match self.span.kind() {
             SpanKind::Mapped if is_traced => self.span.mapping.asked_bytes.get(),
-            SpanKind::Mapped => self.span.needed_bytes() - 2 * HEADER_BYTES,
+            SpanKind::Mapped => self.span.needed_bytes() - FIRST_PAYLOAD_OFFSET,
             _ => Class::from_index(self.header.class_index()).map_or(0, Class::payload_bytes),
         };
         let whole = if is_traced { Trace::place(whole) } else { whole };
@@ -138,23 +136,11 @@ pub struct HeapFigures {
     pub cached: usize,
 }
 
-/// The size a block must have so that `size` bytes at `align` fit somewhere in it. Payloads are
-/// 16-byte aligned, so at most `align - 16` bytes lie before the place.
-pub fn padded_size(size: usize, align: usize) -> Option<usize> {
-    if align <= 16 { Some(size) } else { size.checked_add(align - 16) }
-}
-
-/// The same for a block that is longer by a trace, which stands before any alignment is looked at.
-pub fn needed_size(size: usize, align: usize, is_traced: bool) -> Option<usize> {
-    let padded = padded_size(size, align)?;
-    if is_traced { padded.checked_add(TRACE_BYTES) } else { Some(padded) }
-}
-
 impl Heap {
     /// Nothing is mapped, and every bit is zero: a static of it costs the binary nothing.
     pub const fn new() -> Self {
         Self {
-            cookie: AtomicU64::new(0),
+            identity: Identity::new(),
             setup: Lock::new(false),
             pages: PageHeap::new(),
             slabs: [const { Slabs::new() }; CLASS_COUNT],
@@ -164,7 +150,6 @@ impl Heap {
             controls: Pool::new(),
             all_controls: AtomicPtr::new(null_mut()),
             large_locks: [const { Lock::new(()) }; LARGE_LOCK_COUNT],
-            serials: AtomicU64::new(0),
             warm_bytes: AtomicUsize::new(0),
             next_tick: AtomicU64::new(0),
         }
@@ -172,7 +157,7 @@ impl Heap {
 
     /// Draws the cookie and maps the depots' slots, once.
     pub fn set_up(&self) {
-        if self.cookie.load(Ordering::Acquire) != 0 {
+        if self.identity.is_chosen() {
             return;
         }
         let array_bytes = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
@@ -194,18 +179,14 @@ impl Heap {
             }
         }
         step();
-        self.cookie.store(cookie, Ordering::Release);
+        self.identity.choose(cookie);
         step();
         *is_done = true;
     }
 
-    fn cookie(&self) -> u64 {
-        self.cookie.load(Ordering::Relaxed)
-    }
-
     /// The header of a live persistent block of class 0.
     pub fn persistent_tag(&self) -> Header {
-        Header::tag(id_of(PERSISTENT_SERIAL, self.cookie()), LIVE | PERSISTENT)
+        self.identity.persistent_tag()
     }
 
     // ---- persistent blocks -------------------------------------------------------------------
@@ -347,7 +328,7 @@ impl Heap {
     fn alloc_large(&self, class: Class) -> Allocated {
         let span = self.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0);
         let Some(Taken { span, zeroed }) = span else { return Allocated::NOTHING };
-        let block = span.base() + 2 * HEADER_BYTES;
+        let block = span.base() + FIRST_PAYLOAD_OFFSET;
         let live = self.persistent_tag().with_class(class.index());
         Raw.header(block).store(live.0, Ordering::Relaxed);
         Allocated::new(block, zeroed)
@@ -432,7 +413,7 @@ impl Heap {
             take()
         })?;
         span.mapping.asked_bytes.set(size);
-        let block = span.base() + 2 * HEADER_BYTES;
+        let block = span.base() + FIRST_PAYLOAD_OFFSET;
         Raw.header(block).store(tag.0, Ordering::Relaxed);
         Some((span, Allocated::new(block, zeroed)))
     }
@@ -467,7 +448,7 @@ impl Heap {
     /// Finds the live block of a payload, whatever its layout. An address that no block can have is
     /// named before anything is read by it.
     pub fn find(&self, payload: usize) -> Found<'_> {
-        if payload % 16 != 0 || payload == 0 {
+        if payload % PAYLOAD_ALIGN != 0 || payload == 0 {
             fatal::not_a_block(payload);
         }
         let span = match self.pages.registry.find(payload) {
@@ -500,7 +481,7 @@ impl Heap {
 
     /// Whether an `ALIGNED` word leads to a place in the same span.
     fn leads_back(&self, span: &Span, payload: usize, distance: usize) -> bool {
-        payload.checked_sub(distance).is_some_and(|block| block >= span.base() + 2 * HEADER_BYTES)
+        payload.checked_sub(distance).is_some_and(|block| block >= span.base() + FIRST_PAYLOAD_OFFSET)
     }
 
     /// A page that names no span: an over-aligned payload far inside a span of one block, or misuse.
@@ -521,26 +502,17 @@ impl Heap {
 
     /// A header read from a page that is free: what it was tells what happened.
     fn die_of_a_free_page(&self, payload: usize, word: Header) -> ! {
-        let serial = serial_of(word.id(), self.cookie());
+        let serial = self.identity.serial_of(word.id());
         if word.has(ALIGNED) && word.has(FREED) {
             fatal::double_free(payload);
         }
         if serial == PERSISTENT_SERIAL && word.has(PERSISTENT) && !word.has(LIVE) {
             fatal::double_free(payload);
         }
-        if self.was_issued(serial) && !word.has(ALIGNED) {
+        if self.identity.was_issued(serial) && !word.has(ALIGNED) {
             die_of_a_request(payload, serial, word);
         }
         fatal::not_a_block(payload)
-    }
-
-    /// Whether a request had this serial.
-    fn was_issued(&self, serial: u64) -> bool {
-        serial != PERSISTENT_SERIAL && serial < self.serials_drawn()
-    }
-
-    fn serials_drawn(&self) -> u64 {
-        self.serials.load(Ordering::Relaxed) + 1
     }
 
     /// Looks at the header of a block and says what is wrong with it, if anything is.
@@ -550,7 +522,7 @@ impl Heap {
         }
         let header = Header(Raw.header(block).load(Ordering::Relaxed));
         let owner = span.owner();
-        let serial = serial_of(header.id(), self.cookie());
+        let serial = self.identity.serial_of(header.id());
         let expected = match owner {
             0 => PERSISTENT_SERIAL,
             // SAFETY: a span's owner is a control block's address.
@@ -560,7 +532,7 @@ impl Heap {
             fatal::double_free(payload);
         }
         if serial != expected {
-            if self.was_issued(serial) {
+            if self.identity.was_issued(serial) {
                 die_of_a_request(payload, serial, header);
             }
             if span.kind() == SpanKind::Region && !is_cut(span, self.bump_in(span), block) {
@@ -724,7 +696,7 @@ impl Heap {
                 control.note_taken(new_size);
             }
         }
-        if is_resized { Ok(span.base() + 2 * HEADER_BYTES) } else { Err(Shortage::Memory) }
+        if is_resized { Ok(span.base() + FIRST_PAYLOAD_OFFSET) } else { Err(Shortage::Memory) }
     }
 
     fn resize_mapping(&self, span: &Span, new_size: usize) -> bool {
@@ -783,13 +755,13 @@ impl Heap {
 
     /// Draws serials for a thread: `SERIALS_PER_DRAW` from the one returned on.
     pub fn draw_serials(&self) -> u64 {
-        self.serials.fetch_add(SERIALS_PER_DRAW, Ordering::Relaxed) + 1
+        self.identity.draw_serials()
     }
 
     /// Opens a request in a control block that is the caller's alone.
     #[inline]
     pub fn open_request(&self, control: &Control, serial: u64, opening: &Opening) {
-        control.open(serial, id_of(serial, self.cookie()), opening);
+        control.open(serial, self.identity.id_of(serial), opening);
     }
 
     /// Finishes a request whose last handle the caller dropped.
@@ -963,7 +935,7 @@ impl Heap {
             self.pages.descriptors.recover();
             self.depots.iter().for_each(|depot| depot.recover());
             self.setup.recover(|is_done, _| {
-                *is_done = self.cookie.load(Ordering::Relaxed) != 0;
+                *is_done = self.identity.is_chosen();
             });
             Class::all().for_each(|class| self.slabs[class.index()].recover(class));
             self.mappings.recover();
@@ -1064,13 +1036,13 @@ fn is_inside(payload: usize, start: usize, end: usize) -> bool {
 
 /// Whether a payload can begin here at all, by the span's geometry.
 fn starts_a_block(span: &Span, block: Block) -> bool {
-    let Some(offset) = block.checked_sub(span.base() + 2 * HEADER_BYTES) else { return false };
+    let Some(offset) = block.checked_sub(span.base() + FIRST_PAYLOAD_OFFSET) else { return false };
     match span.kind() {
         SpanKind::Slab => Class::from_index(span.class_index()).is_some_and(|class| {
             offset % class.stride_bytes() == 0
                 && offset / class.stride_bytes() < class.slab_count() as usize
         }),
-        SpanKind::Region => offset % 16 == 0,
+        SpanKind::Region => offset % PAYLOAD_ALIGN == 0,
         _ => offset == 0,
     }
 }
@@ -1078,7 +1050,7 @@ fn starts_a_block(span: &Span, block: Block) -> bool {
 /// Whether a region's blocks, walked from its start, include this one. For a last message: stops at
 /// the first header that is none.
 fn is_cut(span: &Span, end: usize, block: Block) -> bool {
-    let mut at = span.base() + 2 * HEADER_BYTES;
+    let mut at = span.base() + FIRST_PAYLOAD_OFFSET;
     while at < block && at < end {
         let header = Header(Raw.header(at).load(Ordering::Relaxed));
         match Class::from_index(header.class_index()) {

@@ -9,7 +9,7 @@
 //!   under the lock.
 
 use crate::base::os::{self, MAX_PAGE_BYTES, Resized};
-use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
+use crate::base::size_class::{FIRST_PAYLOAD_OFFSET, PAGE_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::{AtomicUsize, Lock, Ordering, step, this_thread, wait_for};
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::page_heap::PageHeap;
@@ -23,6 +23,9 @@ const MAX_CACHED_BYTES: usize = 64 * 1024 * 1024;
 const SLACK_DIVISOR: usize = 4;
 /// How long a mapping stays.
 const KEEP_MILLISECONDS: u64 = 500;
+
+const _: () = assert!(MAX_PAGE_BYTES % PAGE_BYTES == 0, "a mapping is whole pages of ours, too");
+const _: () = assert!(CHUNK_BYTES % MAX_PAGE_BYTES == 0, "a chunk is whole pages of any system");
 
 /// The mappings.
 pub struct Mappings {
@@ -73,8 +76,8 @@ fn is_snug(bytes: usize, wanted: usize) -> bool {
 
 /// Bytes of pages that a block of `size` bytes needs, wherever in a mapping an alignment puts it.
 pub fn needed_bytes(size: usize, align: usize) -> Option<usize> {
-    let padding = if align > 16 { align } else { 0 };
-    let bytes = size.checked_add(2 * HEADER_BYTES)?.checked_add(padding)?;
+    let padding = if align > PAYLOAD_ALIGN { align } else { 0 };
+    let bytes = size.checked_add(FIRST_PAYLOAD_OFFSET)?.checked_add(padding)?;
     (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(PAGE_BYTES))
 }
 

@@ -5,7 +5,9 @@
 //! stale chunk finds no free page in it, or free pages of its successor.
 
 use crate::base::os;
-use crate::base::size_class::{FIRST_LARGE_CLASS, PAGE_BYTES, pages_for};
+use crate::base::size_class::{
+    FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, MAX_CLASS_BYTES, PAGE_BYTES, pages_for,
+};
 use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::lockfree::bitmap::{longest_run, runs};
 use crate::lockfree::pool::Pool;
@@ -40,9 +42,11 @@ static LENGTH_INDEX: [u8; MAX_SPAN_PAGES + 1] = {
 };
 
 const _: () = assert!(
-    MAX_SPAN_PAGES == pages_for(crate::base::size_class::MAX_CLASS_BYTES + 16),
+    MAX_SPAN_PAGES == pages_for(FIRST_PAYLOAD_OFFSET + MAX_CLASS_BYTES),
     "a block of the largest class has a span"
 );
+
+const _: () = assert!(CHUNKS_PER_GROUP == u64::BITS as usize, "`taken` has a bit for every chunk");
 
 #[repr(C, align(64))]
 struct Group {

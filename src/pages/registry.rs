@@ -15,8 +15,18 @@ const LEAF_BITS: u32 = 12;
 const LEAF_COUNT: usize = 1 << LEAF_BITS;
 const ROOT_COUNT: usize = 1 << (ADDRESS_BITS - CHUNK_BITS - LEAF_BITS);
 
+const _: () = assert!(
+    ROOT_COUNT * LEAF_COUNT * CHUNK_BYTES == 1 << ADDRESS_BITS,
+    "the table has an entry for every chunk of the address space"
+);
+
 /// Marks an entry that is the span of a mapped block, not a chunk.
 const SPAN_BIT: usize = 1;
+
+const _: () = assert!(
+    align_of::<Chunk>() > SPAN_BIT && align_of::<Span>() > SPAN_BIT,
+    "no address of a descriptor has the bit"
+);
 
 type Leaf = [AtomicUsize; LEAF_COUNT];
 

@@ -3,7 +3,7 @@
 
 use super::control::Control;
 use super::{Shortage, Supply};
-use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
+use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, PAGE_BYTES};
 use crate::base::sync::{Ordering, step};
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory};
@@ -32,7 +32,7 @@ impl Control {
             self.refund(bytes);
             return Err(Shortage::Memory);
         };
-        let block = span.base() + 2 * HEADER_BYTES;
+        let block = span.base() + FIRST_PAYLOAD_OFFSET;
         let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
         Raw.header(block).store(header.0, Ordering::Relaxed);
         self.link_large(span, bytes, supply);

@@ -2,7 +2,7 @@
 
 use super::Supply;
 use super::control::Control;
-use crate::base::size_class::{Class, HEADER_BYTES};
+use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{Ordering, fence};
 use crate::lockfree::header::{Block, FREED, LIVE, PERSISTENT, TRACED};
 use crate::pages::span::{Span, SpanKind};
@@ -29,7 +29,7 @@ impl Leak {
             .flatten();
         let traced_bytes = span.own.traced_bytes.load(Ordering::Acquire);
         Self {
-            block: span.base() + 2 * HEADER_BYTES,
+            block: span.base() + FIRST_PAYLOAD_OFFSET,
             block_bytes: class.map_or(span.mapping.asked_bytes.get(), Class::payload_bytes),
             class,
             traced_bytes: (traced_bytes != 0).then_some(traced_bytes),

@@ -3,13 +3,13 @@
 use super::{HEAP, REFUSALS, Thread, current, current_control, current_or_start};
 use crate::base::fatal;
 use crate::base::os;
-use crate::base::size_class::Class;
+use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
-use crate::blocks::trace::{Site, Trace};
-use crate::heap::{Found, needed_size, padded_size};
+use crate::blocks::trace::{Site, Trace, needed_size};
+use crate::heap::Found;
 use crate::lockfree::header::{Block, Header, Memory, NONE, TRACED};
 use crate::request::Shortage;
 use crate::request::control::Control;
@@ -113,7 +113,7 @@ fn allocate_traced(
     align: usize,
 ) -> Allocated {
     let Some(needed) = needed_size(size, align, true) else { return Allocated::NOTHING };
-    let allocated = allocate_plain(control, lane, needed, 16);
+    let allocated = allocate_plain(control, lane, needed, PAYLOAD_ALIGN);
     if allocated.block == NONE {
         return allocated;
     }
@@ -145,7 +145,7 @@ fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: u
 /// Moves the payload up to its alignment and writes the word that leads back.
 fn align_block(allocated: Allocated, align: usize) -> Allocated {
     let block = allocated.block;
-    if align <= 16 || block % align == 0 || block == NONE {
+    if align <= PAYLOAD_ALIGN || block % align == 0 || block == NONE {
         return allocated;
     }
     let payload = block.next_multiple_of(align);
@@ -210,7 +210,7 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
         }
         return payload;
     }
-    if align > 16 {
+    if align > PAYLOAD_ALIGN {
         return NONE;
     }
     let thread = current();
