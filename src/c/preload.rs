@@ -10,9 +10,9 @@
 //! blocks of this allocator.
 
 use crate::api::global::pointer;
-use crate::base::size_class::PAYLOAD_ALIGN;
 use crate::api::report::{Stats, stats};
 use crate::base::fatal;
+use crate::base::size_class::PAYLOAD_ALIGN;
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use crate::blocks::bin::Kind;
 use crate::blocks::trace::Site;

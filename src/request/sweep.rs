@@ -18,7 +18,7 @@ use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
-use crate::pages::span::Span;
+use crate::pages::span::{Span, SpanKind};
 use crate::request::lane::{Lane, walk};
 
 /// A request smaller than this is not worth the walk.
@@ -89,7 +89,8 @@ pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
     }
     // A block whose region is not walked by this sweep stays where it is (W1).
     let is_swept = |block| {
-        has_one_lane || supply.region_of(block).region.sweeper.load(Ordering::Relaxed) == sweeper
+        let region = || supply.span_of_free(block, SpanKind::Region);
+        has_one_lane || region().region.sweeper.load(Ordering::Relaxed) == sweeper
     };
     occupied.each().for_each(|other| mark_bins(other, is_swept));
     let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
