@@ -91,8 +91,8 @@ impl Heap {
 
     /// Walks every structure of the process; fatal when one contradicts itself.
     pub fn check(&self) {
-        self.store.check();
-        self.mappings.check();
+        self.store.check(self.persistent_tag());
+        self.mappings.check(&self.pages);
         self.pages.check();
     }
 }

@@ -1,15 +1,18 @@
 //! What the tests of the heap share, and a fork at every step of every critical section.
 
 use super::Heap;
-use crate::base::size_class::{Class, FIRST_LARGE_CLASS};
+use crate::base::size_class::{Class, FIRST_LARGE_CLASS, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
 use crate::base::sync::paused::{Pause, has_come, stop_at};
-use crate::lockfree::header::{Block, NONE};
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Block, Memory, NONE};
 use crate::pages::chunk::CHUNK_BYTES;
+use crate::pages::registry::Backing;
 use crate::persistent::cache::Cache;
 use crate::request::close::Survivors;
 use crate::request::control::Opening;
 use std::boxed::Box;
+use std::string::String;
 use std::vec::Vec;
 
 pub fn new_heap() -> &'static Heap {
@@ -229,4 +232,78 @@ fn a_fork_by_who_holds_a_lock_leaves_it_held() {
         use_after_fork(heap, &one_of_everything(heap, &cache));
     });
     assert_eq!(status, 0);
+}
+
+/// What a child says that is ended by a walker.
+fn last_words(run: impl FnOnce()) -> String {
+    let mut pipe = [0; 2];
+    // SAFETY: `pipe` is writable.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    let status = status_of_a_child(|| {
+        // SAFETY: the descriptors are open.
+        unsafe { libc::dup2(pipe[1], libc::STDERR_FILENO) };
+        run();
+    });
+    let mut text = [0_u8; 300];
+    // SAFETY: the descriptors are open, and `text` is writable.
+    let length = unsafe {
+        libc::close(pipe[1]);
+        let length = libc::read(pipe[0], text.as_mut_ptr().cast(), text.len());
+        libc::close(pipe[0]);
+        length
+    };
+    let said = String::from_utf8_lossy(&text[..length.unsigned_abs()]).into_owned();
+    assert_eq!(libc::WTERMSIG(status), libc::SIGABRT, "status {status}: {said}");
+    said
+}
+
+#[test]
+fn walkers_find_what_contradicts_itself() {
+    let heap = new_heap();
+    heap.set_up();
+    let cache = new_cache(heap);
+    let class = Class::from_index(2).unwrap();
+    let alloc = || heap.alloc_persistent(Some(&cache), class).block;
+    let blocks: Vec<Block> = (0..1000).map(|_| alloc()).collect();
+    let of_page = blocks[0];
+    blocks.iter().skip(1).for_each(|&block| free(heap, &cache, block));
+    let mapping = heap.alloc_persistent_mapped(3 << 20, PAYLOAD_ALIGN).block;
+    let mapped = heap.find(mapping).span;
+    free(heap, &cache, mapping);
+    let overwrite = || {
+        blocks.iter().skip(1).for_each(|&block| Raw.header(block).store(0, Ordering::Relaxed));
+    };
+    heap.check();
+    cache.check();
+    assert!(cache.has_previous(class));
+
+    let said = last_words(|| {
+        cache.bins.bin(class).take_all();
+        overwrite();
+        cache.check();
+    });
+    assert!(said.starts_with("rqmalloc: header overwritten"), "previous magazine: {said}");
+    let said = last_words(|| {
+        overwrite();
+        heap.check();
+    });
+    assert!(said.starts_with("rqmalloc: header overwritten"), "depot: {said}");
+    let broken = |name: &str, run: &dyn Fn()| {
+        let said = last_words(|| {
+            run();
+            heap.check();
+        });
+        assert!(
+            said.starts_with(&std::format!("rqmalloc: broken invariant (name {name},")),
+            "{said}"
+        );
+    };
+    broken("span that a page names", &|| heap.find(of_page).span.set_bytes(0));
+    broken("registration of a cached mapping", &|| {
+        heap.pages.registry.remove(mapped.base(), CHUNK_BYTES);
+    });
+    broken("registered address", &|| match heap.pages.registry.find(of_page) {
+        Some(Backing::Chunk(chunk)) => chunk.place(chunk.base() + CHUNK_BYTES, chunk.number()),
+        _ => unreachable!(),
+    });
 }

@@ -4,6 +4,7 @@
 //! worth while. Chunks stand in groups of 64 that are never unmapped, so that a searcher holding a
 //! stale chunk finds no free page in it, or free pages of its successor.
 
+use crate::base::fatal;
 use crate::base::os;
 use crate::base::size_class::{
     FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, MAX_CLASS_BYTES, PAGE_BYTES, pages_for,
@@ -345,15 +346,21 @@ impl PageHeap {
         })
     }
 
-    /// Looks at what every page names; fatal when it is a descriptor of nothing. Other threads may
-    /// take and give pages meanwhile.
+    /// Looks at the registry and at what every page names; fatal when it is a descriptor of nothing or of
+    /// other pages. Other threads may take and give pages meanwhile.
     pub fn check(&self) {
+        self.registry.check();
         for chunk in self.groups().flat_map(|group| &group.chunks) {
             for page in 0..PAGES_PER_CHUNK {
                 let Some(span) = chunk.span(page) else { continue };
-                let still_named = || chunk.span(page).is_some_and(|now| core::ptr::eq(now, span));
-                if span.kind() == SpanKind::Free && still_named() && span.kind() == SpanKind::Free {
-                    crate::base::fatal::broken("kind of a span in use", span.base(), page);
+                let is_still_named =
+                    || chunk.span(page).is_some_and(|now| core::ptr::eq(now, span));
+                let names_it = || {
+                    let address = chunk.base() + page * PAGE_BYTES;
+                    span.kind() != SpanKind::Free && span.base() <= address && address < span.end()
+                };
+                if !names_it() && is_still_named() && !names_it() {
+                    fatal::broken("span that a page names", span.base(), page);
                 }
             }
         }

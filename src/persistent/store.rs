@@ -3,9 +3,11 @@
 //!
 //! Blocks with a span of their own are not kept here: a free one's span goes back at once.
 
+use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
+use crate::blocks::bin::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
@@ -87,7 +89,7 @@ impl Store {
 
     /// Free blocks of `class`, at most about `want`. `tag` is the header of live ones of class 0.
     pub fn take<S: Supply>(&self, class: Class, want: u32, tag: Header, supply: &S) -> Magazine {
-        let free_header = tag.without(LIVE).with_class(class.index());
+        let free_header = free_header(tag, class);
         if class.is_large() {
             let block = self.take_large(class, tag, supply).block;
             if block == NONE {
@@ -242,10 +244,28 @@ impl Store {
         }
     }
 
-    /// Walks every list; fatal when one contradicts itself.
-    pub fn check(&self) {
-        Class::all_shared().for_each(|class| self.slabs(class).check(class));
+    /// Walks every slab and every magazine, whose blocks have this tag but are not live; fatal when one
+    /// contradicts itself.
+    pub fn check(&self, tag: Header) {
+        for class in Class::all_shared() {
+            self.slabs(class).check(class);
+            let free_header = free_header(tag, class);
+            let check_magazine = |magazine: Magazine| {
+                if magazine.is_empty() {
+                    fatal::broken("blocks of a magazine", 0, 1);
+                }
+                check_list("blocks of a magazine", magazine, free_header);
+            };
+            if let Err((name, left, right)) = self.depot(class).check(check_magazine) {
+                fatal::broken(name, left as usize, right as usize);
+            }
+        }
     }
+}
+
+/// The header of a free block, where live ones of class 0 have this tag.
+fn free_header(tag: Header, class: Class) -> Header {
+    tag.without(LIVE).with_class(class.index())
 }
 
 /// Gives the spans of free large blocks back.
