@@ -4,6 +4,7 @@ use super::Heap;
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Memory, PERSISTENT};
+use crate::request::Host;
 use crate::request::close::{self, Outcome, Survivors};
 use crate::request::control::{Control, Opening};
 
@@ -38,5 +39,20 @@ impl Heap {
         Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Release);
         found.span.own.kept.store(true, Ordering::Relaxed);
         control.kept.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Host for Heap {
+    fn charge_warm(&self, bytes: usize) -> bool {
+        self.controls.charge_warm(bytes)
+    }
+
+    fn refund_warm(&self, bytes: usize) {
+        self.controls.refund_warm(bytes);
+    }
+
+    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R {
+        let _guard = self.controls.large_lock(control).lock();
+        change()
     }
 }

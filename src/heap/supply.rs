@@ -73,19 +73,6 @@ impl Supply for Heap {
     fn give_mapping(&self, span: &Span) {
         self.mappings.give(&self.pages, span, os::coarse_milliseconds());
     }
-
-    fn charge_warm(&self, bytes: usize) -> bool {
-        self.controls.charge_warm(bytes)
-    }
-
-    fn refund_warm(&self, bytes: usize) {
-        self.controls.refund_warm(bytes);
-    }
-
-    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R {
-        let _guard = self.controls.large_lock(control).lock();
-        change()
-    }
 }
 
 #[cfg(test)]

@@ -26,10 +26,4 @@ pub trait Supply {
     fn give_descriptor(&self, span: &Span);
     /// Gives the mapping of a mapped block back.
     fn give_mapping(&self, span: &Span);
-    /// Whether `bytes` more may stay with pooled control blocks.
-    fn charge_warm(&self, bytes: usize) -> bool;
-    /// So much less stays with pooled control blocks.
-    fn refund_warm(&self, bytes: usize);
-    /// Runs `change` on the lists of large blocks of a request, alone.
-    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R;
 }

@@ -9,7 +9,7 @@ mod limit;
 pub mod sweep;
 mod walk;
 
-pub use crate::pages::supply::Supply;
+use crate::pages::supply::Supply;
 
 /// Why a request gets no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,4 +18,14 @@ pub enum Shortage {
     Limit,
     /// The system has no more memory.
     Memory,
+}
+
+/// The heap, as its requests know it: where their spans come from, and what they share.
+pub trait Host: Supply {
+    /// Whether `bytes` more may stay with pooled control blocks.
+    fn charge_warm(&self, bytes: usize) -> bool;
+    /// So much less stays with pooled control blocks.
+    fn refund_warm(&self, bytes: usize);
+    /// Runs `change` on the list of large blocks of the request with this control block, alone.
+    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R;
 }

@@ -12,7 +12,7 @@
 //! - **W2** A sweep costs a look at every block of those regions; it is not tried again until the
 //!   request has cut new blocks from a thirty-second part of them, or from more, if sweeps are in vain.
 
-use super::Supply;
+use super::Host;
 use super::control::Control;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
@@ -77,7 +77,7 @@ impl<'c> Occupied<'c> {
 
 /// Sweeps the lane the caller is in and those nobody is in.
 #[cold]
-pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
+pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let held_bytes = held_bytes(control, lane);
     control.take_all_handed_on(lane);
     let occupied = Occupied::take(control, lane);
@@ -143,7 +143,7 @@ struct Piece {
 }
 
 /// Sweeps the regions of one lane; the bytes that went back or were joined to larger blocks.
-fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usize {
+fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize {
     let id = control.id();
     let mut gained = 0;
     for region in swept.take_regions_where(|region| is_one_piece(region, id)) {

@@ -1,6 +1,6 @@
 //! Walks over everything that a request has.
 
-use super::Supply;
+use super::Host;
 use super::control::Control;
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{Ordering, fence};
@@ -60,7 +60,7 @@ impl Control {
     /// Visits the blocks that were not freed and that nobody persisted. Leaves out the lanes that other
     /// threads are in. A record that is there stays readable during the visit: large blocks that have
     /// one do not move, and are not released without the lock that is held meanwhile.
-    pub fn each_leak<S: Supply>(
+    pub fn each_leak<S: Host>(
         &self,
         inside: Option<&Lane>,
         supply: &S,
