@@ -3,7 +3,7 @@
 //! | field of `Bins` | written by | read by |
 //! |---|---|---|
 //! | `bins[..].head` | the thread the bins are active in | the same |
-//! | `bins[..].count`, `bump`, `carved` | the same | anybody, for figures |
+//! | `bins[..].count`, `bump`, `cut_count` | the same | anybody, for figures |
 //! | `bins[..].cap` | the same; of a lane, whoever enters another lane of its request | the same |
 //! | `tag`, `kind`, `cache` | who makes or opens the bins | the thread they are active in |
 //!

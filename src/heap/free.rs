@@ -36,10 +36,10 @@ impl Heap {
             Place::Slab(class) => self.free_persistent(found, class, cache),
             Place::Region(class, control) => self.free_in_region(found, class, control, lane),
             Place::Large(_, control) => {
-                self.free_on_list(found, Some(control), |span| self.give_span(span));
+                self.free_large(found, Some(control), |span| self.give_span(span));
             }
             Place::Mapped(control) => {
-                self.free_on_list(found, control, |span| self.give_mapping(span));
+                self.free_large(found, control, |span| self.give_mapping(span));
             }
         }
     }
@@ -88,9 +88,9 @@ impl Heap {
         }
     }
 
-    /// Frees a block with pages of its own, which go by `give`; those of a request are on its list, or
-    /// were taken off it by its closer.
-    fn free_on_list(&self, found: &Found<'_>, control: Option<&Control>, give: impl FnOnce(&Span)) {
+    /// Frees a large or mapped block, whose pages go by `give`; one of a request is on its list, or was
+    /// taken off it by its closer.
+    fn free_large(&self, found: &Found<'_>, control: Option<&Control>, give: impl FnOnce(&Span)) {
         let live = found.header;
         let free = live.without(OF_LIVE).0;
         let word = Raw.header(found.block);

@@ -8,7 +8,7 @@ use crate::request::control::Control;
 /// How often idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
 
-/// A block's bytes for the figures of the process.
+/// What the process has, but for the thread caches.
 #[derive(Clone, Copy, Default)]
 pub struct HeapFigures {
     /// Bytes mapped from the system.

@@ -299,6 +299,9 @@ fn walkers_find_what_contradicts_itself() {
         );
     };
     broken("span that a page names", &|| heap.find(of_page).span.set_bytes(0));
+    broken("span that a page names", &|| {
+        heap.pages.registry.remove(of_page & !(CHUNK_BYTES - 1), CHUNK_BYTES);
+    });
     broken("registration of a cached mapping", &|| {
         heap.pages.registry.remove(mapped.base(), CHUNK_BYTES);
     });

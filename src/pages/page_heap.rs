@@ -347,7 +347,7 @@ impl PageHeap {
     }
 
     /// Looks at the registry and at what every page names; fatal when it is a descriptor of nothing or of
-    /// other pages. Other threads may take and give pages meanwhile.
+    /// other pages, or when the registry does not know the chunk. Other threads may take and give pages meanwhile.
     pub fn check(&self) {
         self.registry.check();
         for chunk in self.groups().flat_map(|group| &group.chunks) {
@@ -357,7 +357,9 @@ impl PageHeap {
                     || chunk.span(page).is_some_and(|now| core::ptr::eq(now, span));
                 let names_it = || {
                     let address = chunk.base() + page * PAGE_BYTES;
-                    span.kind() != SpanKind::Free && span.base() <= address && address < span.end()
+                    self.chunk_of(address).is_some_and(|there| core::ptr::eq(there, chunk))
+                        && span.kind() != SpanKind::Free
+                        && (span.base()..span.end()).contains(&address)
                 };
                 if !names_it() && is_still_named() && !names_it() {
                     fatal::broken("span that a page names", span.base(), page);

@@ -32,7 +32,7 @@ pub struct Slabs {
     listed: Lock<Listed>,
 }
 
-/// What a carve took under the lock; the blocks are linked outside it, where page faults are free.
+/// What `take_listed` took under the lock; the blocks are linked outside it, where page faults are free.
 struct Cut {
     recycled: Magazine,
     fresh_base: usize,
@@ -143,7 +143,7 @@ impl Slabs {
         let listed = self.listed.lock();
         let mut idle = 0;
         let mut at = listed.first;
-        // SAFETY: as in `cut`.
+        // SAFETY: as in `take_listed`.
         while let Some(span) = unsafe { at.as_ref() } {
             if span.kind() != SpanKind::Slab || span.class_index() != class.index() {
                 fatal::broken("class of a listed slab", span.class_index(), class.index());
@@ -174,7 +174,7 @@ fn repair(listed: &mut Listed, class: Class) {
     }
     listed.idle_count = 0;
     let (mut previous, mut at) = (null(), listed.first);
-    // SAFETY: as in `cut`.
+    // SAFETY: as in `take_listed`.
     while let Some(span) = unsafe { at.as_ref() } {
         span.previous.set(previous);
         span.slab.listed.set(true);
