@@ -3,7 +3,7 @@
 //!
 //! The types are the shipped ones; what joins them here (`finish`, `free_from_outside`, ..) follows
 //! the functions of the same name in `src/request/close.rs`, `src/request/control.rs` and
-//! `src/heap.rs` line by line, without figures.
+//! `src/heap/free.rs` line by line, without figures.
 
 use loom::sync::Arc;
 use loom::thread;

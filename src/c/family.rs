@@ -2,16 +2,16 @@
 //! each block remembers. `zend` and `capi` are made of these.
 
 use crate::api::bailout::Bailout;
-use crate::api::global::{PAYLOAD_ALIGN, pointer};
+use crate::api::global::pointer;
 use crate::api::limit::LimitExceeded;
 use crate::base::fatal;
-use crate::base::size_class::{Class, MAX_TABLE_BYTES};
+use crate::base::size_class::{Class, MAX_TABLE_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Freed, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::Site;
-use crate::heap::Found;
+use crate::heap::found::Found;
 use crate::lockfree::header::{Block, EARLY, Header, LARGE, Memory, NONE};
 use crate::request::control::Control;
 use crate::thread::{self, HEAP, slow};
@@ -46,7 +46,7 @@ impl Family {
     /// What a block's header says.
     fn of(found: &Found<'_>) -> Self {
         // A block that was persisted is its request's, whichever family frees it.
-        let is_persistent = found.span.owner() == 0 && !found.header.has(EARLY);
+        let is_persistent = found.control().is_none() && !found.header.has(EARLY);
         Self::of_flag(is_persistent)
     }
 
@@ -213,7 +213,7 @@ pub unsafe fn resize(
         return Err(failure(allocated, found.control(), size));
     }
     // A survivor, or an early block: it is persistent now, and of the family it was of.
-    if Family::of(&found) == Family::Request && HEAP.find(fresh).span.owner() == 0 {
+    if Family::of(&found) == Family::Request && HEAP.find(fresh).control().is_none() {
         make_early(fresh);
     }
     let count = capacity.min(size).min(copy_size);

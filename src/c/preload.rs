@@ -9,9 +9,10 @@
 //! library's own names (`__libc_malloc`) serve from here always: a `malloc` that wraps them gets
 //! blocks of this allocator.
 
-use crate::api::global::{PAYLOAD_ALIGN, pointer};
+use crate::api::global::pointer;
 use crate::api::report::{Stats, stats};
 use crate::base::fatal;
+use crate::base::size_class::PAYLOAD_ALIGN;
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use crate::blocks::bin::Kind;
 use crate::blocks::trace::Site;

@@ -10,7 +10,7 @@
 //! 4. whoever brings a span's count to zero gives its pages back and drops its hold;
 //! 5. whoever drops the last hold recycles the control block.
 
-use super::Supply;
+use super::Host;
 use super::control::Control;
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
@@ -50,7 +50,7 @@ pub struct Outcome {
 }
 
 /// Finishes a request whose last handle the caller dropped; nobody is in any of its lanes.
-pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
+pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
     let keeps_blocks = match survivors {
         Survivors::Live => true,
         Survivors::Kept => control.kept.load(Ordering::Relaxed),
@@ -83,7 +83,7 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
 }
 
 /// Empties a lane; its regions stay with the control block as far as the process's cap allows.
-fn reset_lane<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
+fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     if lane.is_untouched(control.has_one_lane()) {
         return;
     }
@@ -104,7 +104,7 @@ fn reset_lane<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
 }
 
 /// Gives the regions back that stayed with a pooled control block; their bytes.
-pub fn release_warm<S: Supply>(control: &Control, supply: &S) -> usize {
+pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
     let mut bytes = 0;
     for region in control.lanes().flat_map(Lane::take_all_warm) {
         bytes += region.bytes();
@@ -115,7 +115,7 @@ pub fn release_warm<S: Supply>(control: &Control, supply: &S) -> usize {
 }
 
 /// A region leaves the control block for good.
-pub fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
+pub fn uncharge<S: Host>(control: &Control, region: &Span, supply: &S) {
     let charged = region.region.warm_bytes.get();
     if charged != 0 {
         region.region.warm_bytes.set(0);
@@ -124,7 +124,7 @@ pub fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
     }
 }
 
-fn release_large<S: Supply>(control: &Control, supply: &S) {
+fn release_large<S: Host>(control: &Control, supply: &S) {
     let mut next = control.large.replace(null());
     // SAFETY: the list holds type-stable descriptors; the caller's contract (end) or the count
     // (close) says that nobody frees a large block any more.
@@ -136,7 +136,7 @@ fn release_large<S: Supply>(control: &Control, supply: &S) {
 
 /// Gives the span or the mapping of a large block back. A header that still says live tells a later
 /// free that the request is over, one that does not tells it that the block was freed.
-pub fn release_large_span<S: Supply>(span: &Span, supply: &S) {
+pub fn release_large_span<S: Host>(span: &Span, supply: &S) {
     match span.kind() {
         SpanKind::Mapped => supply.give_mapping(span),
         _ => supply.give_span(span),
@@ -144,7 +144,7 @@ pub fn release_large_span<S: Supply>(span: &Span, supply: &S) {
 }
 
 #[cold]
-fn keep_survivors<S: Supply>(
+fn keep_survivors<S: Host>(
     control: &Control,
     supply: &S,
     survivors: Survivors,
@@ -209,7 +209,7 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
 }
 
 /// Turns a region into a survivor span, or gives it back. Returns the bytes that stay pinned.
-fn keep_region<S: Supply>(control: &Control, supply: &S, region: &Span, found: &Scan) -> usize {
+fn keep_region<S: Host>(control: &Control, supply: &S, region: &Span, found: &Scan) -> usize {
     if found.surviving_blocks == 0 {
         region.region.count.settle(0);
         supply.give_span(region);
@@ -228,7 +228,7 @@ fn keep_region<S: Supply>(control: &Control, supply: &S, region: &Span, found: &
     pinned
 }
 
-fn give_pages_where<S: Supply>(supply: &S, region: &Span, pages: usize, mask: u32) {
+fn give_pages_where<S: Host>(supply: &S, region: &Span, pages: usize, mask: u32) {
     let mut page = 0;
     while page < pages {
         let rest = mask >> page;
@@ -244,7 +244,7 @@ fn give_pages_where<S: Supply>(supply: &S, region: &Span, pages: usize, mask: u3
 
 /// The last survivor of a span is gone. `true`: so is the last of the request, and the control
 /// block is the caller's to recycle.
-pub fn release_survivor_span<S: Supply>(control: &Control, supply: &S, region: &Span) -> bool {
+pub fn release_survivor_span<S: Host>(control: &Control, supply: &S, region: &Span) -> bool {
     let pages = region.bytes() / PAGE_BYTES;
     let held = region.region.held_pages.load(Ordering::Relaxed);
     give_pages_where(supply, region, pages, held);
@@ -252,12 +252,7 @@ pub fn release_survivor_span<S: Supply>(control: &Control, supply: &S, region: &
     control.holds.drop_one()
 }
 
-fn keep_large<S: Supply>(
-    control: &Control,
-    supply: &S,
-    survivors: Survivors,
-    outcome: &mut Outcome,
-) {
+fn keep_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outcome: &mut Outcome) {
     let mut doomed: *const Span = null();
     supply.with_large_lock(control.address(), || {
         let mut next = control.large.replace(null());

@@ -18,7 +18,7 @@
 //!   the request was opened, or since it was measured anew.
 
 use super::limit::{Bound, DEFAULT_RESERVE, limit_pages};
-use super::{Shortage, Supply, close, sweep};
+use super::{Host, Shortage, close, sweep};
 use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::blocks::bin::Kind;
@@ -387,7 +387,7 @@ impl Control {
     /// A block that the lane's bins and region have no room for, and whether its payload reads as zero.
     /// `asked_bytes` is what the caller wants it for.
     #[cold]
-    pub fn alloc_slow<S: Supply>(
+    pub fn alloc_slow<S: Host>(
         &self,
         lane: &Lane,
         class: Class,
@@ -408,7 +408,7 @@ impl Control {
         Err(Shortage::Limit)
     }
 
-    fn alloc_shared<S: Supply>(
+    fn alloc_shared<S: Host>(
         &self,
         lane: &Lane,
         class: Class,
@@ -466,7 +466,7 @@ impl Control {
     }
 
     /// Cuts from a new region from now on. `false`: over the bound, or no memory.
-    fn adopt_region<S: Supply>(
+    fn adopt_region<S: Host>(
         &self,
         lane: &Lane,
         class: Class,
@@ -574,7 +574,7 @@ impl Control {
     }
 
     /// Gives a region back that no block of is in use.
-    pub fn release_region<S: Supply>(&self, region: &Span, supply: &S) {
+    pub fn release_region<S: Host>(&self, region: &Span, supply: &S) {
         close::uncharge(self, region, supply);
         supply.give_span(region);
     }
@@ -602,7 +602,7 @@ impl Control {
 
     /// A region that is charged for: one of an earlier request, else a long one, else one that is just
     /// long enough.
-    fn take_region<'l, S: Supply>(
+    fn take_region<'l, S: Host>(
         &'l self,
         lane: &'l Lane,
         stride: usize,

@@ -2,8 +2,8 @@
 //! the request's list.
 
 use super::control::Control;
-use super::{Shortage, Supply};
-use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
+use super::{Host, Shortage};
+use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, PAGE_BYTES};
 use crate::base::sync::{Ordering, step};
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory};
@@ -14,7 +14,7 @@ use core::ptr::null;
 
 impl Control {
     /// A block with a span of its own, and whether its payload reads as zero.
-    pub(super) fn alloc_large<S: Supply>(
+    pub(super) fn alloc_large<S: Host>(
         &self,
         lane: &Lane,
         class: Class,
@@ -32,7 +32,7 @@ impl Control {
             self.refund(bytes);
             return Err(Shortage::Memory);
         };
-        let block = span.base() + 2 * HEADER_BYTES;
+        let block = span.base() + FIRST_PAYLOAD_OFFSET;
         let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
         Raw.header(block).store(header.0, Ordering::Relaxed);
         self.link_large(span, bytes, supply);
@@ -41,7 +41,7 @@ impl Control {
     }
 
     /// Puts the span of a large block, which is charged for so many bytes, on the request's list.
-    pub fn link_large<S: Supply>(&self, span: &Span, charged_bytes: usize, supply: &S) {
+    pub fn link_large<S: Host>(&self, span: &Span, charged_bytes: usize, supply: &S) {
         supply.with_large_lock(self.address(), || {
             let second = self.large.get();
             span.previous.set(null());
@@ -81,7 +81,7 @@ impl Control {
 
     /// Takes a large block's span off the list and counts it out; `false`: a closer has done so.
     /// Afterwards the request may be over (L3).
-    pub fn unlink_large<S: Supply>(&self, span: &Span, supply: &S) -> bool {
+    pub fn unlink_large<S: Host>(&self, span: &Span, supply: &S) -> bool {
         supply.with_large_lock(self.address(), || {
             if span.own.detached.get() {
                 return false;

@@ -5,7 +5,7 @@
 use crate::base::quantity::{Blocks, Bytes};
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::blocks::trace::{FRAME_COUNT, Site, Trace};
-use crate::request::Supply;
+use crate::request::Host;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::fmt;
@@ -96,7 +96,7 @@ const SITE_BYTES: usize = 1024;
 
 /// Looks at every block of the request that nobody else can touch. `inside` is the lane that the caller
 /// is in, if any. `Err`: there is no memory for more than the sums.
-pub fn collect<S: Supply>(
+pub fn collect<S: Host>(
     control: &Control,
     inside: Option<&Lane>,
     supply: &S,
@@ -129,7 +129,7 @@ fn can_describe(site_count: usize) -> bool {
 type Tallies = [(u64, usize); CLASS_COUNT + 1];
 
 /// Counts by class and collects the records, as far as there is room: nothing allocates meanwhile.
-fn tally<S: Supply>(
+fn tally<S: Host>(
     control: &Control,
     inside: Option<&Lane>,
     supply: &S,

@@ -4,7 +4,7 @@
 //! request is marked, or refused. Reclaiming that was in vain is not tried again before enough was freed
 //! that it may be worth it. See `budget` for the words that decide.
 
-use super::Supply;
+use super::Host;
 use super::control::Control;
 use super::sweep;
 use crate::base::size_class::PAGE_BYTES;
@@ -87,7 +87,7 @@ impl Control {
     }
 
     /// Charges, and reclaims first where the request has come to its mark or limit.
-    pub fn charge_or_reclaim<S: Supply>(
+    pub fn charge_or_reclaim<S: Host>(
         &self,
         lane: &Lane,
         bytes: usize,
@@ -111,7 +111,7 @@ impl Control {
 
     /// Charges for a block that grows, whoever resizes it. A caller outside has no lane to reclaim in, so
     /// it comes to the mark at most: it can visit and try again.
-    pub fn charge_growth<S: Supply>(
+    pub fn charge_growth<S: Host>(
         &self,
         lane: Option<&Lane>,
         bytes: usize,
@@ -168,7 +168,7 @@ impl Control {
 
     /// Sets the limit, `usize::MAX` for none, after reclaiming if need be. `false`: more is in use, and
     /// nothing has changed.
-    pub fn set_limit<S: Supply>(&self, lane: Option<&Lane>, bytes: usize, supply: &S) -> bool {
+    pub fn set_limit<S: Host>(&self, lane: Option<&Lane>, bytes: usize, supply: &S) -> bool {
         let pages = limit_pages(bytes);
         if !self.budget.set_limit(pages) {
             let Some(lane) = lane else { return false };
@@ -197,14 +197,14 @@ impl Control {
     /// Gives back the regions that only free blocks are in, and makes room in the others, if the free
     /// blocks are worth so many bytes together. Returns the bytes of pages that went; `None`: it was not
     /// worth it.
-    pub fn reclaim<S: Supply>(&self, lane: &Lane, worth_bytes: usize, supply: &S) -> Option<usize> {
+    pub fn reclaim<S: Host>(&self, lane: &Lane, worth_bytes: usize, supply: &S) -> Option<usize> {
         let held_bytes = self.held_bytes(lane);
         (held_bytes > 0 && held_bytes >= worth_bytes).then(|| self.sweep(lane, supply))
     }
 
     /// The same before the request is marked or refused memory: unless it was in vain, and too little
     /// was freed since.
-    pub(super) fn reclaim_at_bound<S: Supply>(
+    pub(super) fn reclaim_at_bound<S: Host>(
         &self,
         lane: &Lane,
         worth_bytes: usize,
@@ -229,7 +229,7 @@ impl Control {
         self.lanes().map(|lane| lane.held().1).sum()
     }
 
-    fn sweep<S: Supply>(&self, lane: &Lane, supply: &S) -> usize {
+    fn sweep<S: Host>(&self, lane: &Lane, supply: &S) -> usize {
         let before = self.footprint_bytes();
         sweep::sweep(self, lane, supply);
         let went_bytes = before.saturating_sub(self.footprint_bytes());

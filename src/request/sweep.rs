@@ -12,13 +12,13 @@
 //! - **W2** A sweep costs a look at every block of those regions; it is not tried again until the
 //!   request has cut new blocks from a thirty-second part of them, or from more, if sweeps are in vain.
 
-use super::Supply;
+use super::Host;
 use super::control::Control;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
-use crate::pages::span::Span;
+use crate::pages::span::{Span, SpanKind};
 use crate::request::lane::{Lane, walk};
 
 /// A request smaller than this is not worth the walk.
@@ -77,7 +77,7 @@ impl<'c> Occupied<'c> {
 
 /// Sweeps the lane the caller is in and those nobody is in.
 #[cold]
-pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
+pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let held_bytes = held_bytes(control, lane);
     control.take_all_handed_on(lane);
     let occupied = Occupied::take(control, lane);
@@ -89,7 +89,8 @@ pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
     }
     // A block whose region is not walked by this sweep stays where it is (W1).
     let is_swept = |block| {
-        has_one_lane || supply.region_of(block).region.sweeper.load(Ordering::Relaxed) == sweeper
+        let region = || supply.span_of_free(block, SpanKind::Region);
+        has_one_lane || region().region.sweeper.load(Ordering::Relaxed) == sweeper
     };
     occupied.each().for_each(|other| mark_bins(other, is_swept));
     let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
@@ -142,7 +143,7 @@ struct Piece {
 }
 
 /// Sweeps the regions of one lane; the bytes that went back or were joined to larger blocks.
-fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usize {
+fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize {
     let id = control.id();
     let mut gained = 0;
     for region in swept.take_regions_where(|region| is_one_piece(region, id)) {

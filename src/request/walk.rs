@@ -1,8 +1,8 @@
 //! Walks over everything that a request has.
 
-use super::Supply;
+use super::Host;
 use super::control::Control;
-use crate::base::size_class::{Class, HEADER_BYTES};
+use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{Ordering, fence};
 use crate::lockfree::header::{Block, FREED, LIVE, PERSISTENT, TRACED};
 use crate::pages::span::{Span, SpanKind};
@@ -29,7 +29,7 @@ impl Leak {
             .flatten();
         let traced_bytes = span.own.traced_bytes.load(Ordering::Acquire);
         Self {
-            block: span.base() + 2 * HEADER_BYTES,
+            block: span.base() + FIRST_PAYLOAD_OFFSET,
             block_bytes: class.map_or(span.mapping.asked_bytes.get(), Class::payload_bytes),
             class,
             traced_bytes: (traced_bytes != 0).then_some(traced_bytes),
@@ -60,7 +60,7 @@ impl Control {
     /// Visits the blocks that were not freed and that nobody persisted. Leaves out the lanes that other
     /// threads are in. A record that is there stays readable during the visit: large blocks that have
     /// one do not move, and are not released without the lock that is held meanwhile.
-    pub fn each_leak<S: Supply>(
+    pub fn each_leak<S: Host>(
         &self,
         inside: Option<&Lane>,
         supply: &S,

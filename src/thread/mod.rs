@@ -31,8 +31,10 @@ use crate::base::fatal::Line;
 use crate::base::os;
 use crate::base::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Gauge, Lock, Ordering};
 use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::identity::SERIALS_PER_DRAW;
 use crate::blocks::trace::Site;
-use crate::heap::{Heap, SERIALS_PER_DRAW, TICK_MILLISECONDS};
+use crate::heap::Heap;
+use crate::heap::idle::TICK_MILLISECONDS;
 use crate::lockfree::header::NONE;
 use crate::lockfree::pool::{Pool, Successors};
 use crate::lockfree::refusals::Refusals;
@@ -168,7 +170,7 @@ fn take_thread() -> Option<&'static Thread> {
         // SAFETY: only threads are pooled here.
         return Some(unsafe { &*with_exposed_provenance::<Thread>(address) });
     }
-    let address = HEAP.pages.descriptors.take(size_of::<Thread>())?;
+    let address = HEAP.take_descriptor_memory(size_of::<Thread>())?;
     let place = with_exposed_provenance_mut::<Thread>(address);
     // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for what
     // holds an enum or is not all zeros when empty: written here.
@@ -303,7 +305,7 @@ impl Thread {
         let lane = match self.lane_inside(control) {
             Some(lane) => lane,
             None => {
-                let lane = control.enter(|bytes| HEAP.pages.descriptors.take(bytes))?;
+                let lane = control.enter(|bytes| HEAP.take_descriptor_memory(bytes))?;
                 lane.occupant.set(self.address());
                 lane
             }

@@ -3,13 +3,13 @@
 use super::{HEAP, REFUSALS, Thread, current, current_control, current_or_start};
 use crate::base::fatal;
 use crate::base::os;
-use crate::base::size_class::Class;
+use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
-use crate::blocks::trace::{Site, Trace};
-use crate::heap::{Found, needed_size, padded_size};
+use crate::blocks::trace::{Site, Trace, needed_size};
+use crate::heap::found::Found;
 use crate::lockfree::header::{Block, Header, Memory, NONE, TRACED};
 use crate::request::Shortage;
 use crate::request::control::Control;
@@ -25,7 +25,7 @@ pub fn allocate_persistent(thread: Option<&Thread>, size: usize, align: usize) -
     let allocated = match padded_size(size, align).map(Class::of) {
         None => Allocated::NOTHING,
         Some(Some(class)) => HEAP.alloc_persistent(thread.map(|thread| &thread.cache), class),
-        Some(None) => HEAP.alloc_mapped(size, align),
+        Some(None) => HEAP.alloc_persistent_mapped(size, align),
     };
     align_block(allocated, align)
 }
@@ -94,13 +94,13 @@ fn allocate_in(
 fn allocate_plain(control: &Control, lane: &Lane, size: usize, align: usize) -> Allocated {
     let Some(padded) = padded_size(size, align) else { return Allocated::NOTHING };
     let Some(class) = Class::of(padded) else {
-        return HEAP.alloc_mapped_in(control, lane, size, align);
+        return HEAP.alloc_of_request_mapped(control, lane, size, align);
     };
     let popped = lane.bins.alloc(class);
     if popped != NONE {
         return Allocated::used(popped);
     }
-    HEAP.alloc_in(control, lane, class, size)
+    HEAP.alloc_of_request(control, lane, class, size)
 }
 
 /// A block with the record of where it was allocated behind it.
@@ -113,7 +113,7 @@ fn allocate_traced(
     align: usize,
 ) -> Allocated {
     let Some(needed) = needed_size(size, align, true) else { return Allocated::NOTHING };
-    let allocated = allocate_plain(control, lane, needed, 16);
+    let allocated = allocate_plain(control, lane, needed, PAYLOAD_ALIGN);
     if allocated.block == NONE {
         return allocated;
     }
@@ -145,7 +145,7 @@ fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: u
 /// Moves the payload up to its alignment and writes the word that leads back.
 fn align_block(allocated: Allocated, align: usize) -> Allocated {
     let block = allocated.block;
-    if align <= 16 || block % align == 0 || block == NONE {
+    if align <= PAYLOAD_ALIGN || block % align == 0 || block == NONE {
         return allocated;
     }
     let payload = block.next_multiple_of(align);
@@ -157,7 +157,7 @@ fn align_block(allocated: Allocated, align: usize) -> Allocated {
 /// Frees what `allocate_persistent` gave the thread for itself; `NONE` is ignored.
 pub fn free_persistent(thread: Option<&Thread>, block: Block) {
     if block != NONE {
-        HEAP.free_found(&HEAP.find(block), thread.map(|thread| &thread.cache), None);
+        HEAP.free(&HEAP.find(block), thread.map(|thread| &thread.cache), None);
     }
 }
 
@@ -174,7 +174,7 @@ pub fn free_slow(payload: usize, size: usize, align: usize) {
 /// Frees a block that was found and judged.
 pub fn free_found(thread: Option<&Thread>, found: &Found<'_>) {
     let lane = thread.and_then(Thread::active_lane).map(|(_, lane)| lane);
-    HEAP.free_found(found, thread.map(|thread| &thread.cache), lane);
+    HEAP.free(found, thread.map(|thread| &thread.cache), lane);
 }
 
 /// A bin is over its cap: of the cache, or of the lane this thread is in.
@@ -184,7 +184,7 @@ pub fn bin_full_slow(bins: &Bins, class: Class) {
     let Some(thread) = current() else { return };
     thread.tick();
     if bins.kind() != Kind::Lane {
-        return HEAP.bin_full(&thread.cache, class);
+        return HEAP.spill(&thread.cache, class);
     }
     if let Some((control, lane)) = thread.active_lane() {
         control.lane_bin_full(lane, class);
@@ -210,7 +210,7 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
         }
         return payload;
     }
-    if align > 16 {
+    if align > PAYLOAD_ALIGN {
         return NONE;
     }
     let thread = current();
@@ -237,7 +237,7 @@ fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) ->
         return None;
     }
     thread.visited.set(control);
-    let lane = control.enter(|bytes| HEAP.pages.descriptors.take(bytes));
+    let lane = control.enter(|bytes| HEAP.take_descriptor_memory(bytes));
     let result = lane.map(|lane| {
         lane.bins.set_cache(&raw const thread.cache.bins);
         let result = f(lane);
