@@ -24,8 +24,8 @@ use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
 use crate::persistent::cache::Cache;
 use crate::persistent::slab::Slabs;
-use crate::request::close::{self, Outcome, Survivors};
 use crate::request::control::{Control, ControlMemory, Opening};
+use crate::request::finish::{self, Outcome, Survivors};
 use crate::request::lane::Lane;
 use crate::request::{Shortage, Supply};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
@@ -369,7 +369,7 @@ impl Heap {
         class: Class,
         asked_bytes: usize,
     ) -> Allocated {
-        match control.alloc_slow(lane, class, asked_bytes, self) {
+        match control.alloc_refilling(lane, class, asked_bytes, self) {
             Ok((block, zeroed)) => Allocated::new(block, zeroed),
             Err(Shortage::Limit) => Allocated::REFUSED,
             Err(Shortage::Memory) => Allocated::NOTHING,
@@ -647,7 +647,7 @@ impl Heap {
             return;
         }
         let span = found.span;
-        if span.region.count.drop_one() && close::release_survivor_span(control, self, span) {
+        if span.region.count.drop_one() && finish::release_survivor_span(control, self, span) {
             self.recycle(control);
         }
     }
@@ -665,7 +665,7 @@ impl Heap {
                 // SAFETY: the owner is a control block, kept by this block until now (Q1).
                 let control = unsafe { Control::at(owner) };
                 if !control.unlink_large(found.span, self) {
-                    close::release_large_span(found.span, self);
+                    finish::release_large_span(found.span, self);
                     if control.holds.drop_one() {
                         self.recycle(control);
                     }
@@ -673,7 +673,7 @@ impl Heap {
                 }
             }
         }
-        close::release_large_span(found.span, self);
+        finish::release_large_span(found.span, self);
     }
 
     /// Makes a large or mapped block longer or shorter where it is, or moves its pages; the block, or
@@ -794,7 +794,7 @@ impl Heap {
 
     /// Finishes a request whose last handle the caller dropped.
     pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
-        close::finish(control, self, survivors)
+        finish::finish(control, self, survivors)
     }
 
     /// Decrees that a live block of a request outlives it. Fatal when it is no live block.
@@ -913,7 +913,7 @@ impl Heap {
         let emptied = Pool::new();
         while let Some(address) = self.controls.take(&ControlMemory) {
             // SAFETY: only control blocks are pooled here; this one is the caller's now.
-            close::release_warm(unsafe { Control::at(address) }, self);
+            finish::release_warm(unsafe { Control::at(address) }, self);
             emptied.put(&ControlMemory, address);
         }
         while let Some(address) = emptied.take(&ControlMemory) {
@@ -923,7 +923,7 @@ impl Heap {
 
     /// Gives the warm regions of one idle control block back.
     pub fn release_warm_of(&self, control: &Control) {
-        close::release_warm(control, self);
+        finish::release_warm(control, self);
     }
 
     /// The process's figures but for the thread caches.
