@@ -3,8 +3,8 @@
 
 use crate::api::report::{Report, RequestId};
 use crate::api::request::{finish, open, report_of};
-use crate::request::close::Survivors;
 use crate::request::control::{Control, Opening};
+use crate::request::finish::Survivors;
 use crate::thread::finish::{drop_handle, drop_only_handle};
 use crate::thread::{self, EntryKind};
 use std::alloc::{Layout, handle_alloc_error};

@@ -5,8 +5,8 @@
 //! held. Every fatal text is in this file, once.
 
 pub use super::failure::*;
-use super::line::Value::{self, Address, Count, Text, Word};
 pub use super::line::Line;
+use super::line::Value::{self, Address, Count, Text, Word};
 
 /// Ends the process with this line.
 #[cold]

@@ -59,7 +59,7 @@ impl Heap {
         class: Class,
         asked_bytes: usize,
     ) -> Allocated {
-        match control.alloc_slow(lane, class, asked_bytes, self) {
+        match control.alloc_refilling(lane, class, asked_bytes, self) {
             Ok((block, zeroed)) => Allocated::new(block, zeroed),
             Err(Shortage::Limit) => Allocated::REFUSED,
             Err(Shortage::Memory) => Allocated::NOTHING,

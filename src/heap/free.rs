@@ -11,8 +11,8 @@ use crate::lockfree::header::{Block, Claim, FREED, Header, Memory, OF_LIVE, clai
 use crate::pages::span::Span;
 use crate::pages::supply::Supply;
 use crate::persistent::cache::Cache;
-use crate::request::close;
 use crate::request::control::Control;
+use crate::request::finish;
 use crate::request::lane::Lane;
 
 impl Heap {
@@ -83,7 +83,7 @@ impl Heap {
             return;
         }
         let span = found.span;
-        if span.region.count.drop_one() && close::release_survivor_span(control, self, span) {
+        if span.region.count.drop_one() && finish::release_survivor_span(control, self, span) {
             self.recycle(control);
         }
     }

@@ -2,8 +2,8 @@
 
 use super::Heap;
 use crate::base::sync::Ordering;
-use crate::request::close;
 use crate::request::control::Control;
+use crate::request::finish;
 
 /// How often idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
@@ -55,7 +55,7 @@ impl Heap {
 
     /// Gives the warm regions of one idle control block back.
     pub fn release_warm_of(&self, control: &Control) {
-        close::release_warm(control, self);
+        finish::release_warm(control, self);
     }
 
     /// The process's figures but for the thread caches.

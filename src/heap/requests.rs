@@ -5,8 +5,8 @@ use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Memory, PERSISTENT};
 use crate::request::Host;
-use crate::request::close::{self, Outcome, Survivors};
 use crate::request::control::{Control, Opening};
+use crate::request::finish::{self, Outcome, Survivors};
 
 impl Heap {
     /// A control block that is the caller's alone. `None`: the system has no more memory.
@@ -28,7 +28,7 @@ impl Heap {
 
     /// Finishes a request whose last handle the caller dropped.
     pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
-        close::finish(control, self, survivors)
+        finish::finish(control, self, survivors)
     }
 
     /// Decrees that a live block of a request outlives it. Fatal when it is no live block.

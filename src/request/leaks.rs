@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-/// What a request has not freed. Its `Display` is for a person: a line in all, one for each size class,
-/// and where the request traces its leaks one for each place and size, equal ones folded.
+/// What a request has not freed. Its `Display` is for a person: a line in all, one for each size
+/// class, and where the request traces its leaks one for each place and size, equal ones folded.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Leaks {
@@ -88,14 +88,14 @@ impl fmt::Display for Leaks {
 /// Room for records beyond those that the request's figures promise.
 const SPARE_TRACES: usize = 64;
 
-/// What describing a request takes at the most, but for its places: if there is not so much, nothing is
-/// described.
+/// What describing a request takes at the most, but for its places: if there is not so much,
+/// nothing is described.
 const DESCRIPTION_BYTES: usize = 64 * 1024;
 /// What a place and what leads to it take.
 const SITE_BYTES: usize = 1024;
 
-/// Looks at every block of the request that nobody else can touch. `inside` is the lane that the caller
-/// is in, if any. `Err`: there is no memory for more than the sums.
+/// Looks at every block of the request that nobody else can touch. `inside` is the lane that the
+/// caller is in, if any. `Err`: there is no memory for more than the sums.
 pub fn collect<S: Host>(
     control: &Control,
     inside: Option<&Lane>,
@@ -242,8 +242,8 @@ fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
     last.map_or_else(unknown, |frame| std::format!("{frame:#x}"))
 }
 
-/// Whether a source file is the standard library's: it was built elsewhere, or its source is installed
-/// with the toolchain.
+/// Whether a source file is the standard library's: it was built elsewhere, or its source is
+/// installed with the toolchain.
 #[cfg(feature = "trace")]
 fn is_file_of_std(file: &std::path::Path) -> bool {
     let of_toolchain = std::path::Path::new("lib/rustlib/src/rust/library");

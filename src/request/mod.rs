@@ -1,13 +1,24 @@
 //! Requests: their control block, and what becomes of their memory when they are over.
 
+// The parts of a control block, which do not know it.
+mod span_list;
 pub mod lane;
-pub mod close;
+mod strays;
+mod exchange;
+mod footprint;
+mod warm;
+mod pace;
+mod lanes;
+mod large_list;
+// Their sum.
 pub mod control;
-mod large;
-pub mod leaks;
-mod limit;
-pub mod sweep;
+// What is done with it.
 mod walk;
+mod sweep;
+mod reclaim;
+mod alloc;
+pub mod finish;
+pub mod leaks;
 
 use crate::pages::supply::Supply;
 

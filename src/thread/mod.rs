@@ -326,7 +326,7 @@ impl Thread {
     #[inline]
     pub fn lane_inside<'c>(&self, control: &'c Control) -> Option<&'c Lane> {
         let is_here = |lane: &&Lane| lane.occupant.get() == self.address();
-        let first = Some(&control.first).filter(is_here);
+        let first = Some(&control.lanes.first).filter(is_here);
         if first.is_some() || control.has_one_lane() {
             first
         } else {

@@ -11,17 +11,16 @@
 //! 5. whoever drops the last hold recycles the control block.
 
 use super::Host;
-use super::control::Control;
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{LIVE, Memory, PERSISTENT};
 use crate::pages::span::{Span, SpanKind};
+use crate::request::control::Control;
 use crate::request::lane::{Lane, walk};
+use crate::request::span_list::SpanList;
+use core::cell::Cell;
 use core::ptr::null;
-
-/// Most bytes of regions that stay with one control block.
-const MAX_WARM_BYTES: usize = 1024 * 1024;
 
 /// Which blocks stay.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,16 +54,16 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
         Survivors::Live => true,
         Survivors::Kept => control.kept.load(Ordering::Relaxed),
     };
-    let strays = control.strays.list.close();
+    let strays = control.strays.close();
     let (stray_blocks, stray_bytes) = if keeps_blocks {
         // Drained blocks must not look live to the walk. Whoever frees from now on is counted live.
-        control.absorb(&control.first, strays);
-        control.take_all_handed_on(&control.first);
+        control.strays.absorb(&control.lanes.first, strays);
+        control.take_all_handed_on(&control.lanes.first);
         (0, 0)
     } else {
-        control.stray_figures()
+        control.strays.pending.figures()
     };
-    let out = control.out_of_lanes();
+    let out = control.lanes.out();
     let (large_count, large_bytes) = control.large_figures();
     let live_in_regions = (out.blocks - stray_blocks).max(0) as usize;
     let bytes_in_regions = (out.bytes - stray_bytes).max(0) as usize;
@@ -72,7 +71,9 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
         return keep_survivors(control, supply, survivors, live_in_regions);
     }
     release_large(control, supply);
-    control.forget_handed_on();
+    if !control.has_one_lane() {
+        control.exchange.forget_handed_on();
+    }
     control.lanes().for_each(|lane| reset_lane(control, lane, supply));
     Outcome {
         freed_blocks: live_in_regions + large_count,
@@ -88,16 +89,9 @@ fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
         return;
     }
     lane.reset(|region| {
-        let bytes = region.bytes();
-        let is_charged = region.region.warm_bytes.get() != 0;
-        let stays = is_charged
-            || (control.warm_bytes.load(Ordering::Relaxed) + bytes <= MAX_WARM_BYTES
-                && supply.charge_warm(bytes));
+        let stays = control.warm.keeps(region, supply);
         if !stays {
             supply.give_span(region);
-        } else if !is_charged {
-            region.region.warm_bytes.set(bytes);
-            control.warm_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         stays
     });
@@ -108,30 +102,16 @@ pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
     let mut bytes = 0;
     for region in control.lanes().flat_map(Lane::take_all_warm) {
         bytes += region.bytes();
-        uncharge(control, region, supply);
+        control.warm.let_go(region, supply);
         supply.give_span(region);
     }
     bytes
 }
 
-/// A region leaves the control block for good.
-pub fn uncharge<S: Host>(control: &Control, region: &Span, supply: &S) {
-    let charged = region.region.warm_bytes.get();
-    if charged != 0 {
-        region.region.warm_bytes.set(0);
-        control.warm_bytes.fetch_sub(charged, Ordering::Relaxed);
-        supply.refund_warm(charged);
-    }
-}
-
 fn release_large<S: Host>(control: &Control, supply: &S) {
-    let mut next = control.large.replace(null());
-    // SAFETY: the list holds type-stable descriptors; the caller's contract (end) or the count
-    // (close) says that nobody frees a large block any more.
-    while let Some(span) = unsafe { next.as_ref() } {
-        next = span.next.get();
-        release_large_span(span, supply);
-    }
+    // Without the lock: the caller's contract (end) or the count (close, L3) says that nobody frees
+    // a large block any more.
+    control.large.take_all().for_each(|span| release_large_span(span, supply));
 }
 
 /// Gives the span or the mapping of a large block back. A header that still says live tells a later
@@ -154,7 +134,7 @@ fn keep_survivors<S: Host>(
     control.holds.begin();
     let mut left = live_in_regions;
     for region in control.lanes().flat_map(Lane::take_regions) {
-        uncharge(control, region, supply);
+        control.warm.let_go(region, supply);
         let found = scan(region, control.id(), survivors, left);
         left -= found.surviving_blocks + found.freed_blocks;
         outcome.freed_blocks += found.freed_blocks;
@@ -192,7 +172,7 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
         if survivors == Survivors::Live || header.has(PERSISTENT) {
             let start = block - HEADER_BYTES - region.base();
             let (first, last) = (start / PAGE_BYTES, (start + stride - 1) / PAGE_BYTES);
-            found.held_pages |= (u32::MAX >> (31 - (last - first))) << first;
+            found.held_pages |= pages_mask(first, last);
             found.surviving_blocks += 1;
             found.surviving_bytes += stride;
         } else {
@@ -206,6 +186,11 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
         }
     }
     found
+}
+
+/// The bits of `Span::held_pages` from one page to another.
+fn pages_mask(first: usize, last: usize) -> u32 {
+    (u32::MAX >> (u32::BITS as usize - 1 - (last - first))) << first
 }
 
 /// Turns a region into a survivor span, or gives it back. Returns the bytes that stay pinned.
@@ -253,12 +238,9 @@ pub fn release_survivor_span<S: Host>(control: &Control, supply: &S, region: &Sp
 }
 
 fn keep_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outcome: &mut Outcome) {
-    let mut doomed: *const Span = null();
+    let doomed: Cell<*const Span> = Cell::new(null());
     supply.with_large_lock(control.address(), || {
-        let mut next = control.large.replace(null());
-        // SAFETY: the list holds type-stable descriptors, guarded by the lock.
-        while let Some(span) = unsafe { next.as_ref() } {
-            next = span.next.get();
+        for span in control.large.take_all() {
             // By the descriptor: the block's owner may be moving its pages.
             if survivors == Survivors::Live || span.own.kept.load(Ordering::Relaxed) {
                 outcome.surviving_blocks += 1;
@@ -269,14 +251,11 @@ fn keep_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outc
             } else {
                 outcome.freed_blocks += 1;
                 outcome.freed_bytes += span.own.charged_bytes.get();
-                span.next.set(doomed);
-                doomed = span;
+                span.next.set(doomed.replace(span));
             }
         }
     });
-    // SAFETY: taken off the list above: the caller's alone.
-    while let Some(span) = unsafe { doomed.as_ref() } {
-        doomed = span.next.get();
-        release_large_span(span, supply);
-    }
+    // SAFETY: descriptors that were taken off the list above: the caller's alone.
+    let doomed = unsafe { SpanList::from(doomed.get()) };
+    doomed.for_each(|span| release_large_span(span, supply));
 }
