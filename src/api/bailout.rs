@@ -4,6 +4,7 @@
 use crate::api::limit::LimitExceeded;
 use crate::api::request::{Request, persistent};
 use crate::base::fatal;
+use crate::thread::life::current_or_start;
 use crate::thread::{self, Thread};
 use core::fmt;
 use core::panic::AssertUnwindSafe;
@@ -86,7 +87,7 @@ pub(crate) struct Catching(Option<&'static Thread>);
 
 impl Catching {
     pub(crate) fn new() -> Self {
-        let thread = thread::current_or_start();
+        let thread = current_or_start();
         if let Some(thread) = thread {
             thread.catching_count.set(thread.catching_count.get() + 1);
         }
