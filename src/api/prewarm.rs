@@ -1,6 +1,6 @@
 //! `prewarm`: what the standard library creates once and keeps is created outside requests.
 
-use crate::thread::finish::in_persistent;
+use crate::thread::callbacks::in_persistent;
 use core::fmt::{self, Write};
 use core::time::Duration;
 use std::backtrace::{Backtrace, BacktraceStatus};

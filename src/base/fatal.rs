@@ -4,8 +4,7 @@
 //! `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and any lock may be
 //! held. Every fatal text is in this file, once.
 
-pub use super::failure::*;
-pub use super::line::Line;
+use super::line::Line;
 use super::line::Value::{self, Address, Count, Text, Word};
 
 /// Ends the process with this line.
