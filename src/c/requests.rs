@@ -97,6 +97,8 @@ pub unsafe extern "C" fn rq_close_request(report: *mut CReport) {
     unsafe { finish(Survivors::Live, report, "rq_close_request") }
 }
 
+/// # Safety
+/// As the functions above; `place` is null or can be written.
 unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
     let Some(report) = hooks::finish(survivors) else { fatal::no_request(call) };
     let Report {
