@@ -28,7 +28,7 @@ impl RequestBuilder {
     /// How many bytes of pages the request may hold: its footprint, free blocks in its pages included.
     /// At the limit, after what is free inside the request was looked through, allocation returns null:
     /// `try_reserve` is an error, most other Rust code ends the process. Long before that, at the
-    /// [`reserve`](Self::reserve), the request is marked, which [`check`],
+    /// [`reserve`](Self::reserve), the request is marked, which [`check`](crate::check),
     /// [`catch`](Request::catch) and scopes see. Suspended while the thread panics and in `on_end`
     /// callbacks. ZendMM's `memory_limit`.
     pub fn memory_limit(mut self, bytes: usize) -> Self {

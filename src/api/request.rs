@@ -304,7 +304,5 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    let owner = HEAP.find(payload).span.owner();
-    // SAFETY: a span's owner is a control block, kept by its live block.
-    (owner != 0).then(|| RequestId(unsafe { Control::at(owner) }.serial()))
+    HEAP.find(payload).control().map(|control| RequestId(control.serial()))
 }

@@ -97,8 +97,10 @@ pub unsafe extern "C" fn rq_close_request(report: *mut CReport) {
     unsafe { finish(Survivors::Live, report, "rq_close_request") }
 }
 
+/// Leaves this thread's innermost request and writes the report where there is a place for it.
+///
 /// # Safety
-/// As the functions above; `place` is null or can be written.
+/// `place` is null or can be written; with [`Survivors::Kept`], as [`rq_end_request`].
 unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
     let Some(report) = hooks::finish(survivors) else { fatal::no_request(call) };
     let Report {
