@@ -10,8 +10,8 @@
 //! - **B1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the
 //!   frame of depth `d` came. A dead frame is taken off by that, without a look at it.
 //! - **B2** Every frame is of the suspension in which it came (`Thread::suspension`). One of an earlier
-//!   suspension than the thread's is out of reach: whatever called back may be jumped over by nobody. One
-//!   of a later suspension is dead: that one is over.
+//!   suspension than the thread's is out of reach: the Rust frames that called back lie between. One of a
+//!   later suspension is dead: that suspension is over.
 
 use crate::lockfree::header::NONE;
 use crate::thread::persistent::{alloc_persistent, free_persistent};
