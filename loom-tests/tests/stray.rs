@@ -1,4 +1,4 @@
-//! `stray` and the first steps in `block`: blocks come back from outside while others drain or
+//! `stray`, and the first steps in `header`: blocks come back from outside while others drain or
 //! close.
 
 use loom::sync::Arc;
@@ -22,7 +22,7 @@ impl Model {
         Arc::new(Self { list, memory: Blocks::new(count, Header::tag(1, LIVE)) })
     }
 
-    /// A free from outside, as far as the list goes.
+    /// Frees a block from outside, up to the push.
     fn free(&self, index: usize) -> Result<(), Closed> {
         let block = self.memory.block(index);
         self.memory.use_payload(block);
@@ -30,14 +30,14 @@ impl Model {
         self.list.push(&self.memory, block, block)
     }
 
-    /// What a drainer does with what it took: the blocks are its own now. Their indices.
+    /// Makes the drained blocks the drainer's own, and returns their indices.
     fn take_in(&self, chain: Chain) -> Vec<usize> {
         chain
             .blocks(&self.memory)
             .map(|block| {
                 settle_stray(&self.memory, block);
                 self.memory.use_payload(block);
-                assert!(!self.memory.look(block).has(LIVE | FREED), "H3: drained is free");
+                assert!(!self.memory.look(block).has(LIVE | FREED), "H3: a drained block is free");
                 self.memory.index(block)
             })
             .collect()
@@ -80,7 +80,7 @@ fn two_strays_against_drain() {
     });
 }
 
-/// Two lanes drain at once: a block goes to one of them.
+/// Two lanes drain at once: each block goes to one of them.
 #[test]
 fn stray_push_against_two_drains() {
     explore(4, || {
@@ -115,8 +115,8 @@ fn chain_pushed_against_drain() {
     });
 }
 
-/// Each push is either in the closer's chain, with all the pusher did before, or refused and its
-/// block still live for the closer to count (S2).
+/// Each push is either in the closer's chain, with everything the pusher did before, or refused,
+/// with its block still live for the closer to count (S2).
 #[test]
 fn stray_push_against_close() {
     explore(4, || {
@@ -134,7 +134,7 @@ fn stray_push_against_close() {
     });
 }
 
-/// Of two frees of one block one puts it on the list; the other one is the fault it is.
+/// Of two frees of one block, one puts it on the list; the other finds it `AlreadyFreed`.
 #[test]
 fn double_free_by_two_threads() {
     explore(4, || {
@@ -151,7 +151,7 @@ fn double_free_by_two_threads() {
         let freer = thread::spawn(move || free(&other));
         let claims = [free(&model), freer.join().unwrap()];
         let taken = claims.iter().filter(|&&claim| claim == Claim::Taken).count();
-        assert_eq!(taken, 1, "of all the frees of one block exactly one is `Taken`");
+        assert_eq!(taken, 1, "of all frees of one block exactly one is `Taken`");
         model.assert_taken(model.take_in(model.list.drain()), 0..1);
     });
 }

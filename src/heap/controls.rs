@@ -6,31 +6,31 @@ use crate::pages::descriptors::DescriptorMemory;
 use crate::request::control::{Control, ControlMemory};
 use core::ptr::null_mut;
 
-/// Bytes of regions that may stay with all pooled control blocks together.
+/// Most bytes of regions that stay with all pooled control blocks together.
 const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
-/// Locks of the lists of large blocks: requests share them by address.
+/// Locks of the lists of large blocks; requests share them by address.
 const LARGE_LOCK_COUNT: usize = 16;
-/// Control blocks at neighbouring multiples of this have different locks.
+/// Control blocks in neighbouring steps of this length have different locks.
 const LARGE_LOCK_STEP_BYTES: usize = 256;
 
 const _: () = assert!(
     size_of::<Control>() >= LARGE_LOCK_STEP_BYTES,
-    "control blocks that were made one after the other have different locks"
+    "control blocks made one after the other have different locks"
 );
 const _: () = assert!(align_of::<Control>() >= ALIGN, "an aligned control block can be pooled");
 
 /// The control blocks.
 pub struct Controls {
     pool: Pool,
-    /// All there ever were, linked by `Control::all_next`.
+    /// All that were ever made, linked by `Control::all_next`.
     all: AtomicPtr<Control>,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
-    /// Bytes of regions that stay with pooled ones.
+    /// Bytes of regions that stay with pooled control blocks.
     warm_bytes: AtomicUsize,
 }
 
 impl Controls {
-    /// There are none.
+    /// Creates an empty pool.
     pub const fn new() -> Self {
         Self {
             pool: Pool::new(),
@@ -40,15 +40,16 @@ impl Controls {
         }
     }
 
-    /// A control block from the pool, else a new one. `None`: the system has no more memory.
+    /// Takes a control block from the pool, else makes a new one. `None`: the system has no more
+    /// memory.
     pub fn take(&self, memory: &DescriptorMemory) -> Option<&'static Control> {
         if let Some(pooled) = self.take_pooled() {
             return Some(pooled);
         }
         let align = align_of::<Control>();
         let address = memory.take(size_of::<Control>() + align - ALIGN)?;
-        // SAFETY: fresh zeroed memory, aligned to `ALIGN`, and longer than a control block by as much as
-        // it may lack.
+        // SAFETY: fresh zeroed memory, aligned to `ALIGN`, and longer than a control block by what
+        // aligning it may take.
         let control = unsafe { Control::make(address.next_multiple_of(align)) };
         control.list_in(&self.all);
         Some(control)
@@ -59,12 +60,12 @@ impl Controls {
         self.pool.take(&ControlMemory).map(|address| unsafe { Control::at(address) })
     }
 
-    /// Puts a control block into the pool whose request is over.
+    /// Puts a control block whose request is over into the pool.
     pub fn put(&self, control: &Control) {
         self.pool.put(&ControlMemory, control.address());
     }
 
-    /// Shows every pooled control block to `visit` while it is out of the pool.
+    /// Calls `visit` with every pooled control block while it is out of the pool.
     pub fn each_pooled(&self, mut visit: impl FnMut(&Control)) {
         let visited = Pool::new();
         while let Some(control) = self.take_pooled() {
@@ -76,28 +77,29 @@ impl Controls {
         }
     }
 
-    /// Every control block there is.
+    /// Returns every control block there is.
     pub fn all(&self) -> impl Iterator<Item = &Control> {
         let mut next: *const Control = self.all.load(Ordering::Acquire);
         core::iter::from_fn(move || {
-            // SAFETY: control blocks are type-stable, and published whole.
+            // SAFETY: null, or a control block (M1), published whole.
             let control = unsafe { next.as_ref()? };
             next = control.all_next();
             Some(control)
         })
     }
 
-    /// The lock of the list of large blocks of the request with the control block at this address.
+    /// Returns the lock of the list of large blocks of the request whose control block is at this
+    /// address.
     pub fn large_lock(&self, control: usize) -> &Lock<()> {
         &self.large_locks[control / LARGE_LOCK_STEP_BYTES % LARGE_LOCK_COUNT]
     }
 
-    /// Bytes of regions that stay with pooled control blocks.
+    /// Returns the bytes of regions that stay with pooled control blocks.
     pub fn warm_bytes(&self) -> usize {
         self.warm_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether `bytes` more may stay with them.
+    /// Charges for `bytes` more that stay with them; `false`: they are over the cap.
     pub fn charge_warm(&self, bytes: usize) -> bool {
         let before = self.warm_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes > MAX_WARM_BYTES {
@@ -107,7 +109,7 @@ impl Controls {
         true
     }
 
-    /// So much less stays with them.
+    /// Notes that `bytes` less stay with them.
     pub fn refund_warm(&self, bytes: usize) {
         self.warm_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -115,7 +117,7 @@ impl Controls {
     /// Makes everything whole in a process that was just forked by a thread that visits `visited`.
     ///
     /// # Safety
-    /// As `Lock::recover`.
+    /// As for `Lock::recover`.
     pub unsafe fn recover(&self, visited: *const Control) {
         for control in self.all() {
             control.handles.recount_visitors(u32::from(core::ptr::eq(control, visited)));

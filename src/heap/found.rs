@@ -1,4 +1,4 @@
-//! A block that came back: what it is, and whose.
+//! A block that came back: what it is, and whose it is.
 
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::blocks::trace::Trace;
@@ -8,21 +8,21 @@ use crate::request::control::Control;
 
 /// A live block, found by a payload and judged: its header and its span agree.
 pub struct Found<'h> {
-    /// Its true payload: not the over-aligned address inside it.
+    /// Its true payload, not an over-aligned address inside it.
     pub block: Block,
     /// Its header.
     pub header: Header,
     /// What its pages are used for.
     pub span: &'h Span,
-    /// Where it lies, of which class it is, and whose.
+    /// Where it lies, which class it has, and whose it is.
     pub place: Place,
 }
 
-/// Where a live block lies. A control block is kept by the live blocks of its request (Q1); it is
-/// type-stable, but another request's once this block is freed.
+/// Where a live block lies. The live blocks of a request keep its control block (Q1); once they are
+/// freed it can still be read (M1), but may be another request's.
 #[derive(Clone, Copy)]
 pub enum Place {
-    /// In a slab; if its class is large, the slab is of this block alone. Persistent.
+    /// In a slab, so persistent; if its class is large, the slab has only this block.
     Slab(Class),
     /// In a region of a request.
     Region(Class, &'static Control),
@@ -33,7 +33,7 @@ pub enum Place {
 }
 
 impl Found<'_> {
-    /// Its class; `None`: it has a mapping of its own.
+    /// Returns its class; `None`: it has a mapping of its own.
     pub fn class(&self) -> Option<Class> {
         match self.place {
             Place::Slab(class) | Place::Region(class, _) | Place::Large(class, _) => Some(class),
@@ -41,7 +41,7 @@ impl Found<'_> {
         }
     }
 
-    /// The control block of the request it belongs to; `None`: it is persistent.
+    /// Returns the control block of its request; `None`: it is persistent.
     pub fn control(&self) -> Option<&'static Control> {
         match self.place {
             Place::Slab(_) => None,
@@ -50,7 +50,7 @@ impl Found<'_> {
         }
     }
 
-    /// Bytes from the payload to the end of its block: what may be used of it.
+    /// Returns the bytes from the payload to the end of its block that may be used.
     pub fn capacity(&self, payload: usize) -> usize {
         let is_traced = self.header.has(TRACED);
         let whole = match self.class() {
@@ -62,7 +62,7 @@ impl Found<'_> {
         whole.saturating_sub(payload - self.block)
     }
 
-    /// Whether a block of this class is as long as this one.
+    /// Whether the block is of this class.
     pub fn is_of_class(&self, class: Class) -> bool {
         self.class() == Some(class)
     }

@@ -1,5 +1,5 @@
-//! One instance of everything: `Heap` is the sum of the parts below it, and its files are the questions
-//! that need more than one of them: what comes from where, and whose a block is that comes back.
+//! The allocator: `Heap` is the sum of the parts below it, and its files answer the questions that
+//! need more than one of them: what comes from where, and whose a block is that comes back.
 
 mod controls;
 pub mod found;
@@ -23,7 +23,7 @@ use crate::pages::page_heap::PageHeap;
 use crate::persistent::store::{SLOTS_BYTES, Store};
 use controls::Controls;
 
-/// Everything.
+/// The allocator: one instance of every part.
 pub struct Heap {
     identity: Identity,
     /// Whether the heap is set up.
@@ -36,7 +36,8 @@ pub struct Heap {
 }
 
 impl Heap {
-    /// Nothing is mapped, and every bit is zero: a static of it costs the binary nothing.
+    /// Creates a heap with nothing mapped and every bit zero: a static of it costs the binary
+    /// nothing.
     pub const fn new() -> Self {
         Self {
             identity: Identity::new(),
@@ -59,7 +60,7 @@ impl Heap {
         if *is_done {
             drop(is_done);
             if let Some(base) = slots {
-                // SAFETY: just mapped, unknown to anybody.
+                // SAFETY: just mapped, and known to nobody else.
                 unsafe { os::unmap(base, SLOTS_BYTES) };
             }
             return;
@@ -74,22 +75,23 @@ impl Heap {
         *is_done = true;
     }
 
-    /// The header of a live persistent block of class 0.
+    /// Returns the header of a live persistent block of class 0.
     pub fn persistent_tag(&self) -> Header {
         self.identity.persistent_tag()
     }
 
-    /// Draws serials for a thread: `SERIALS_PER_DRAW` from the one returned on.
+    /// Draws serials for a thread: `SERIALS_PER_DRAW` of them, from the returned one on.
     pub fn draw_serials(&self) -> u64 {
         self.identity.draw_serials()
     }
 
-    /// Zeroed memory for ever, for what is type-stable. `None`: the system has no more.
+    /// Takes zeroed memory for the life of the process, for what is type-stable (M1). `None`: the
+    /// system has no more.
     pub fn take_descriptor_memory(&self, bytes: usize) -> Option<usize> {
         self.pages.descriptors.take(bytes)
     }
 
-    /// Walks every structure of the process; fatal when one contradicts itself.
+    /// Walks every structure of the process; fatal if one contradicts itself.
     pub fn check(&self) {
         self.store.check(self.persistent_tag());
         self.mappings.check(&self.pages);

@@ -1,4 +1,4 @@
-//! Requests from their control block to what is left of them.
+//! Requests, from their control block to what is left of them.
 
 use super::Heap;
 use crate::base::sync::Ordering;
@@ -9,12 +9,12 @@ use crate::request::control::{Control, Opening};
 use crate::request::finish::{self, Outcome, Survivors};
 
 impl Heap {
-    /// A control block that is the caller's alone. `None`: the system has no more memory.
+    /// Takes a control block, which is the caller's alone. `None`: the system has no more memory.
     pub fn take_control(&self) -> Option<&'static Control> {
         self.controls.take(&self.pages.descriptors)
     }
 
-    /// Puts a control block back whose request is over.
+    /// Puts back a control block whose request is over.
     pub fn recycle(&self, control: &Control) {
         control.retire();
         self.controls.put(control);
@@ -26,16 +26,16 @@ impl Heap {
         control.open(serial, self.identity.id_of(serial), opening);
     }
 
-    /// Finishes a request whose last handle the caller dropped.
+    /// Finishes a request whose last handle the caller has dropped.
     pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
         finish::finish(control, self, survivors)
     }
 
-    /// Decrees that a live block of a request outlives it. Fatal when it is no live block.
+    /// Decrees that a live block of a request outlives it. Fatal if it is not a live block.
     pub fn persist(&self, payload: usize) {
         let found = self.find(payload);
         let Some(control) = found.control() else { return };
-        // A release, for what `TRACED` promises to those who see it in this word.
+        // A release, because of what `TRACED` promises to a thread that sees it in this word.
         Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Release);
         found.span.own.kept.store(true, Ordering::Relaxed);
         control.kept.store(true, Ordering::Relaxed);

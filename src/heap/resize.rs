@@ -1,4 +1,4 @@
-//! Blocks with pages of their own become longer or shorter where they are.
+//! Blocks with pages of their own grow and shrink where they are.
 
 use super::Heap;
 use super::found::{Found, Place};
@@ -13,9 +13,9 @@ use crate::request::Shortage;
 use crate::request::lane::Lane;
 
 impl Heap {
-    /// Makes a large or mapped block longer or shorter where it is, or moves its pages; the block, or
-    /// what stands in the way: only a limit may give way. The block's alignment is at most 16. `lane` is
-    /// the lane of the block's request that the caller is in, if any.
+    /// Makes a large or mapped block longer or shorter where it is, or moves its pages. Returns the
+    /// block, or what is in the way, of which only a limit may give way. The block's alignment is
+    /// at most 16. `lane` is the lane of the block's request that the caller is in, if any.
     pub fn resize_own_pages(
         &self,
         found: &Found<'_>,
@@ -50,7 +50,7 @@ impl Heap {
             if !is_resized {
                 control.refund(growth);
             } else {
-                // A span that is shortened keeps its pages.
+                // A span that shrinks keeps its pages.
                 let charged = if class.is_none() { wanted } else { span.bytes() };
                 control.recharge_large(span, growth, charged);
                 control.note_taken(new_size);
@@ -68,7 +68,7 @@ impl Heap {
 
     fn resize_span(&self, found: &Found<'_>, class: Class) -> bool {
         let pages = class.slab_pages();
-        // A shrunk block keeps its pages unless they are worth something.
+        // A block that shrinks keeps its pages unless more than half of them would go unused.
         let have = pages_for(found.span.bytes());
         if pages > MAX_SPAN_PAGES || pages * 2 < have || !self.pages.extend(found.span, pages) {
             return false;

@@ -1,27 +1,29 @@
-//! How many still need a request, a survivor span, a lane: the words on which the last one decides.
+//! How much still needs a request, a survivor span or a lane: the words that tell which user is the
+//! last.
 //!
 //! Compiled by `loom-tests`. Each type is one word with named transitions:
 //!
-//! | word | who changes it | what its zero means |
+//! | word | changed by | what its zero means |
 //! |---|---|---|
-//! | `Handles` | holders of a `Request` or of an entry; visitors | (no handle:) the request closes |
-//! | `SpanCount` | the closer, and who frees a survivor | the span is nobody's: give it back |
-//! | `Holds` | the closer, and who gives back a survivor span | the control block is recycled |
-//! | `LargeCount` | who allocates and frees large blocks, under their list's lock | the list is empty |
-//! | `Occupancy` | who enters and leaves a lane | (set: a thread allocates from it) |
+//! | `Handles` | holders of a `Request` or of an entry; visitors | (no handle) the request closes |
+//! | `SpanCount` | the closer, and threads that free a survivor | the span is needed no more: give it back |
+//! | `Holds` | the closer, and threads that give back a survivor span | the control block is recycled |
+//! | `LargeCount` | threads that allocate and free large blocks, under their list's lock | the list is empty |
+//! | `Occupancy` | threads that enter and leave a lane | (set: a thread allocates from it) |
 //!
 //! - **L1** Of all transitions of one word, exactly one returns "last"; it happens after everything
-//!   that every other one did before its own.
-//! - **L2** A span count starts when its region is made and is added to when its request is closed: it
-//!   runs below zero by the frees that come while the closer still counts. (Storing it at close would
+//!   that every other thread did before its own.
+//! - **L2** A span count starts when its region is made and is added to when its request is closed:
+//!   frees that come while the closer still counts take it below zero. (Storing it at close would
 //!   lose them.)
-//! - **L3** A large block's request is not over before its count is off, and whoever sees it off sees the
-//!   list without the block.
+//! - **L3** A request is not over before its large blocks are off the count, and a thread that sees
+//!   a block off the count sees the list without it.
 
 use crate::base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, const_fn};
 
-/// How many handles a request has, and how many visitors: threads outside that hold a live block of it
-/// and take another one. Visitors keep nobody from closing it; who does waits for them.
+/// How many handles a request has, and how many visitors: threads outside it that have a live block
+/// of it and take another one. Visitors do not keep other threads from closing it; the closing
+/// thread waits for them.
 pub struct Handles(AtomicU64);
 
 const HANDLES: u64 = u32::MAX as u64;
@@ -35,19 +37,19 @@ impl Handles {
         }
     }
 
-    /// The first handle of a request that nobody else knows yet.
+    /// Counts the first handle of a request that no other thread knows yet.
     #[inline]
     pub fn open(&self) {
         self.0.store(1, Ordering::Relaxed);
     }
 
-    /// One more, by a holder. Returns how many there were.
+    /// Adds a handle, for a thread that has one. Returns how many there were.
     #[inline]
     pub fn add(&self) -> u32 {
         (self.0.fetch_add(1, Ordering::Relaxed) & HANDLES) as u32
     }
 
-    /// One less; `true` for the last one.
+    /// Drops a handle; `true` for the last one.
     #[inline]
     pub fn drop_one(&self) -> bool {
         self.0.fetch_sub(1, Ordering::AcqRel) & HANDLES == 1
@@ -67,8 +69,8 @@ impl Handles {
         false
     }
 
-    /// The last one was dropped, and who is to finish the request has something to do in it first: the
-    /// handle is the caller's again.
+    /// Takes the last handle back, after it was dropped: the thread that is to finish the request
+    /// has something to do in it first.
     pub fn reopen(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -78,8 +80,8 @@ impl Handles {
         (self.0.load(Ordering::Relaxed) & HANDLES) as u32
     }
 
-    /// One more visitor, who has no handle but holds a live block of the request; `false`: the last
-    /// handle is gone, the request is closed or being closed.
+    /// Adds a visitor, which has no handle but a live block of the request. `false`: the last
+    /// handle is gone, so the request is closed or being closed.
     pub fn try_visit(&self) -> bool {
         let mut seen = self.0.load(Ordering::Relaxed);
         while seen & HANDLES != 0 {
@@ -92,7 +94,8 @@ impl Handles {
         false
     }
 
-    /// One visitor less; none is less than none, where `recount_visitors` did not know of this one.
+    /// Removes a visitor. Does nothing if there is none, because `recount_visitors` did not know of
+    /// this one.
     pub fn end_visit(&self) {
         let mut seen = self.0.load(Ordering::Relaxed);
         while seen >= ONE_VISITOR {
@@ -104,13 +107,15 @@ impl Handles {
         }
     }
 
-    /// No visitor is left; who dropped the last handle has the request to itself then. `None`: wait.
+    /// Succeeds once no visitor is left: then the thread that dropped the last handle has the
+    /// request to itself. `None`: wait.
     pub fn try_own(&self) -> Option<()> {
         (self.0.load(Ordering::Acquire) < ONE_VISITOR).then_some(())
     }
 
-    /// Of the visitors only so many are there, in a process that was just forked. What the others were
-    /// doing in a lane is half done, so they keep the request open for good, as threads inside do.
+    /// Keeps only `visitors` of the visitors, in a process that was just forked. What the others
+    /// were doing in a lane is half done, so they keep the request open for good, as threads inside
+    /// do.
     pub fn recount_visitors(&self, visitors: u32) {
         let word = self.0.load(Ordering::Relaxed);
         let lost = (word / ONE_VISITOR).saturating_sub(visitors.into());
@@ -123,17 +128,17 @@ impl Handles {
 pub struct SpanCount(pub AtomicU64);
 
 impl SpanCount {
-    /// The count of a region that is made and not handed out yet (L2).
+    /// Sets up the count of a region that is not handed out yet (L2).
     pub fn arm(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    /// A survivor was freed; `true` when it was the last and the closer is done with the span.
+    /// Counts a survivor's free; `true` if it was the last and the closer is done with the span.
     pub fn drop_one(&self) -> bool {
         self.0.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// The closer has found `live` survivors; `true` when all of them were freed meanwhile.
+    /// Adds the `live` survivors that the closer has found; `true` if all were freed meanwhile.
     pub fn settle(&self, live: u64) -> bool {
         self.0.fetch_add(live, Ordering::AcqRel).wrapping_add(live) == 0
     }
@@ -144,33 +149,33 @@ pub struct LargeCount(AtomicU64);
 
 impl LargeCount {
     const_fn! {
-        /// None.
+        /// No large block.
         pub const fn new() -> Self {
             Self(AtomicU64::new(0))
         }
     }
 
-    /// None, in a request that nobody else knows yet.
+    /// Sets the count of a request that no other thread knows yet to 0.
     pub fn open(&self) {
         self.recount(0);
     }
 
-    /// So many, by the only thread there is.
+    /// Sets the count, in the only thread there is.
     pub fn recount(&self, count: u64) {
         self.0.store(count, Ordering::Relaxed);
     }
 
-    /// One more, on the list by now.
+    /// Adds a block that is on the list by now.
     pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One less: the last thing its free does to the request (L3).
+    /// Takes a block off the count: the last thing its free does to the request (L3).
     pub fn drop_one(&self) {
         self.0.fetch_sub(1, Ordering::Release);
     }
 
-    /// How many there are; at 0 the list is empty for good, for who closes.
+    /// Returns how many there are; once a closer reads 0, the list stays empty.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
@@ -181,23 +186,23 @@ pub struct Holds(AtomicU32);
 
 impl Holds {
     const_fn! {
-        /// Nobody does.
+        /// No hold.
         pub const fn new() -> Self {
             Self(AtomicU32::new(0))
         }
     }
 
-    /// The closer's own hold, for the whole of its walk.
+    /// Begins with the closer's own hold, for the whole of its walk.
     pub fn begin(&self) {
         self.0.store(1, Ordering::Relaxed);
     }
 
-    /// One more span, before its count is settled.
+    /// Adds a span's hold, before its count is settled.
     pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One less; `true` for the last one, who recycles the control block.
+    /// Drops a hold; `true` for the last one, whose thread recycles the control block.
     pub fn drop_one(&self) -> bool {
         self.0.fetch_sub(1, Ordering::AcqRel) == 1
     }
@@ -207,7 +212,7 @@ impl Holds {
 pub struct Occupancy(pub AtomicBool);
 
 impl Occupancy {
-    /// Takes an idle lane and sees all that its last occupant did.
+    /// Takes an idle lane, and sees everything its last occupant did.
     #[inline]
     pub fn try_enter(&self) -> bool {
         !self.is_taken()
@@ -220,7 +225,7 @@ impl Occupancy {
         self.0.store(false, Ordering::Release);
     }
 
-    /// Whether somebody has it just now.
+    /// Returns whether a thread is in the lane now.
     #[inline]
     pub fn is_taken(&self) -> bool {
         self.0.load(Ordering::Relaxed)

@@ -1,12 +1,12 @@
 //! The stray list: blocks of a request on their way back from outside its lanes.
 //!
-//! Compiled by `loom-tests`. Many push, one takes all by a swap. Its word is either `CLOSED` or the
-//! first block.
+//! Compiled by `loom-tests`. Many threads push; one takes all by a swap. The word is either
+//! `CLOSED` or the first block.
 //!
-//! - **S1** After its compare-and-swap succeeds a pusher touches nothing of the request.
-//! - **S2** A pusher that finds the list closed leaves its block's `LIVE` set: the closer counts it,
-//!   and the pusher takes it off the span's count.
-//! - **S3** A swap sees all that every pusher whose block it takes did before.
+//! - **S1** After its compare-and-swap succeeds, a pusher touches nothing of the request.
+//! - **S2** A pusher that finds the list closed leaves its block's `LIVE` set: the closer counts
+//!   it, and the pusher takes it off the span's count.
+//! - **S3** A swap sees everything that every pusher whose block it takes did before.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 use crate::lockfree::header::{Block, Memory, NONE};
@@ -25,7 +25,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The blocks. Each is read before it is handed out, so the caller may overwrite it.
+    /// Returns the blocks. Each is read before it is handed out, so the caller may overwrite it.
     pub fn blocks<'m, M: Memory>(&self, memory: &'m M) -> impl Iterator<Item = Block> + use<'m, M> {
         let mut next = self.first;
         core::iter::from_fn(move || {
@@ -43,19 +43,20 @@ pub struct StrayList(AtomicU64);
 
 impl StrayList {
     const_fn! {
-        /// The list of a control block that no request has yet.
+        /// The list of a control block that has no request yet.
         pub const fn new() -> Self {
             Self(AtomicU64::new(CLOSED))
         }
     }
 
-    /// Opens the list for a new request, which nobody else knows yet.
+    /// Opens the list for a new request, which no other thread knows yet.
     #[inline]
     pub fn open(&self) {
         self.0.store(EMPTY, Ordering::Relaxed);
     }
 
-    /// Pushes blocks that are linked from `first` to `last`.
+    /// Pushes blocks that are linked from `first` to `last`. After success the caller must not
+    /// touch the request (S1).
     pub fn push<M: Memory>(&self, memory: &M, first: Block, last: Block) -> Result<(), Closed> {
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
@@ -75,13 +76,13 @@ impl StrayList {
         }
     }
 
-    /// Whether a drain would find nothing just now.
+    /// Returns whether a drain would find nothing now.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.load(Ordering::Relaxed) == EMPTY
     }
 
-    /// Takes all blocks; the list stays open. Only for who is inside the request, so it is open.
+    /// Takes all blocks; the list stays open. Only called inside the request, so it is open.
     pub fn drain(&self) -> Chain {
         Chain { first: self.0.swap(EMPTY, Ordering::Acquire) as Block }
     }

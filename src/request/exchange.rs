@@ -1,10 +1,10 @@
-//! What the lanes of a request hand on to one another, so that what one frees comes round to the
-//! one that needs it.
+//! What the lanes of a request hand on to one another, so that what one frees reaches the one that
+//! needs it.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
-//! | `lists` | who enters a second lane, once; stays with the control block | who is inside |
-//! | `by_class` | see `stray`: who is inside a lane pushes and drains, nobody closes | |
+//! | `lists` | the thread that enters a second lane, once; stays with the control block | threads inside |
+//! | `by_class` | see `stray`: threads inside a lane push and drain, nobody closes | |
 
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::base::sync::{AtomicPtr, Ordering};
@@ -28,22 +28,22 @@ struct Lists {
 }
 
 const _: () = assert!(NONE == 0, "zeros are empty, open lists");
-const _: () = assert!(align_of::<Lists>() <= ALIGN, "memory for ever is aligned for the lists");
+const _: () = assert!(align_of::<Lists>() <= ALIGN, "descriptor memory is aligned for the lists");
 
 impl Exchange {
-    /// No lists.
+    /// Creates an exchange without lists.
     pub const fn new() -> Self {
         Self { lists: AtomicPtr::new(null_mut()) }
     }
 
-    /// Makes the lists, if there are none, of what `memory` gives: zeroed, for ever. Without memory
-    /// bins are not bounded, and only memory is lost.
+    /// Makes the lists, if there are none yet, of what `memory` returns: zeroed memory for the life
+    /// of the process. Without it bins are not bounded, and only memory is lost.
     pub fn provide(&self, memory: &impl Fn(usize) -> Option<usize>) {
         if self.lists().is_some() {
             return;
         }
         if let Some(address) = memory(size_of::<Lists>()) {
-            // Who loses the race leaves its own unused.
+            // The loser of a race leaves its own lists unused.
             let _ = self.lists.compare_exchange(
                 null_mut(),
                 with_exposed_provenance_mut(address),
@@ -54,22 +54,22 @@ impl Exchange {
     }
 
     fn lists(&self) -> Option<&Lists> {
-        // SAFETY: null, or the lists of this control block, which are for ever; zeros are lists.
+        // SAFETY: null, or the lists of this control block, which are never freed; zeros are lists.
         unsafe { self.lists.load(Ordering::Acquire).as_ref() }
     }
 
-    /// A lane's bin is over its cap: what came last goes round to the other lanes. What the bin
-    /// still has it keeps: it took it when it had nothing.
+    /// Hands on what came last to a lane's bin that is over its cap. The bin keeps the rest: it
+    /// took that when it was empty.
     pub fn relieve(&self, lane: &Lane, class: Class, pending: &Pending) {
         let bin = lane.bins.bin(class);
-        // What the bin took when it had nothing, and the one block that saves the next way here.
+        // Keep the refill batch plus one block, so that the next free does not return here at once.
         let kept = bin.cap().saturating_sub(shared_cap(class)) + 1;
         if bin.count() > kept {
             self.hand_on(lane, class, bin.count() - kept, pending);
         }
     }
 
-    /// Hands on what a lane's bins hold over their usual caps.
+    /// Hands on what a lane's bins have beyond their usual caps.
     pub fn hand_excess_on(&self, lane: &Lane, pending: &Pending) {
         for class in Class::all() {
             let (bin, cap) = (lane.bins.bin(class), shared_cap(class));
@@ -80,7 +80,7 @@ impl Exchange {
         }
     }
 
-    /// Hands on the `count` blocks that came last into a bin that has more.
+    /// Hands on the `count` blocks that came last to a bin that has more.
     fn hand_on(&self, lane: &Lane, class: Class, count: u32, pending: &Pending) {
         let bin = lane.bins.bin(class);
         let Some(lists) = self.lists() else {
@@ -92,8 +92,8 @@ impl Exchange {
         let _ = lists.by_class[class.index()].push(&Raw, first, last);
     }
 
-    /// Takes what other lanes handed on of a class into the lane's empty bin; whether there was
-    /// any.
+    /// Takes the blocks of a class that other lanes handed on into the lane's bin. Returns whether
+    /// there were any.
     pub fn take_handed_on(&self, lane: &Lane, class: Class, pending: &Pending) -> bool {
         let Some(lists) = self.lists() else {
             return false;
@@ -112,14 +112,14 @@ impl Exchange {
         count > 0
     }
 
-    /// Takes all that lanes handed on into one lane's bins.
+    /// Takes everything that lanes handed on into one lane's bins.
     pub fn take_all_handed_on(&self, lane: &Lane, pending: &Pending) {
         Class::all().for_each(|class| {
             self.take_handed_on(lane, class, pending);
         });
     }
 
-    /// Forgets all that lanes handed on: its regions go.
+    /// Forgets everything that lanes handed on, whose regions go.
     pub fn forget_handed_on(&self) {
         if let Some(lists) = self.lists() {
             lists.by_class.iter().for_each(|list| {
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn zeros_are_empty_open_lists() {
-        // SAFETY: atomics of any value; that these are lists is what is tested.
+        // SAFETY: atomics may have any value; that zeros are lists is what is tested.
         let lists: Lists = unsafe { core::mem::zeroed() };
         assert!(lists.by_class.iter().all(StrayList::is_empty));
     }

@@ -1,14 +1,14 @@
 //! What becomes of a request's memory when it is over: *end* frees everything that is not kept,
 //! *close* keeps what is still live.
 //!
-//! Close against a free from outside, step by step (the models in `loom-tests` run this order):
+//! A close against a free from outside, step by step (the models in `loom-tests` run this order):
 //!
-//! 1. the stray list is closed; whoever frees later decrements its span's count (S2, L2);
+//! 1. the stray list is closed; a free that comes later decrements its span's count (S2, L2);
 //! 2. the closer holds the control block for the whole walk (`Holds::begin`);
-//! 3. each region: pages without a survivor go back, the others are noted in `held_pages`, the
-//!    control block is held once more, and only then the count is settled;
-//! 4. whoever brings a span's count to zero gives its pages back and drops its hold;
-//! 5. whoever drops the last hold recycles the control block.
+//! 3. for each region, pages without a survivor go back, the others are noted in `held_pages`, the
+//!    control block is held once more, and only then is the count settled;
+//! 4. the thread that brings a span's count to zero gives its pages back and drops its hold;
+//! 5. the thread that drops the last hold recycles the control block.
 
 use super::Host;
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
@@ -34,7 +34,7 @@ pub enum Survivors {
 /// What a request left behind.
 #[derive(Clone, Copy, Default)]
 pub struct Outcome {
-    /// Blocks that were live and are freed now.
+    /// Blocks that were live and have been freed.
     pub freed_blocks: usize,
     /// Bytes of their strides.
     pub freed_bytes: usize,
@@ -44,11 +44,11 @@ pub struct Outcome {
     pub surviving_bytes: usize,
     /// Bytes of the pages they hold.
     pub pinned_bytes: usize,
-    /// Whether the control block is the caller's to recycle.
+    /// Whether the caller must recycle the control block.
     pub is_over: bool,
 }
 
-/// Finishes a request whose last handle the caller dropped; nobody is in any of its lanes.
+/// Finishes a request whose last handle the caller has dropped; nobody is in any of its lanes.
 pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
     let keeps_blocks = match survivors {
         Survivors::Live => true,
@@ -56,7 +56,7 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
     };
     let strays = control.strays.close();
     let (stray_blocks, stray_bytes) = if keeps_blocks {
-        // Drained blocks must not look live to the walk. Whoever frees from now on is counted live.
+        // Drained blocks must not look live to the walk. What is freed from now on counts as live.
         control.strays.absorb(&control.lanes.first, strays);
         control.take_all_handed_on(&control.lanes.first);
         (0, 0)
@@ -83,7 +83,7 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
     }
 }
 
-/// Empties a lane; its regions stay with the control block as far as the process's cap allows.
+/// Empties a lane; its regions stay with the control block as far as the caps allow.
 fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     if lane.is_untouched(control.has_one_lane()) {
         return;
@@ -97,7 +97,7 @@ fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     });
 }
 
-/// Gives the regions back that stayed with a pooled control block; their bytes.
+/// Gives back the regions that stayed with a pooled control block. Returns their bytes.
 pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
     let mut bytes = 0;
     for region in control.lanes().flat_map(Lane::take_all_warm) {
@@ -109,13 +109,13 @@ pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
 }
 
 fn release_large<S: Host>(control: &Control, supply: &S) {
-    // Without the lock: the caller's contract (end) or the count (close, L3) says that nobody frees
-    // a large block any more.
+    // Without the lock: by the caller's contract (end) or by the count (close, L3), nobody frees a
+    // large block any more.
     control.large.take_all().for_each(|span| release_large_span(span, supply));
 }
 
-/// Gives the span or the mapping of a large block back. A header that still says live tells a later
-/// free that the request is over, one that does not tells it that the block was freed.
+/// Gives back the span or the mapping of a large block. A header that still says live tells a later
+/// free that the request is over; one that does not tells it that the block was freed.
 pub fn release_large_span<S: Host>(span: &Span, supply: &S) {
     match span.kind() {
         SpanKind::Mapped => supply.give_mapping(span),
@@ -148,7 +148,7 @@ fn keep_survivors<S: Host>(
     outcome
 }
 
-/// What a region has.
+/// What was found in a region.
 #[derive(Default)]
 struct Scan {
     surviving_blocks: usize,
@@ -158,7 +158,7 @@ struct Scan {
     held_pages: u32,
 }
 
-/// Looks at every block of a region, until `left` live ones were seen.
+/// Looks at the blocks of a region until `left` live ones have been seen.
 fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
     let mut found = Scan::default();
     if left == 0 {
@@ -176,7 +176,7 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
             found.surviving_blocks += 1;
             found.surviving_bytes += stride;
         } else {
-            // Its page may stay: a stale free must not pass for a survivor's.
+            // Its page may stay, and a stale free must not pass for a survivor's.
             Raw.header(block).store(header.without(LIVE).0, Ordering::Relaxed);
             found.freed_blocks += 1;
             found.freed_bytes += stride;
@@ -188,7 +188,7 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
     found
 }
 
-/// The bits of `Span::held_pages` from one page to another.
+/// Returns the bits of `Span::held_pages` from page `first` to page `last`.
 fn pages_mask(first: usize, last: usize) -> u32 {
     (u32::MAX >> (u32::BITS as usize - 1 - (last - first))) << first
 }
@@ -206,7 +206,7 @@ fn keep_region<S: Host>(control: &Control, supply: &S, region: &Span, found: &Sc
     control.holds.add();
     let pinned = found.held_pages.count_ones() as usize * PAGE_BYTES;
     if region.region.count.settle(found.surviving_blocks as u64) {
-        // The closer's own hold is still there: this cannot be the last.
+        // The closer still has its own hold, so this cannot be the last.
         release_survivor_span(control, supply, region);
         return 0;
     }
@@ -227,8 +227,8 @@ fn give_pages_where<S: Host>(supply: &S, region: &Span, pages: usize, mask: u32)
     }
 }
 
-/// The last survivor of a span is gone. `true`: so is the last of the request, and the control
-/// block is the caller's to recycle.
+/// Releases a span whose last survivor is gone. `true`: that was the last one of the request, and
+/// the caller must recycle the control block.
 pub fn release_survivor_span<S: Host>(control: &Control, supply: &S, region: &Span) -> bool {
     let pages = region.bytes() / PAGE_BYTES;
     let held = region.region.held_pages.load(Ordering::Relaxed);
@@ -241,7 +241,7 @@ fn keep_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outc
     let doomed: Cell<*const Span> = Cell::new(null());
     supply.with_large_lock(control.address(), || {
         for span in control.large.take_all() {
-            // By the descriptor: the block's owner may be moving its pages.
+            // By the descriptor, because the block's owner may be moving its pages.
             if survivors == Survivors::Live || span.own.kept.load(Ordering::Relaxed) {
                 outcome.surviving_blocks += 1;
                 outcome.surviving_bytes += span.own.charged_bytes.get();
@@ -255,7 +255,7 @@ fn keep_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outc
             }
         }
     });
-    // SAFETY: descriptors that were taken off the list above: the caller's alone.
+    // SAFETY: descriptors that were taken off the list above and are the caller's alone (M1).
     let doomed = unsafe { SpanList::from(doomed.get()) };
     doomed.for_each(|span| release_large_span(span, supply));
 }

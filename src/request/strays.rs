@@ -3,7 +3,7 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `list` | see `stray` | |
-//! | `pending` | who pushes, before, and who drains, after: by read-modify-write | anybody |
+//! | `pending` | the pusher, before, and the drainer, after: by read-modify-write | any thread |
 
 use crate::base::size_class::Class;
 use crate::base::sync::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use crate::lockfree::header::{Block, settle_stray};
 use crate::lockfree::stray::{Chain, Closed, StrayList};
 use crate::request::lane::Lane;
 
-/// What came back from outside. Other threads write here: on cache lines of its own.
+/// What came back from outside. Other threads write here, so it has cache lines of its own.
 #[repr(align(128))]
 pub struct Strays {
     list: StrayList,
@@ -21,25 +21,25 @@ pub struct Strays {
 }
 
 impl Strays {
-    /// Closed: no request has the control block yet.
+    /// Creates a closed list: no request has the control block yet.
     pub const fn new() -> Self {
         Self { list: StrayList::new(), pending: Pending::new() }
     }
 
-    /// Opens the list for a new request, which nobody else knows yet.
+    /// Opens the list for a new request that no other thread knows yet.
     #[inline]
     pub fn open(&self) {
         self.pending.open();
         self.list.open();
     }
 
-    /// A block comes back whose header is claimed. `Err`: the request is closed (S2).
+    /// Pushes a block whose header is claimed. `Err`: the request is closed (S2).
     pub fn push(&self, block: Block, class: Class) -> Result<(), Closed> {
         self.pending.add(1, class.stride_bytes());
         self.list.push(&Raw, block, block)
     }
 
-    /// Takes all strays into a lane's bins, if there are any.
+    /// Takes all strays into a lane's bins. Returns whether there were any.
     #[inline]
     pub fn drain_into(&self, lane: &Lane) -> bool {
         let has_strays = !self.list.is_empty();
@@ -65,11 +65,11 @@ impl Strays {
     }
 }
 
-/// Blocks and bytes in one word: a count, and below it units of bytes.
+/// Blocks and bytes in one word: the count above, units of bytes below.
 pub struct Pending(AtomicU64);
 
 const COUNT_SHIFT: u32 = 32;
-/// Every stride is a multiple of it, so that 32 bits count 64 GiB.
+/// The unit of bytes: every stride is a multiple of it, so that 32 bits count 64 GiB.
 const UNIT_BYTES: usize = 16;
 
 impl Pending {
@@ -86,12 +86,12 @@ impl Pending {
         (blocks as u64) << COUNT_SHIFT | (bytes / UNIT_BYTES) as u64
     }
 
-    /// So many blocks leave the bins.
+    /// Counts blocks that leave the bins.
     pub fn add(&self, blocks: usize, bytes: usize) {
         self.0.fetch_add(Self::word(blocks, bytes), Ordering::Relaxed);
     }
 
-    /// So many blocks are in bins again.
+    /// Counts blocks that are in bins again.
     pub fn take(&self, blocks: usize, bytes: usize) {
         self.take_word(Self::word(blocks, bytes));
     }
@@ -100,7 +100,7 @@ impl Pending {
         self.0.fetch_sub(word, Ordering::Relaxed);
     }
 
-    /// Blocks and their bytes just now.
+    /// Returns the blocks and their bytes as of now.
     pub fn figures(&self) -> (isize, isize) {
         let word = self.0.load(Ordering::Relaxed);
         let units = word & ((1 << COUNT_SHIFT) - 1);

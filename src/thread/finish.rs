@@ -1,5 +1,5 @@
-//! How a request is finished: what was asked to run before its memory goes, what it never freed, and
-//! then its memory.
+//! How a request is finished: its callbacks run, what it never freed is reported, and then its
+//! memory goes.
 
 use super::callbacks::{in_persistent, run_callbacks};
 use super::requests::count_finished;
@@ -22,8 +22,9 @@ pub fn drop_handle(control: &'static Control) {
     }
 }
 
-/// Drops the caller's handle if it is the only one, after the callbacks have run: the request is the
-/// caller's to finish. `false`: others are alive, and the handle is still the caller's.
+/// Drops the caller's handle if it is the only one, after the callbacks have run. `true`: the
+/// request is the caller's to finish. `false`: others are alive, and the caller still has its
+/// handle.
 pub fn drop_only_handle(control: &'static Control) -> bool {
     while control.handles.drop_if_only() {
         if control.on_end.is_empty() {
@@ -34,7 +35,8 @@ pub fn drop_only_handle(control: &'static Control) -> bool {
     false
 }
 
-/// Lists on standard error what the request never freed, if its policy says so for such an end.
+/// Lists on standard error what the request never freed, if its policy asks for that after such an
+/// end.
 #[cold]
 fn report_leaks(control: &Control) {
     let policy = control.leaks.get();
@@ -47,7 +49,7 @@ fn report_leaks(control: &Control) {
             write_to_standard_error(std::format!("{leaks}\n").as_bytes());
         }
         Ok(_) => {}
-        // No memory for more than a line.
+        // No memory for more than one line.
         Err(leaks) => {
             let mut line = Line::EMPTY;
             let _ = core::fmt::Write::write_fmt(&mut line, format_args!("{leaks}"));
@@ -56,7 +58,8 @@ fn report_leaks(control: &Control) {
     });
 }
 
-/// Finishes a request whose last handle the caller dropped, and pools its control block.
+/// Finishes a request whose last handle the caller dropped, and pools its control block unless
+/// survivors keep it.
 pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
     if control.handles.try_own().is_none() {
         wait_for(|| control.handles.try_own());

@@ -1,4 +1,4 @@
-//! How a request is opened, and handles of it are made.
+//! How requests are opened, and how handles are added.
 
 use super::life::{current_or_start, drop_handles_by};
 use super::requests::count_opened_without_thread;
@@ -10,7 +10,7 @@ use crate::request::control::{Control, Opening};
 
 pub use super::requests::open_count;
 
-/// What the environment says of all requests, as these flags; 0: it was not looked at yet.
+/// What the environment sets for all requests, as these flags; 0: not read yet.
 static OF_ALL_REQUESTS: AtomicU8 = AtomicU8::new(0);
 const IS_KNOWN: u8 = 1;
 const ARE_TRACED: u8 = 2;
@@ -46,14 +46,14 @@ fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
 
 #[inline]
 fn open_as(control: &Control, serial: u64, opening: &Opening) {
-    // Whoever sees the flags sees what was stored before: how handles are dropped.
+    // A thread that sees the flags also sees what was stored before: how handles are dropped.
     if OF_ALL_REQUESTS.load(Ordering::Acquire) == IS_KNOWN {
         return HEAP.open_request(control, serial, opening);
     }
     open_slow(control, serial, opening);
 }
 
-/// The same for the first request of a process, and where the environment says something of all.
+/// Opens the first request of a process, or any one if the environment sets something for all.
 #[cold]
 fn open_slow(control: &Control, serial: u64, opening: &Opening) {
     drop_handles_by(finish::drop_handle);
@@ -72,8 +72,8 @@ fn open_slow(control: &Control, serial: u64, opening: &Opening) {
     HEAP.open_request(control, serial, &opening);
 }
 
-/// One more handle, for who has one. Fatal when there are so many that counting them would soon fail:
-/// only forgetting handles in a loop gets there.
+/// Adds a handle; the caller has one. Fatal when there are so many that counting them would soon
+/// fail: only forgetting handles in a loop gets there.
 pub fn add_handle(control: &Control) {
     let before = control.handles.add();
     if before > u32::MAX / 2 {
