@@ -1,6 +1,6 @@
 //! `RqMalloc`, the global allocator: the fast paths, and what they fall back to.
 
-use crate::base::size_class::{Class, MAX_TABLE_BYTES};
+use crate::base::size_class::{Class, MAX_TABLE_BYTES, PAYLOAD_ALIGN};
 use crate::blocks::bin::{Bins, Freed};
 use crate::lockfree::header::{Block, NONE};
 use crate::thread::{self, HEAP, route};
@@ -27,9 +27,6 @@ pub struct RqMalloc;
 pub(crate) fn pointer(block: Block) -> *mut u8 {
     if block == NONE { null_mut() } else { with_exposed_provenance_mut(block) }
 }
-
-/// The alignment of every payload: layouts up to it take the fast path.
-pub(crate) const PAYLOAD_ALIGN: usize = 16;
 
 // Under Miri the blocks are the system allocator's, so that programs which install this allocator
 // can still be checked; requests then count nothing.

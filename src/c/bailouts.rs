@@ -7,8 +7,7 @@
 use crate::api::bailout::Bailout;
 use crate::base::failure;
 use crate::base::fatal;
-use crate::base::line::Line;
-use crate::base::line::valid_part;
+use crate::base::line::{Line, valid_part};
 use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
 use crate::c::state::State;
 use crate::c::tries::{TryFrame, stack_here};

@@ -2,11 +2,11 @@
 //! which each block remembers. The functions for C and those of `zend` are made of these.
 
 use crate::api::bailout::Bailout;
-use crate::api::global::{PAYLOAD_ALIGN, pointer};
+use crate::api::global::pointer;
 use crate::api::limit::LimitExceeded;
 use crate::base::fatal;
 use crate::base::os::MIN_PAGE_BYTES;
-use crate::base::size_class::{Class, MAX_TABLE_BYTES};
+use crate::base::size_class::{Class, MAX_TABLE_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Freed, Kind};

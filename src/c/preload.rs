@@ -9,11 +9,12 @@
 //! own names (`__libc_malloc`) always serve from here: a `malloc` that wraps them gets blocks of
 //! this allocator.
 
-use crate::api::global::{PAYLOAD_ALIGN, pointer};
+use crate::api::global::pointer;
 use crate::api::report::stats;
 use crate::base::environment;
 use crate::base::fatal;
 use crate::base::line::Line;
+use crate::base::size_class::PAYLOAD_ALIGN;
 use crate::base::sync::{AtomicBool, Ordering};
 use crate::blocks::bin::Kind;
 use crate::blocks::trace::Site;

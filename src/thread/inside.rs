@@ -5,6 +5,7 @@ use super::entries::{Entry, EntryKind, EntryName};
 use super::persistent::{alloc_persistent, free_persistent};
 use super::sentinels::TRACED;
 use super::{HEAP, Thread, local};
+use crate::base::size_class::PAYLOAD_ALIGN;
 use crate::lockfree::header::NONE;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
@@ -18,7 +19,7 @@ impl Thread {
 
     #[cold]
     fn make_room_slow(&self) -> bool {
-        let block = alloc_persistent(Some(self), self.entries.wanted_bytes(), 16).block;
+        let block = alloc_persistent(Some(self), self.entries.wanted_bytes(), PAYLOAD_ALIGN).block;
         if block == NONE {
             return false;
         }

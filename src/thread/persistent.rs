@@ -1,8 +1,7 @@
 //! Persistent blocks, for a thread whatever is active in it, and for callers without a thread.
 
 use super::{HEAP, Thread};
-use crate::base::size_class::Class;
-use crate::base::size_class::padded_size;
+use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::memory::Raw;
@@ -32,7 +31,7 @@ pub fn free_persistent(thread: Option<&Thread>, block: Block) {
 /// Moves the payload up to its alignment and writes the word that leads back.
 pub fn align_block(allocated: Allocated, align: usize) -> Allocated {
     let block = allocated.block;
-    if align <= 16 || block % align == 0 || block == NONE {
+    if align <= PAYLOAD_ALIGN || block % align == 0 || block == NONE {
         return allocated;
     }
     let payload = block.next_multiple_of(align);

@@ -5,14 +5,12 @@ use super::persistent::{align_block, alloc_persistent};
 use super::refusal::tell_refusal;
 use super::{HEAP, RUNNING_COUNT, Thread, current, current_control};
 use crate::base::os;
-use crate::base::size_class::Class;
-use crate::base::size_class::padded_size;
+use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
-use crate::blocks::trace::needed_size;
-use crate::blocks::trace::{Site, Trace};
+use crate::blocks::trace::{Site, Trace, needed_size};
 use crate::heap::found::Found;
 use crate::heap::idle::TICK_MILLISECONDS;
 use crate::lockfree::header::{Block, Header, Memory, NONE, PERSISTENT, TRACED};
@@ -112,7 +110,7 @@ fn alloc_traced(
     align: usize,
 ) -> Allocated {
     let Some(needed) = needed_size(size, align, true) else { return Allocated::NOTHING };
-    let allocated = alloc_untraced(control, lane, needed, 16);
+    let allocated = alloc_untraced(control, lane, needed, PAYLOAD_ALIGN);
     if allocated.block == NONE {
         return allocated;
     }
@@ -190,7 +188,7 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
         }
         return payload;
     }
-    if align > 16 {
+    if align > PAYLOAD_ALIGN {
         return NONE;
     }
     let thread = current();
