@@ -47,6 +47,14 @@ impl Line {
         line
     }
 
+    /// Composes a text from format arguments; a long one is truncated.
+    pub fn of_arguments(arguments: core::fmt::Arguments<'_>) -> Self {
+        let mut line = Self::EMPTY;
+        // A line's `write_str` never fails.
+        let _ = core::fmt::Write::write_fmt(&mut line, arguments);
+        line
+    }
+
     /// Writes the text to standard error, as a line.
     pub fn print(&self) {
         let mut whole = Self::EMPTY;

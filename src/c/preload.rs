@@ -24,7 +24,6 @@ use crate::c::preload_libraries::find_dlopen;
 use crate::lockfree::header::NONE;
 use crate::thread::{self, route};
 use core::ffi::{c_int, c_void};
-use core::fmt::Write;
 use core::ptr::null_mut;
 
 /// Whether the blocks of a thread inside a request belong to it.
@@ -46,10 +45,7 @@ extern "C" fn read_environment() {
 
 extern "C" fn print_stats() {
     if environment::flag(c"RQMALLOC_STATS") == Some(true) {
-        let mut line = Line::EMPTY;
-        // A line that is too long is truncated.
-        let _ = write!(line, "{}", stats());
-        line.print();
+        Line::of_arguments(format_args!("{}", stats())).print();
     }
 }
 

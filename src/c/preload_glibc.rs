@@ -11,7 +11,6 @@ use crate::c::preload::{
 use crate::c::preload_charge::{is_from_here, is_in_charge, pass_on};
 use crate::thread::cancel::without_cancellation;
 use core::ffi::{c_int, c_void};
-use core::fmt::Write;
 
 // ---- figures -------------------------------------------------------------------------------
 
@@ -73,15 +72,15 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
         free_bytes: free,
         open_request_count: open_requests,
     } = stats();
-    let totals = text(format_args!(
+    let totals = Line::of_arguments(format_args!(
         "<total type=\"fast\" size=\"{cached}\"/>\n\
          <total type=\"rest\" size=\"{free}\"/>\n"
     ));
-    let sizes = text(format_args!(
+    let sizes = Line::of_arguments(format_args!(
         "<system type=\"current\" size=\"{mapped}\"/>\n\
          <aspace type=\"total\" size=\"{mapped}\"/>\n"
     ));
-    let ours = text(format_args!(
+    let ours = Line::of_arguments(format_args!(
         "<rqmalloc mapped=\"{mapped}\" in_use=\"{in_use}\" cached=\"{cached}\" free=\"{free}\" \
          open_requests=\"{open_requests}\"/>\n"
     ));
@@ -116,19 +115,11 @@ pub extern "C" fn malloc_stats() {
         free_bytes: free,
         open_request_count: open_requests,
     } = stats();
-    text(format_args!(
+    Line::of_arguments(format_args!(
         "system bytes = {mapped}, in use bytes = {in_use}, cached bytes = {cached}, \
          free bytes = {free}, open requests = {open_requests}"
     ))
     .print();
-}
-
-/// A text in a buffer of its own.
-fn text(arguments: core::fmt::Arguments<'_>) -> Line {
-    let mut line = Line::EMPTY;
-    // No text here is too long.
-    let _ = line.write_fmt(arguments);
-    line
 }
 
 // ---- the C library's own names -------------------------------------------------------------

@@ -50,11 +50,7 @@ fn report_leaks(control: &Control) {
         }
         Ok(_) => {}
         // No memory for more than one line.
-        Err(leaks) => {
-            let mut line = Line::EMPTY;
-            let _ = core::fmt::Write::write_fmt(&mut line, format_args!("{leaks}"));
-            line.print();
-        }
+        Err(leaks) => Line::of_arguments(format_args!("{leaks}")).print(),
     });
 }
 
