@@ -200,8 +200,7 @@ fn keep_region<S: Host>(control: &Control, supply: &S, region: &Span, found: &Sc
         supply.give_span(region);
         return 0;
     }
-    let pages = region.bytes() / PAGE_BYTES;
-    give_pages_where(supply, region, pages, !found.held_pages);
+    give_pages_where(supply, region, !found.held_pages);
     region.region.held_pages.store(found.held_pages, Ordering::Relaxed);
     control.holds.add();
     let pinned = found.held_pages.count_ones() as usize * PAGE_BYTES;
@@ -213,7 +212,9 @@ fn keep_region<S: Host>(control: &Control, supply: &S, region: &Span, found: &Sc
     pinned
 }
 
-fn give_pages_where<S: Host>(supply: &S, region: &Span, pages: usize, mask: u32) {
+/// Gives back those of a region's pages whose bit is set.
+fn give_pages_where<S: Host>(supply: &S, region: &Span, mask: u32) {
+    let pages = region.bytes() / PAGE_BYTES;
     let mut page = 0;
     while page < pages {
         let rest = mask >> page;
@@ -230,9 +231,7 @@ fn give_pages_where<S: Host>(supply: &S, region: &Span, pages: usize, mask: u32)
 /// Releases a span whose last survivor is gone. `true`: that was the last one of the request, and
 /// the caller must recycle the control block.
 pub fn release_survivor_span<S: Host>(control: &Control, supply: &S, region: &Span) -> bool {
-    let pages = region.bytes() / PAGE_BYTES;
-    let held = region.region.held_pages.load(Ordering::Relaxed);
-    give_pages_where(supply, region, pages, held);
+    give_pages_where(supply, region, region.region.held_pages.load(Ordering::Relaxed));
     supply.give_descriptor(region);
     control.holds.drop_one()
 }
