@@ -145,14 +145,27 @@ impl Mappings {
         if self.cached_bytes.load(Ordering::Relaxed) < bytes / 2 {
             return None;
         }
-        let mut store = self.store.lock();
-        let (span, slot) = store
+        self.take_least(&mut self.store.lock(), |span| {
+            let has = span.bytes();
+            (has >= bytes / 2).then(|| (has < bytes, has.abs_diff(bytes)))
+        })
+    }
+
+    /// Takes the mapping with the least key out of the store; those without a key stay.
+    fn take_least<'h, K: Ord>(
+        &self,
+        store: &mut Store,
+        key: impl Fn(&Span) -> Option<K>,
+    ) -> Option<&'h Span> {
+        let (_, span, slot) = store
             .cached
             .iter_mut()
-            // SAFETY: null, or a descriptor (M1).
-            .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
-            .filter(|(span, _)| span.bytes() >= bytes / 2)
-            .min_by_key(|(span, _)| (span.bytes() < bytes, span.bytes().abs_diff(bytes)))?;
+            .filter_map(|slot| {
+                // SAFETY: null, or a descriptor (M1).
+                let span = unsafe { slot.as_ref() }?;
+                Some((key(span)?, span, slot))
+            })
+            .min_by(|(one, ..), (other, ..)| one.cmp(other))?;
         *slot = null();
         step();
         self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
@@ -240,20 +253,7 @@ impl Mappings {
                 return None;
             }
         }
-        self.take_oldest(&mut store)
-    }
-
-    fn take_oldest<'h>(&self, store: &mut Store) -> Option<&'h Span> {
-        let (span, slot) = store
-            .cached
-            .iter_mut()
-            // SAFETY: null, or a descriptor (M1).
-            .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
-            .min_by_key(|(span, _)| span.mapping.cached_at.get())?;
-        *slot = null();
-        step();
-        self.cached_bytes.fetch_sub(span.bytes(), Ordering::Relaxed);
-        Some(span)
+        self.take_least(&mut store, |span| Some(span.mapping.cached_at.get()))
     }
 
     fn release(&self, pages: &PageHeap, span: &Span) {
@@ -305,20 +305,15 @@ impl Mappings {
         Some(span)
     }
 
+    /// Takes the oldest mapping out of the store, if it is old enough.
     fn take_old<'h>(&self, is_old: impl Fn(usize) -> bool) -> Option<&'h Span> {
         if self.cached_bytes.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let mut store = self.store.lock();
-        let oldest = self.take_oldest(&mut store)?;
-        if is_old(oldest.mapping.cached_at.get()) {
-            return Some(oldest);
-        }
-        if let Some(slot) = store.cached.iter_mut().find(|slot| slot.is_null()) {
-            *slot = oldest;
-            self.cached_bytes.fetch_add(oldest.bytes(), Ordering::Relaxed);
-        }
-        None
+        self.take_least(&mut self.store.lock(), |span| {
+            let since = span.mapping.cached_at.get();
+            is_old(since).then_some(since)
+        })
     }
 
     /// Changes the length of a mapping, moving its pages if they cannot stay. The payload begins at
