@@ -351,13 +351,11 @@ impl Mappings {
             Resized::NoRoom => new > old && self.relocate(pages, span, new),
             Resized::Fixed => false,
         };
-        if !is_done {
-            pages.registry.add_mapping(span);
-            return false;
-        }
         pages.registry.add_mapping(span);
-        self.mapped_bytes.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
-        true
+        if is_done {
+            self.mapped_bytes.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
+        }
+        is_done
     }
 
     /// Moves a mapping's pages to a longer one without copying. The new addresses are not
