@@ -15,7 +15,7 @@ use crate::lockfree::pool::Pool;
 use crate::lockfree::run_index::RunIndex;
 use crate::pages::chunk::{CHUNK_BYTES, Chunk, PAGES_PER_CHUNK};
 use crate::pages::descriptors::DescriptorMemory;
-use crate::pages::registry::Registry;
+use crate::pages::registry::{Backing, Registry};
 use crate::pages::span::{Span, SpanKind, SpanMemory};
 use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -228,8 +228,8 @@ impl PageHeap {
     /// Returns the chunk that an address of ours is in.
     fn chunk_of(&self, address: usize) -> Option<&Chunk> {
         match self.registry.find(address)? {
-            crate::pages::registry::Backing::Chunk(chunk) => Some(chunk),
-            crate::pages::registry::Backing::Mapping(_) => None,
+            Backing::Chunk(chunk) => Some(chunk),
+            Backing::Mapping(_) => None,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering};
 use crate::pages::chunk::{CHUNK_BYTES, Chunk};
 use crate::pages::descriptors::DescriptorMemory;
 use crate::pages::span::Span;
+use core::ops::RangeInclusive;
 use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
 const ADDRESS_BITS: u32 = 48;
@@ -37,6 +38,17 @@ pub enum Backing<'h> {
     Chunk(&'h Chunk),
     /// A mapping of one block.
     Mapping(&'h Span),
+}
+
+/// Returns the numbers of the entries for `bytes` from `base`.
+fn numbers(base: usize, bytes: usize) -> RangeInclusive<usize> {
+    base / CHUNK_BYTES..=(base + bytes - 1) / CHUNK_BYTES
+}
+
+/// Returns the indices of the leaves with those entries.
+fn leaves(base: usize, bytes: usize) -> RangeInclusive<usize> {
+    let (first, last) = numbers(base, bytes).into_inner();
+    first / LEAF_COUNT..=last / LEAF_COUNT
 }
 
 /// The registry.
@@ -70,8 +82,7 @@ impl Registry {
 
     /// Returns whether there is room for the entries of `bytes` from `base`.
     pub fn is_prepared(&self, base: usize, bytes: usize) -> bool {
-        let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
-        (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| {
+        leaves(base, bytes).all(|index| {
             self.root.get(index).is_some_and(|slot| !slot.load(Ordering::Relaxed).is_null())
         })
     }
@@ -79,8 +90,7 @@ impl Registry {
     /// Makes room for the entries of `bytes` from `base`, for the life of the process. `false`: the
     /// system has no more memory.
     pub fn prepare(&self, meta: &DescriptorMemory, base: usize, bytes: usize) -> bool {
-        let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
-        (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| self.prepare_leaf(meta, index))
+        leaves(base, bytes).all(|index| self.prepare_leaf(meta, index))
     }
 
     fn prepare_leaf(&self, meta: &DescriptorMemory, index: usize) -> bool {
@@ -100,7 +110,7 @@ impl Registry {
     }
 
     fn set(&self, base: usize, bytes: usize, entry: usize) {
-        for number in base / CHUNK_BYTES..=(base + bytes - 1) / CHUNK_BYTES {
+        for number in numbers(base, bytes) {
             let Some(slot) = self.root.get(number / LEAF_COUNT) else { return };
             // SAFETY: as in `find`.
             if let Some(leaf) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
