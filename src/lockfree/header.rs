@@ -11,14 +11,14 @@
 //!
 //! This file is compiled by `loom-tests`: it holds no statics and reaches memory through `Memory`.
 
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::AtomicU64;
 
 /// The block is handed out.
 pub const LIVE: u64 = 1 << 56;
 /// The block is on its way back from outside the request it belongs to.
 pub const FREED: u64 = 1 << 57;
-/// The block outlives requests: of the process, or a survivor by decree.
-pub const PERSISTENT: u64 = 1 << 58;
+/// A free from outside that came too late for its request's list has let go of the block.
+pub const LATE: u64 = 1 << 58;
 /// The block has a span or a mapping of its own, and its descriptor knows whose it is.
 pub const LARGE: u64 = 1 << 59;
 /// Not a header but a word before an over-aligned payload, leading back to the header.
@@ -32,7 +32,9 @@ pub const TRACED: u64 = 1 << 62;
 pub const EARLY: u64 = 1 << 63;
 
 /// The flags that only live blocks have.
-pub const OF_LIVE: u64 = LIVE | FREED | TRACED | EARLY;
+pub const OF_LIVE: u64 = LIVE | FREED | LATE | TRACED | EARLY;
+/// The flags that a block keeps when it is adopted.
+pub const OF_ADOPTED: u64 = FREED | TRACED;
 
 /// How many bits of a header the id has.
 pub const ID_BITS: u32 = 48;
@@ -40,7 +42,7 @@ pub const ID_BITS: u32 = 48;
 pub const ID_MASK: u64 = (1 << ID_BITS) - 1;
 const CLASS_SHIFT: u32 = ID_BITS;
 const CLASS_MASK: u64 = 0xff << CLASS_SHIFT;
-const ALL_FLAGS: u64 = LIVE | FREED | PERSISTENT | LARGE | ALIGNED | SWEPT | TRACED | EARLY;
+const ALL_FLAGS: u64 = LIVE | FREED | LATE | LARGE | ALIGNED | SWEPT | TRACED | EARLY;
 
 const _: () = assert!(
     ALL_FLAGS == !(CLASS_MASK | ID_MASK),
@@ -120,7 +122,7 @@ impl core::fmt::Debug for Header {
         let names = [
             (LIVE, " live"),
             (FREED, " freed"),
-            (PERSISTENT, " persistent"),
+            (LATE, " late"),
             (LARGE, " large"),
             (ALIGNED, " aligned"),
             (SWEPT, " swept"),
@@ -146,26 +148,4 @@ pub trait Memory {
     fn link(&self, block: Block) -> Block;
     /// Sets the first payload word of a free block.
     fn set_link(&self, block: Block, next: Block);
-}
-
-/// What a stray's free found in the header.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claim {
-    /// The block is this caller's to put on a list.
-    Taken,
-    /// Another free was first.
-    AlreadyFreed,
-}
-
-/// First step of a free from outside: of all the frees of one block exactly one is `Taken`.
-pub fn claim_stray<M: Memory>(memory: &M, block: Block) -> Claim {
-    let before = Header(memory.header(block).fetch_or(FREED, Ordering::Relaxed));
-    if before.has(FREED) || !before.has(LIVE) { Claim::AlreadyFreed } else { Claim::Taken }
-}
-
-/// Last step of a stray's free, by whoever drained it: the block is an ordinary free one (H3).
-pub fn settle_stray<M: Memory>(memory: &M, block: Block) {
-    let header = memory.header(block);
-    let settled = Header(header.load(Ordering::Relaxed)).without(OF_LIVE | PERSISTENT);
-    header.store(settled.0, Ordering::Relaxed);
 }
