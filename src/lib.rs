@@ -22,17 +22,19 @@ mod api;
 mod c;
 
 pub use api::bailout::{Bailout, bailout};
+pub use api::builder::RequestBuilder;
 pub use api::global::{RqMalloc, is_installed, persist, trim};
 #[doc(hidden)]
 pub use api::global::{check_structures, usable_size};
 pub use api::hooks::{begin_request, close_request, end_request};
 pub use api::limit::{LimitBelowUse, LimitExceeded};
 pub use api::prewarm::prewarm;
-pub use api::report::{Report, RequestId, Stats, Usage, stats};
+pub use api::report::{Report, Stats, Usage, stats};
 #[doc(hidden)]
 pub use api::request::owner_of;
-pub use api::request::{Entered, Request, RequestBuilder, check, persistent};
+pub use api::request::{Entered, Request, check, persistent};
 #[cfg(feature = "async")]
 pub use api::scope::{CatchScope, Scope};
+pub use base::request_id::RequestId;
 pub use c::zend;
 pub use request::leaks::{LeakClass, LeakSite, Leaks};

@@ -326,7 +326,11 @@ fn exercise_a_process(seed: u64) {
     exercise_a_thread(seed);
     rqmalloc::trim();
     let stats = rqmalloc::stats();
-    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    assert_eq!(
+        stats.mapped_bytes,
+        stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
+        "{stats}"
+    );
     rqmalloc::check_structures();
     exercise(seed + 2);
 }
@@ -729,7 +733,7 @@ fn a_leak_report_is_no_cancellation_point() {
         assert_eq!(libc::pthread_join(thread, std::ptr::null_mut()), 0);
     }
     assert!(HAS_CLOSED.load(Ordering::Relaxed), "it was cancelled inside `close`");
-    assert_eq!(rqmalloc::stats().open_requests, 0);
+    assert_eq!(rqmalloc::stats().open_request_count, 0);
 }
 
 // ---- what a process does once ----------------------------------------------------------------
@@ -795,7 +799,7 @@ fn a_panic_hook_allocates_inside_a_request() {
     }));
     let payload = result.unwrap_err();
     assert!(Request::current().is_none());
-    let live = request.usage().live_blocks as u64;
+    let live = request.usage().live_blocks;
     let report = request.close().unwrap();
     // At least the texts, and the table they are in; the payload.
     assert!(live >= 5 && report.surviving_blocks == live, "{live}, {report}");

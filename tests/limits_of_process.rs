@@ -80,7 +80,11 @@ fn exercise(seed: usize) -> usize {
     rqmalloc::trim();
     rqmalloc::check_structures();
     let stats = stats();
-    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    assert_eq!(
+        stats.mapped_bytes,
+        stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
+        "{stats}"
+    );
     refused
 }
 

@@ -98,7 +98,7 @@ fn usage_beside_changes() {
         let usage = request.usage();
         // Exact only while nobody allocates, but never below nothing.
         assert!(usage.live_blocks < 1 << 40 && usage.live_bytes < 1 << 50, "{usage:?}");
-        assert_eq!(usage.limit, None);
+        assert_eq!(usage.limit_bytes, None);
     });
 }
 
@@ -107,8 +107,12 @@ fn the_text_and_the_sums_beside_changes() {
     every_change(Request::new, |request| {
         assert!(request.to_string().starts_with("request "));
         let stats = stats();
-        assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
-        assert!(stats.open_requests > 0, "{stats}");
+        assert_eq!(
+            stats.mapped_bytes,
+            stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
+            "{stats}"
+        );
+        assert!(stats.open_request_count > 0, "{stats}");
     });
 }
 

@@ -271,7 +271,7 @@ fn called_inside_a_request_at_its_limit() {
         before
     });
     assert_eq!(request.usage().live_blocks, before.live_blocks);
-    assert_eq!(request.usage().footprint, before.footprint);
+    assert_eq!(request.usage().footprint_bytes, before.footprint_bytes);
     end_and_litter(request);
     panic_in_an_ended_request();
     panic_in_an_ended_request();
@@ -408,7 +408,7 @@ fn first_backtrace_at_a_limit() {
     let request = Request::builder().memory_limit(256 << 10).build();
     let text = request.run(|| Backtrace::force_capture().to_string());
     assert!(text.contains(here), "{text}");
-    assert!(request.check().is_err() && request.usage().footprint > 256 << 10);
+    assert!(request.check().is_err() && request.usage().footprint_bytes > 256 << 10);
     // The limit is as it was for everything else.
     assert!(request.run(|| Vec::<u8>::new().try_reserve(300_000)).is_err());
     assert!(request.run(|| format!("{:?}", Backtrace::force_capture())).contains(here));

@@ -89,7 +89,7 @@ fn sum(tree: &BTreeMap<usize, Vec<u8>>) -> usize {
 /// Resident memory of this process in bytes; an upper bound where the system does not tell.
 fn resident() -> usize {
     if cfg!(not(target_os = "linux")) {
-        return stats().mapped;
+        return stats().mapped_bytes;
     }
     // The buffer is on the stack: the figure is not to move by asking for it.
     let mut text = [0; 128];
@@ -103,7 +103,11 @@ fn resident() -> usize {
 
 fn expect_sum() -> rqmalloc::Stats {
     let stats = stats();
-    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    assert_eq!(
+        stats.mapped_bytes,
+        stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
+        "{stats}"
+    );
     stats
 }
 
@@ -129,7 +133,7 @@ static EARLY_MAPPED: AtomicUsize = AtomicUsize::new(usize::MAX);
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
 static CONSTRUCTOR: extern "C" fn() = {
     extern "C" fn construct() {
-        EARLY_MAPPED.store(stats().mapped, Ordering::Relaxed);
+        EARLY_MAPPED.store(stats().mapped_bytes, Ordering::Relaxed);
         let early = build(2000);
         *EARLY.lock().unwrap() = Some(early);
         if std::env::var_os(children::CASE)
@@ -162,7 +166,7 @@ fn a_constructor_s_request_is_closed_in_main() {
     assert!(usage.live_blocks > 500);
     // What the standard library made before `main` is the request's, too: this must be a close.
     let report = rqmalloc::close_request();
-    assert_eq!((report.freed_blocks, report.surviving_blocks), (0, usage.live_blocks as u64));
+    assert_eq!((report.freed_blocks, report.surviving_blocks), (0, usage.live_blocks));
     assert!(Request::current().is_none());
     assert!(std::env::args().count() > 0 && std::thread::current().name() == Some("main"));
 }
@@ -260,7 +264,7 @@ fn thread_locals_keep_a_request_open() {
     thread_local! {
         static HANDLE: RefCell<Option<(Request, Vec<u8>)>> = const { RefCell::new(None) };
     }
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     for _ in 0..50 {
         std::thread::spawn(|| {
             let request = Request::new();
@@ -271,7 +275,7 @@ fn thread_locals_keep_a_request_open() {
         .join()
         .unwrap();
     }
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
 }
 
 static LATE_COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -350,16 +354,16 @@ fn destructors_after_the_allocator_s() {
         expect_sum();
     });
     // Blocks without a cache go back all the same.
-    let before = stats().in_use;
+    let before = stats().in_use_bytes;
     for _ in 0..500 {
         drop(build(400));
     }
     trim();
-    assert!(stats().in_use < before + MIB);
+    assert!(stats().in_use_bytes < before + MIB);
 }
 
 fn requests_after_the_allocator_s_destructor() {
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     late(|value| {
         // SAFETY: the box that the thread left.
         drop(unsafe { Box::from_raw(value.cast::<Tree>()) });
@@ -372,11 +376,11 @@ fn requests_after_the_allocator_s_destructor() {
         assert!(Request::current().is_none());
         assert!(!request.close().unwrap().still_open);
     });
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
 }
 
 fn hooks_after_the_allocator_s_destructor() {
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     late(|value| {
         // SAFETY: the box that the thread left.
         drop(unsafe { Box::from_raw(value.cast::<Tree>()) });
@@ -394,7 +398,7 @@ fn hooks_after_the_allocator_s_destructor() {
         rqmalloc::begin_request();
         rqmalloc::begin_request();
     });
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
 }
 
 // ---- the standard library inside a request -----------------------------------------------------
@@ -476,10 +480,10 @@ fn thread_storm() {
             assert_eq!(sum(&tree), expected);
         }
         if round == 20 {
-            after_warm_up = stats().mapped;
+            after_warm_up = stats().mapped_bytes;
         }
     }
-    let mapped = expect_sum().mapped;
+    let mapped = expect_sum().mapped_bytes;
     assert!(
         mapped <= after_warm_up + 8 * MIB,
         "{after_warm_up} bytes were mapped, and now {mapped}"
@@ -496,9 +500,9 @@ fn threads_are_used_again() {
         .unwrap();
     };
     (0..20).for_each(|_| one());
-    let before = stats().mapped;
+    let before = stats().mapped_bytes;
     (0..500).for_each(|_| one());
-    assert_eq!(stats().mapped, before);
+    assert_eq!(stats().mapped_bytes, before);
 }
 
 fn threads_leave_nothing_behind() {
@@ -523,8 +527,8 @@ fn threads_leave_nothing_behind() {
     trim();
     let after = expect_sum();
     // A chunk or two may be held by a block that the test harness has, and descriptors stay.
-    assert!(after.mapped <= before.mapped + 9 * MIB, "{before} before, {after} after");
-    assert!(after.cached <= before.cached + MIB, "{before} before, {after} after");
+    assert!(after.mapped_bytes <= before.mapped_bytes + 9 * MIB, "{before} before, {after} after");
+    assert!(after.cached_bytes <= before.cached_bytes + MIB, "{before} before, {after} after");
 }
 
 // ---- memory goes back ------------------------------------------------------------------------
@@ -540,8 +544,8 @@ fn falls_after(spike: impl Fn()) {
         resident_after < resident_before + 8 * MIB,
         "{resident_before} before, {resident_after} after"
     );
-    assert!(after.mapped < before.mapped + 24 * MIB, "{before} before, {after} after");
-    assert!(after.in_use < before.in_use + 4 * MIB, "{before} before, {after} after");
+    assert!(after.mapped_bytes < before.mapped_bytes + 24 * MIB, "{before} before, {after} after");
+    assert!(after.in_use_bytes < before.in_use_bytes + 4 * MIB, "{before} before, {after} after");
 }
 
 fn expect_spike() {
@@ -638,10 +642,10 @@ fn steady_state_asks_for_nothing() {
         assert!(end().freed_blocks > 0);
     };
     (0..200).for_each(request);
-    let before = expect_sum().mapped;
+    let before = expect_sum().mapped_bytes;
     for number in 0..3_000 {
         request(number);
-        assert_eq!(stats().mapped.max(before), before, "at request {number}: {}", stats());
+        assert_eq!(stats().mapped_bytes.max(before), before, "at request {number}: {}", stats());
     }
 }
 
@@ -669,11 +673,11 @@ fn steady_state_of_threads_asks_for_nothing() {
     let mut mapped = Vec::new();
     for _ in 0..3 {
         barrier.wait();
-        mapped.push(stats().mapped);
+        mapped.push(stats().mapped_bytes);
         barrier.wait();
     }
     barrier.wait();
-    mapped.push(stats().mapped);
+    mapped.push(stats().mapped_bytes);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     // All threads at their height at once may come late: a chunk, but no growth.
     assert!(mapped[3] <= mapped[1] + 8 * MIB, "{mapped:?}");
@@ -691,12 +695,12 @@ fn a_producer_and_a_consumer_ask_for_nothing() {
             let batch = if inside { request.run(batch) } else { batch() };
             sender.send(batch).unwrap();
             if number == 500 {
-                before = stats().mapped;
+                before = stats().mapped_bytes;
             }
         }
         drop(sender);
         consumer.join().unwrap();
-        let after = expect_sum().mapped;
+        let after = expect_sum().mapped_bytes;
         assert!(
             after <= before + 16 * MIB,
             "inside a request: {inside}; {before} before, {after} after"
@@ -708,8 +712,8 @@ fn a_producer_and_a_consumer_ask_for_nothing() {
 
 fn figures_add_up() {
     let start = expect_sum();
-    assert!(start.mapped > 0 && start.in_use > 0);
-    assert_eq!(start.open_requests, 0);
+    assert!(start.mapped_bytes > 0 && start.in_use_bytes > 0);
+    assert_eq!(start.open_request_count, 0);
     // One live block of each kind is seen to come and to go, to the byte where nothing else moves.
     // Of a span that is kept for the next block, what the block leaves over may seem in use.
     for (size, rise) in [(100_000, 131_072), (900_000, 933_888)] {
@@ -717,39 +721,46 @@ fn figures_add_up() {
         // SAFETY: the layout's size is not 0.
         let block = unsafe { RqMalloc.alloc(layout(size)) };
         let during = expect_sum();
-        assert_eq!(during.in_use - before.in_use, rise, "{before} before, {during} during");
+        assert_eq!(
+            during.in_use_bytes - before.in_use_bytes,
+            rise,
+            "{before} before, {during} during"
+        );
         // SAFETY: a live block of this layout.
         unsafe { RqMalloc.dealloc(block, layout(size)) };
-        assert!(expect_sum().in_use.abs_diff(before.in_use) < 16 * 1024);
+        assert!(expect_sum().in_use_bytes.abs_diff(before.in_use_bytes) < 16 * 1024);
     }
     let before = expect_sum();
     // SAFETY: the layout's size is not 0.
     let block = unsafe { RqMalloc.alloc(layout(100)) };
-    assert_eq!(expect_sum().in_use, before.in_use + 112);
+    assert_eq!(expect_sum().in_use_bytes, before.in_use_bytes + 112);
     // SAFETY: a live block of this layout.
     unsafe { RqMalloc.dealloc(block, layout(100)) };
-    assert_eq!(expect_sum().in_use, before.in_use);
+    assert_eq!(expect_sum().in_use_bytes, before.in_use_bytes);
     // What a request holds is in use, live or not, and no more when it has ended.
     let request = Request::new();
-    assert_eq!(expect_sum().open_requests, 1);
+    assert_eq!(expect_sum().open_request_count, 1);
     request.run(|| (0..10_000).for_each(|_| drop(black_box(vec![1_u8; 100]))));
     request.run(|| (0..10_000).for_each(|_| leak(vec![1_u8; 100])));
     let during = expect_sum();
-    let footprint = request.usage().footprint;
-    assert!(during.in_use >= before.in_use + footprint, "{before} before, {during} during");
+    let footprint = request.usage().footprint_bytes;
+    assert!(
+        during.in_use_bytes >= before.in_use_bytes + footprint,
+        "{before} before, {during} during"
+    );
     // SAFETY: the blocks are forgotten.
     let _ = unsafe { request.end() }.unwrap();
     trim();
     let after = expect_sum();
-    assert!(after.in_use < before.in_use + 65_536, "{before} before, {after} after");
-    assert_eq!(after.open_requests, 0);
+    assert!(after.in_use_bytes < before.in_use_bytes + 65_536, "{before} before, {after} after");
+    assert_eq!(after.open_request_count, 0);
     // Slabs of which a block is live keep the others.
-    assert!(after.cached < 2 * MIB, "after a trim: {after}");
+    assert!(after.cached_bytes < 2 * MIB, "after a trim: {after}");
 }
 
 fn survivors_pin_pages_and_no_more() {
     trim();
-    let before = stats().in_use;
+    let before = stats().in_use_bytes;
     // 64 MiB of requests, of each of which one small block survives.
     let mut survivors = Vec::with_capacity(256);
     let mut pinned = 0;
@@ -767,13 +778,13 @@ fn survivors_pin_pages_and_no_more() {
     assert_eq!(pinned, 256 * 16 * 1024);
     trim();
     // Each holds its control block, too.
-    let during = stats().in_use;
+    let during = stats().in_use_bytes;
     assert!(during < before + pinned + 4 * MIB, "{before} before, {during} with survivors");
     assert!(survivors.iter().all(|bytes| bytes.iter().all(|&byte| byte == 2)));
     drop(survivors);
     trim();
     let after = expect_sum();
-    assert!(after.in_use < before + 2 * MIB, "{before} before, {after} after");
+    assert!(after.in_use_bytes < before + 2 * MIB, "{before} before, {after} after");
 }
 
 fn ten_thousand_open_requests() {
@@ -783,7 +794,7 @@ fn ten_thousand_open_requests() {
         let bytes = request.run(|| vec![number as u8; 100]);
         open.push((request, bytes));
     }
-    assert_eq!(stats().open_requests, 10_000);
+    assert_eq!(stats().open_request_count, 10_000);
     let mut ids: Vec<_> = open.iter().map(|(request, _)| request.id()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -802,7 +813,7 @@ fn ten_thousand_open_requests() {
         let report = unsafe { request.end() }.unwrap();
         assert_eq!(report.freed_blocks, u64::from(!is_freed));
     }
-    assert_eq!(expect_sum().open_requests, 0);
+    assert_eq!(expect_sum().open_request_count, 0);
 }
 
 /// When the system has no more, allocation returns null, everything that is there stays as it is,
@@ -872,12 +883,12 @@ fn guards_that_take_each_other_s_place_leave_nothing() {
         guard = Request::new().enter();
     }
     let after = stats();
-    assert_eq!(after.open_requests, 1, "{after}");
-    let grown = after.in_use.saturating_sub(before.in_use);
+    assert_eq!(after.open_request_count, 1, "{after}");
+    let grown = after.in_use_bytes.saturating_sub(before.in_use_bytes);
     // An entry that stays would be dozens of bytes for each.
     assert!(grown < SWAPS, "{grown} bytes more in use: {before}, then {after}");
     drop(guard);
-    assert_eq!(stats().open_requests, 0);
+    assert_eq!(stats().open_request_count, 0);
 }
 
 /// The header of a block with a mapping of its own is where its pages are: those move while a look is
@@ -914,7 +925,7 @@ fn an_absurd_length_empties_nothing() {
     let mapped: Vec<Vec<u8>> = (0..4).map(|_| vec![1; 3 * MIB]).collect();
     drop((blocks, mapped));
     let before = stats();
-    assert!(before.cached > 4 * MIB, "{before}");
+    assert!(before.cached_bytes > 4 * MIB, "{before}");
     for shift in [43, 46, 50, 60] {
         for inside in [false, true] {
             let refused = || Vec::<u8>::new().try_reserve_exact(black_box(1 << shift)).is_err();
@@ -923,7 +934,7 @@ fn an_absurd_length_empties_nothing() {
         }
     }
     let after = stats();
-    let lost = before.cached.saturating_sub(after.cached);
+    let lost = before.cached_bytes.saturating_sub(after.cached_bytes);
     assert!(lost < 128 * 1024, "{lost} bytes of {before} are gone: {after}");
 }
 
@@ -939,7 +950,7 @@ fn an_absurd_growth_of_a_mapping_takes_nothing() {
             assert!(vector.try_reserve_exact(black_box(1 << shift)).is_err(), "1 << {shift} bytes");
         }
         let after = stats();
-        let grown = after.mapped.saturating_sub(before.mapped);
+        let grown = after.mapped_bytes.saturating_sub(before.mapped_bytes);
         assert!(grown < MIB, "{grown} bytes more are mapped: {before}, then {after}");
     }
     assert_eq!(request.close().unwrap().surviving_blocks, 0);

@@ -1,9 +1,9 @@
 //! Scenarios: closing a request while its blocks come back from outside, in the order that
-//! `src/request/close.rs` documents.
+//! `src/request/finish.rs` documents.
 //!
 //! The types are the shipped ones; what joins them here (`finish`, `free_from_outside`, ..) follows
-//! the functions of the same name in `src/request/close.rs`, `src/request/control.rs` and
-//! `src/heap.rs` line by line, without figures.
+//! the functions of the same name in `src/request` (`finish.rs`, `control.rs`, `strays.rs`,
+//! `large_list.rs`) and in `src/heap/free.rs` line by line, without figures.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -150,7 +150,7 @@ impl System {
         block
     }
 
-    /// `Control::link_large`.
+    /// `LargeList::link`, under the lock.
     fn allocate_large(&self) {
         let guard = self.large_lock.lock();
         self.control.large.write(|listed| *listed = true);
@@ -187,7 +187,7 @@ impl System {
 
     // ---- close -------------------------------------------------------------------------------
 
-    /// `close::finish` and `keep_survivors`; whether the control block is the caller's to recycle.
+    /// `finish::finish` and `keep_survivors`; whether the control block is the caller's to recycle.
     fn finish(&self) -> bool {
         let control = &self.control;
         let strays = control.stray.close();
@@ -242,7 +242,7 @@ impl System {
         }
     }
 
-    /// `close::release_survivor_span`.
+    /// `finish::release_survivor_span`.
     fn release_survivor_span(&self, region: usize) -> bool {
         self.regions[region].held.read(|held| assert!(*held > 0, "the closer said what it holds"));
         self.give_region(region);
@@ -288,8 +288,8 @@ impl System {
         }
     }
 
-    /// `Control::unlink_large`. The block keeps the control block until its count is off, so that
-    /// comes last, and the closer that reads a count of zero sees the list without it.
+    /// `LargeList::unlink`, under the lock. The block keeps the control block until its count is
+    /// off, so that comes last, and the closer that reads a count of zero sees the list without it.
     fn unlink_large(&self) -> bool {
         let _guard = self.large_lock.lock();
         if self.large.detached.read(|detached| *detached) {

@@ -106,6 +106,7 @@ fn magazine_in_against_reaping() {
             }
         }
         let reaped = reaper.join().unwrap();
+        assert_eq!(model.depot.check(|magazine| assert_eq!(magazine.count, 2)), Ok(()));
         assert!(reaped.is_none_or(|number| number == 0), "the coldest is the one put first");
         let left = core::iter::from_fn(|| model.depot.take());
         let left = left.map(|magazine| model.use_up(magazine)).collect::<Vec<_>>();
@@ -130,5 +131,6 @@ fn two_takers_of_one_magazine() {
         let there = taker.join().unwrap();
         assert!(here.is_some() != there.is_some(), "D1: exactly one gets it");
         assert_eq!(model.depot.magazine_count(), 0, "and the depot is empty");
+        assert_eq!(model.depot.check(|_| ()), Ok(()));
     });
 }

@@ -3,7 +3,9 @@
 
 use crate::api::limit::LimitExceeded;
 use crate::api::request::{Request, persistent};
-use crate::base::fatal;
+use crate::base::failure;
+use crate::base::line::Line;
+use crate::thread::life::current_or_start;
 use crate::thread::{self, Thread};
 use core::fmt;
 use core::panic::AssertUnwindSafe;
@@ -32,12 +34,12 @@ pub enum Bailout {
 }
 
 impl Bailout {
-    pub(crate) fn line(&self) -> fatal::Line {
+    pub(crate) fn line(&self) -> Line {
         match *self {
-            Self::Called(reason) => fatal::reason(reason),
+            Self::Called(reason) => failure::reason(reason),
             Self::Limit(limit) => limit.line(),
-            Self::OutOfMemory(asked) => fatal::out_of_memory(asked),
-            Self::Overflow { count, size, offset } => fatal::overflow(count, size, offset),
+            Self::OutOfMemory(asked) => failure::out_of_memory(asked),
+            Self::Overflow { count, size, offset } => failure::overflow(count, size, offset),
         }
     }
 }
@@ -86,7 +88,7 @@ pub(crate) struct Catching(Option<&'static Thread>);
 
 impl Catching {
     pub(crate) fn new() -> Self {
-        let thread = thread::current_or_start();
+        let thread = current_or_start();
         if let Some(thread) = thread {
             thread.catching_count.set(thread.catching_count.get() + 1);
         }

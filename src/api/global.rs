@@ -3,7 +3,7 @@
 use crate::base::size_class::{Class, MAX_TABLE_BYTES};
 use crate::blocks::bin::{Bins, Freed};
 use crate::lockfree::header::{Block, NONE};
-use crate::thread::{self, HEAP, slow};
+use crate::thread::{self, HEAP, route};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
@@ -67,7 +67,7 @@ unsafe impl GlobalAlloc for RqMalloc {
                 }
             }
         }
-        pointer(slow::alloc_slow(layout.size(), layout.align()).block)
+        pointer(route::alloc_slow(layout.size(), layout.align()).block)
     }
 
     #[inline]
@@ -76,13 +76,13 @@ unsafe impl GlobalAlloc for RqMalloc {
         // A misaligned header is an ordinary mismatch to the machine; checked builds want it named
         // before the word is looked at.
         if cfg!(debug_assertions) && block % PAYLOAD_ALIGN != 0 {
-            slow::free_slow(block, layout.size(), layout.align());
+            route::free_slow(block, layout.size(), layout.align());
         }
         if let Some(class) = Class::of(layout.size()) {
             let bins = thread::active();
             match bins.free(block, class) {
                 Freed::Done => return,
-                Freed::BinFull => return slow::bin_full_slow(bins, class),
+                Freed::BinFull => return route::bin_full_slow(bins, class),
                 Freed::Refused => {
                     if free_persistent_inside(bins, block, class) {
                         return;
@@ -90,7 +90,7 @@ unsafe impl GlobalAlloc for RqMalloc {
                 }
             }
         }
-        slow::free_slow(block, layout.size(), layout.align());
+        route::free_slow(block, layout.size(), layout.align());
     }
 
     #[inline]
@@ -129,7 +129,7 @@ fn free_persistent_inside(bins: &Bins, block: Block, class: Class) -> bool {
     let Some(cache) = (unsafe { bins.cache().as_ref() }) else { return false };
     match cache.free(block, class) {
         Freed::Refused => return false,
-        Freed::BinFull => slow::bin_full_slow(cache, class),
+        Freed::BinFull => route::bin_full_slow(cache, class),
         Freed::Done => {}
     }
     true
@@ -142,7 +142,7 @@ fn alloc_zeroed_slow(layout: Layout) -> *mut u8 {
         _ => NONE,
     };
     let (block, zeroed) = if popped == NONE {
-        let allocated = slow::alloc_slow(layout.size(), layout.align());
+        let allocated = route::alloc_slow(layout.size(), layout.align());
         (allocated.block, allocated.is_zeroed())
     } else {
         (popped, false)
@@ -173,17 +173,17 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
             // What is active is the block's own lifetime.
             let fresh = bins.alloc(new);
             match fresh {
-                NONE if new < old => slow::alloc_beside(block, size, align, new_size).block,
-                NONE => slow::alloc_slow(new_size, align).block,
+                NONE if new < old => route::alloc_beside(block, size, align, new_size).block,
+                NONE => route::alloc_slow(new_size, align).block,
                 fresh => fresh,
             }
         }
         _ => {
-            let resized = slow::resize_in_place(block, size, align, new_size);
+            let resized = route::resize_in_place(block, size, align, new_size);
             if resized != NONE {
                 return pointer(resized);
             }
-            slow::alloc_beside(block, size, align, new_size).block
+            route::alloc_beside(block, size, align, new_size).block
         }
     };
     let fresh = pointer(allocated);

@@ -1,12 +1,14 @@
 //! The hooks: `begin_request` and its two ends, for servers and interpreters whose requests begin
 //! and end on one thread.
 
-use crate::api::report::{Report, RequestId};
-use crate::api::request::{finish, open, report_of};
-use crate::request::close::Survivors;
+use crate::api::finish as by_handle;
+use crate::api::report::Report;
+use crate::base::request_id::RequestId;
 use crate::request::control::{Control, Opening};
+use crate::request::finish::Survivors;
 use crate::thread::finish::{drop_handle, drop_only_handle};
-use crate::thread::{self, EntryKind};
+use crate::thread::open::open;
+use crate::thread::{self, EntryKind, life};
 use std::alloc::{Layout, handle_alloc_error};
 
 /// Begins a request: from here to its end, what this thread allocates belongs to it. Nests: the
@@ -31,7 +33,7 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
         Some(thread) => thread.enter(control, EntryKind::Hook).is_some(),
         None => {
             thread::has_exited() && {
-                thread::begin_late(control);
+                life::begin_late(control);
                 true
             }
         }
@@ -57,7 +59,7 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
 /// # Panics
 /// When no request of `begin_request` is open on this thread.
 pub unsafe fn end_request() -> Report {
-    match leave(Survivors::Kept) {
+    match finish(Survivors::Kept) {
         Some(report) => report,
         None => panic!("end_request: no request is open on this thread"),
     }
@@ -72,7 +74,7 @@ pub unsafe fn end_request() -> Report {
 /// # Panics
 /// When no request of `begin_request` is open on this thread.
 pub fn close_request() -> Report {
-    match leave(Survivors::Live) {
+    match finish(Survivors::Live) {
         Some(report) => report,
         None => panic!("close_request: no request is open on this thread"),
     }
@@ -80,15 +82,15 @@ pub fn close_request() -> Report {
 
 /// Leaves this thread's innermost request that `begin` began, and finishes it if nobody else is inside.
 /// `None`: there is none.
-pub(crate) fn leave(survivors: Survivors) -> Option<Report> {
+pub(crate) fn finish(survivors: Survivors) -> Option<Report> {
     let control: &'static Control = match thread::current() {
         Some(thread) => thread.leave_hook()?,
-        None => thread::leave_late()?,
+        None => life::leave_late()?,
     };
     if drop_only_handle(control) {
-        return Some(finish(control, survivors));
+        return Some(by_handle::finish(control, survivors));
     }
-    let report = Report { still_open: true, ..report_of(control) };
+    let report = Report { still_open: true, ..by_handle::report_of(control) };
     drop_handle(control);
     Some(report)
 }

@@ -1,6 +1,7 @@
 //! What is said of a request's memory limit.
 
-use crate::base::fatal;
+use crate::base::failure;
+use crate::base::line::Line;
 use crate::request::control::Control;
 use core::fmt;
 
@@ -10,11 +11,11 @@ use core::fmt;
 #[non_exhaustive]
 pub struct LimitExceeded {
     /// The limit in bytes of pages.
-    pub limit: usize,
+    pub limit_bytes: usize,
     /// What was in use when the request came to the mark or the limit, in bytes of pages.
-    pub in_use: usize,
+    pub in_use_bytes: usize,
     /// The size of the block that was asked for then.
-    pub asked: usize,
+    pub asked_bytes: usize,
 }
 
 impl LimitExceeded {
@@ -22,14 +23,14 @@ impl LimitExceeded {
     pub(crate) fn of(control: &Control) -> Option<Self> {
         let marked = control.marked()?;
         Some(Self {
-            limit: control.limit().unwrap_or(usize::MAX),
-            in_use: marked.in_use_bytes,
-            asked: marked.asked_bytes,
+            limit_bytes: control.limit().unwrap_or(usize::MAX),
+            in_use_bytes: marked.in_use_bytes,
+            asked_bytes: marked.asked_bytes,
         })
     }
 
-    pub(crate) fn line(&self) -> fatal::Line {
-        fatal::memory_limit(self.limit, self.in_use, self.asked)
+    pub(crate) fn line(&self) -> Line {
+        failure::memory_limit(self.limit_bytes, self.in_use_bytes, self.asked_bytes)
     }
 }
 
@@ -46,14 +47,14 @@ impl core::error::Error for LimitExceeded {}
 #[non_exhaustive]
 pub struct LimitBelowUse {
     /// The limit that was refused, in bytes of pages.
-    pub limit: usize,
+    pub limit_bytes: usize,
     /// What is in use, in bytes of pages, after what could be reclaimed was.
-    pub in_use: usize,
+    pub in_use_bytes: usize,
 }
 
 impl fmt::Display for LimitBelowUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(fatal::limit_below_use(self.limit, self.in_use).as_str())
+        f.write_str(failure::limit_below_use(self.limit_bytes, self.in_use_bytes).as_str())
     }
 }
 

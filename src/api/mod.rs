@@ -4,7 +4,9 @@ pub mod global;
 pub mod limit;
 pub mod report;
 
+pub mod finish;
 pub mod request;
+pub mod builder;
 
 pub mod bailout;
 pub mod hooks;

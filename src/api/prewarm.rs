@@ -1,6 +1,6 @@
 //! `prewarm`: what the standard library creates once and keeps is created outside requests.
 
-use crate::thread::finish::in_persistent;
+use crate::thread::callbacks::in_persistent;
 use core::fmt::{self, Write};
 use core::time::Duration;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -42,7 +42,7 @@ use std::{io, panic};
 /// # The panic hook
 ///
 /// It puts a hook before the one that is set: one that runs it inside
-/// [`persistent`](crate::persistent). What std caches of symbols while it prints the backtrace of a
+/// [`persistent`](crate::persistent()). What std caches of symbols while it prints the backtrace of a
 /// panic, a part more with every new place, is persistent then. It does so once: set your own hook
 /// *before* the first call. A hook that is set later replaces this one and should use `persistent`
 /// itself:

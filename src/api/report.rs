@@ -1,24 +1,9 @@
 //! What is said about requests and about the process.
 
 use crate::base::quantity::{Blocks, Bytes};
+use crate::base::request_id::RequestId;
+use crate::thread;
 use core::fmt;
-
-/// The number of a request, never reused in a process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct RequestId(pub(crate) u64);
-
-impl RequestId {
-    /// The number itself.
-    pub fn get(self) -> u64 {
-        self.0
-    }
-}
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// What became of a request's memory. Its `Display` is one line for a person.
 ///
@@ -78,31 +63,31 @@ impl fmt::Display for Report {
 #[non_exhaustive]
 pub struct Usage {
     /// Blocks that are handed out and not freed.
-    pub live_blocks: usize,
+    pub live_blocks: u64,
     /// Their bytes, headers and what size classes add included.
     pub live_bytes: usize,
     /// Bytes of the pages the request holds.
-    pub footprint: usize,
+    pub footprint_bytes: usize,
     /// The largest footprint so far.
-    pub peak: usize,
+    pub peak_bytes: usize,
     /// The memory limit in bytes of footprint, if there is one.
-    pub limit: Option<usize>,
+    pub limit_bytes: Option<usize>,
 }
 
-/// What the process uses: `mapped = in_use + cached + free`, all in bytes.
+/// What the process uses, in bytes: `mapped = in use + cached + free`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Stats {
     /// Mapped from the operating system.
-    pub mapped: usize,
+    pub mapped_bytes: usize,
     /// Live blocks, the pages of open requests, and the allocator's own descriptors.
-    pub in_use: usize,
+    pub in_use_bytes: usize,
     /// Free blocks and mappings kept for the next allocation.
-    pub cached: usize,
+    pub cached_bytes: usize,
     /// Free pages, resident or not.
-    pub free: usize,
+    pub free_bytes: usize,
     /// Requests that are open.
-    pub open_requests: usize,
+    pub open_request_count: u64,
 }
 
 impl fmt::Display for Stats {
@@ -110,11 +95,11 @@ impl fmt::Display for Stats {
         write!(
             f,
             "mapped {} = in use {} + cached {} + free {}, {} open requests",
-            Bytes(self.mapped),
-            Bytes(self.in_use),
-            Bytes(self.cached),
-            Bytes(self.free),
-            self.open_requests
+            Bytes(self.mapped_bytes),
+            Bytes(self.in_use_bytes),
+            Bytes(self.cached_bytes),
+            Bytes(self.free_bytes),
+            self.open_request_count
         )
     }
 }
@@ -122,19 +107,19 @@ impl fmt::Display for Stats {
 /// What the process uses just now. Walks the stores of free blocks: for a look now and then, not
 /// for every request.
 pub fn stats() -> Stats {
-    let heap = crate::thread::HEAP.figures();
+    let heap = thread::HEAP.figures();
     let mut cached = heap.cached;
-    crate::thread::each_cache(|cache| cached += cache.held_bytes());
+    thread::each_cache(|cache| cached += cache.held_bytes());
     // The parts are read one after the other while other threads work: none may seem larger than
     // what is left of the whole.
     let free = heap.free.min(heap.mapped);
     let cached = cached.min(heap.mapped - free);
     Stats {
-        mapped: heap.mapped,
-        in_use: heap.mapped - free - cached,
-        cached,
-        free,
-        open_requests: crate::thread::open_count(),
+        mapped_bytes: heap.mapped,
+        in_use_bytes: heap.mapped - free - cached,
+        cached_bytes: cached,
+        free_bytes: free,
+        open_request_count: thread::open::open_count() as u64,
     }
 }
 

@@ -1,21 +1,25 @@
 //! `Request`: a handle of a request, and the guard of being inside one.
 
+use crate::api::finish::finish;
 use crate::api::limit::{LimitBelowUse, LimitExceeded};
-use crate::api::report::{Report, RequestId, Usage};
+use crate::api::report::{Report, Usage};
+use crate::base::request_id::RequestId;
 use crate::base::sync::Ordering;
 use crate::lockfree::header::NONE;
-use crate::request::close::{Outcome, Survivors};
-use crate::request::control::{Control, Opening};
+use crate::request::control::Control;
+use crate::request::finish::Survivors;
 use crate::request::leaks::{self, Leaks};
-use crate::thread::finish::{add_callback, drop_handle, drop_only_handle};
-use crate::thread::{self, EntryKind, HEAP, Inside};
+use crate::thread::callbacks::add_callback;
+use crate::thread::finish::{drop_handle, drop_only_handle};
+use crate::thread::guard::Inside;
+use crate::thread::life::current_or_start;
+use crate::thread::open::add_handle;
+use crate::thread::{self, EntryKind, HEAP};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::panic::{RefUnwindSafe, UnwindSafe};
 use std::alloc::{Layout, handle_alloc_error};
-use std::boxed::Box;
-use std::vec::Vec;
 
 /// A request: a lifetime that blocks belong to, and a handle of it. Clones are handles of the same
 /// request; when the last one is dropped, and nobody is inside, the request is closed as by
@@ -32,7 +36,7 @@ use std::vec::Vec;
 /// assert_eq!(report.surviving_blocks, 0);
 /// ```
 pub struct Request {
-    control: &'static Control,
+    pub(super) control: &'static Control,
 }
 
 // A panic leaves a request as whole as it was: what a closure does in it is the closure's own.
@@ -42,181 +46,12 @@ impl RefUnwindSafe for Request {}
 static_assertions::assert_impl_all!(Request: Send, Sync, UnwindSafe, RefUnwindSafe);
 static_assertions::assert_not_impl_any!(Entered: Send, Sync);
 
-/// A request to be: see [`Request::builder`].
-#[derive(Default)]
-#[must_use = "a builder does nothing until `build`"]
-pub struct RequestBuilder {
-    opening: Opening,
-    on_end: Vec<Callback>,
-}
-
-type Callback = Box<dyn FnOnce() + Send>;
-
-impl RequestBuilder {
-    /// What the request is called in its report.
-    pub fn name(mut self, name: &'static str) -> Self {
-        self.opening.name = Some(name);
-        self
-    }
-
-    /// How many bytes of pages the request may hold: its footprint, free blocks in its pages included.
-    /// At the limit, after what is free inside the request was looked through, allocation returns null:
-    /// `try_reserve` is an error, most other Rust code ends the process. Long before that, at the
-    /// [`reserve`](Self::reserve), the request is marked, which [`check`](crate::check),
-    /// [`catch`](Request::catch) and scopes see. Suspended while the thread panics and in `on_end`
-    /// callbacks. ZendMM's `memory_limit`.
-    pub fn memory_limit(mut self, bytes: usize) -> Self {
-        self.opening.limit_bytes = Some(bytes);
-        self
-    }
-
-    /// How many bytes below the memory limit the request is marked: what it may still allocate while it
-    /// is being given up. An eighth of the limit, at most 4 MiB, where nothing is said.
-    pub fn reserve(mut self, bytes: usize) -> Self {
-        self.opening.reserve_bytes = Some(bytes);
-        self
-    }
-
-    /// Has `callback` called inside the request before its memory goes: when it is ended, closed, or its
-    /// last handle dropped, after a bailout too; the last added first. For what no destructor reaches: C
-    /// libraries, files, locks.
-    ///
-    /// The memory limit is suspended meanwhile. What the callback allocates belongs to the request. A
-    /// panic in it is printed and ends that callback only.
-    pub fn on_end(mut self, callback: impl FnOnce() + Send + 'static) -> Self {
-        persistent(|| self.on_end.push(Box::new(callback)));
-        self
-    }
-
-    /// Whether a clean end, one without a bailout, lists on standard error what was never freed: blocks
-    /// and bytes by size class. ZendMM's debug build does. Costs a look at every block at the end.
-    pub fn report_leaks(mut self, report: bool) -> Self {
-        self.opening.leaks.reported = report;
-        self
-    }
-
-    /// Whether the list is printed after a bailout as well.
-    pub fn report_leaks_after_bailout(mut self, report: bool) -> Self {
-        self.opening.leaks.reported_after_bailout = report;
-        self.opening.leaks.reported |= report;
-        self
-    }
-
-    /// Whether every block remembers where it was allocated, for the list of
-    /// [`report_leaks`](Self::report_leaks), which this turns on. The call sites of Rust code are found with the feature
-    /// `trace`, those of C where its macros pass them on. Blocks are some 200 bytes longer and every
-    /// allocation and free goes the slow way: for looking for a leak. The environment variable
-    /// `RQMALLOC_TRACE=1` does the same for all requests of a process.
-    pub fn trace_leaks(mut self, trace: bool) -> Self {
-        self.opening.leaks.traced = trace;
-        self.opening.leaks.reported |= trace;
-        self
-    }
-
-    /// Whether the first allocation that the request is refused at its memory limit is said on standard
-    /// error, in one line with its name, limit and size: what follows may be the end of the process. It
-    /// is, unless this or `RQMALLOC_REPORT_LIMIT=0` in the environment says otherwise. A process writes
-    /// some lines a second, and how many it has left out.
-    pub fn report_limit(mut self, report: bool) -> Self {
-        self.opening.hides_limit = !report;
-        self
-    }
-
-    /// Opens the request.
-    ///
-    /// # Panics
-    /// As a failed allocation does (see [`handle_alloc_error`]) when there is no memory for it.
-    pub fn build(self) -> Request {
-        let opened = open(&self.opening);
-        let control = opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()));
-        let request = Request { control };
-        if !self.on_end.is_empty() {
-            persistent(|| {
-                self.on_end.into_iter().for_each(|callback| request.on_end(callback));
-            });
-        }
-        request
-    }
-}
-
-impl fmt::Debug for RequestBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { name, limit_bytes, reserve_bytes, leaks, hides_limit } = self.opening;
-        f.debug_struct("RequestBuilder")
-            .field("name", &name)
-            .field("memory_limit", &limit_bytes)
-            .field("reserve", &reserve_bytes)
-            .field("leaks", &leaks)
-            .field("report_limit", &!hides_limit)
-            .field("on_end", &self.on_end.len())
-            .finish()
-    }
-}
-
-/// Opens a request with one handle, the caller's. `None`: out of memory.
-pub(crate) fn open(opening: &Opening) -> Option<&'static Control> {
-    match thread::current_or_start() {
-        Some(thread) => thread.open_request(opening),
-        None => thread::open_without_thread(opening),
-    }
-}
-
-/// Finishes a request whose last handle the caller dropped.
-pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report {
-    let before = report_of(control);
-    let Outcome {
-        freed_blocks,
-        freed_bytes,
-        surviving_blocks,
-        surviving_bytes,
-        pinned_bytes,
-        is_over: _,
-    } = thread::finish::finish(control, survivors);
-    Report {
-        freed_blocks: freed_blocks as u64,
-        freed_bytes,
-        surviving_blocks: surviving_blocks as u64,
-        surviving_bytes,
-        pinned_bytes,
-        ..before
-    }
-}
-
-/// A report of a request whose memory is as it was.
-pub(crate) fn report_of(control: &Control) -> Report {
-    Report {
-        id: RequestId(control.serial()),
-        name: control.name.get(),
-        peak_bytes: control.peak_bytes(),
-        freed_blocks: 0,
-        freed_bytes: 0,
-        surviving_blocks: 0,
-        surviving_bytes: 0,
-        pinned_bytes: 0,
-        still_open: false,
-    }
-}
-
 impl Request {
-    /// Opens a request.
-    ///
-    /// # Panics
-    /// As a failed allocation does when there is no memory for its control block.
-    #[expect(clippy::new_without_default, reason = "a default value should not open a request")]
-    pub fn new() -> Self {
-        Self::builder().build()
-    }
-
-    /// A request with a name.
-    pub fn builder() -> RequestBuilder {
-        RequestBuilder::default()
-    }
-
     /// The innermost request this thread is inside, also within
-    /// [`persistent`](crate::persistent); `None` outside requests.
+    /// [`persistent`](crate::persistent()); `None` outside requests.
     pub fn current() -> Option<Self> {
         let control = thread::current_control()?;
-        thread::add_handle(control);
+        add_handle(control);
         Some(Self { control })
     }
 
@@ -233,8 +68,8 @@ impl Request {
     /// # Panics
     /// As a failed allocation does when there is no memory for the entry.
     pub fn enter(&self) -> Entered {
-        thread::add_handle(self.control);
-        let thread = thread::current_or_start();
+        add_handle(self.control);
+        let thread = current_or_start();
         let name = thread.and_then(|thread| thread.enter(self.control, EntryKind::Guard));
         if name.is_none() {
             drop_handle(self.control);
@@ -257,11 +92,11 @@ impl Request {
     pub fn usage(&self) -> Usage {
         let figures = self.control.figures();
         Usage {
-            live_blocks: figures.live_blocks,
+            live_blocks: figures.live_blocks as u64,
             live_bytes: figures.live_bytes,
-            footprint: figures.footprint,
-            peak: figures.peak,
-            limit: self.control.limit(),
+            footprint_bytes: figures.footprint,
+            peak_bytes: figures.peak,
+            limit_bytes: self.control.limit(),
         }
     }
 
@@ -296,7 +131,8 @@ impl Request {
                 return Ok(());
             }
         }
-        Err(LimitBelowUse { limit, in_use: self.control.footprint_bytes() })
+        let in_use_bytes = self.control.footprint_bytes();
+        Err(LimitBelowUse { limit_bytes: limit, in_use_bytes })
     }
 
     /// Gives pages back that only free blocks of this request are in; the bytes that went. Looks through
@@ -320,7 +156,7 @@ impl Request {
     }
 
     /// Has `callback` called inside the request before its memory goes, before those added earlier: see
-    /// [`RequestBuilder::on_end`].
+    /// [`RequestBuilder::on_end`](crate::RequestBuilder::on_end).
     ///
     /// # Panics
     /// As a failed allocation does when there is no memory for it.
@@ -376,7 +212,7 @@ impl Request {
 
 impl Clone for Request {
     fn clone(&self) -> Self {
-        thread::add_handle(self.control);
+        add_handle(self.control);
         Self { control: self.control }
     }
 }
@@ -439,7 +275,7 @@ impl fmt::Debug for Entered {
 /// # Panics
 /// When `f` does, or as a failed allocation does when there is no memory for the entry.
 pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
-    let _inside = thread::current_or_start().map(|thread| {
+    let _inside = current_or_start().map(|thread| {
         let name = thread.enter_persistent(EntryKind::Persistent);
         Inside(name.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>())))
     });
@@ -468,7 +304,5 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    let owner = HEAP.find(payload).span.owner();
-    // SAFETY: a span's owner is a control block, kept by its live block.
-    (owner != 0).then(|| RequestId(unsafe { Control::at(owner) }.serial()))
+    HEAP.find(payload).control().map(|control| RequestId(control.serial()))
 }

@@ -2,9 +2,10 @@
 //! themselves. Each stands once, in this file.
 
 use super::line::Line;
-use super::line::Value::{Count, Text};
+use super::line::Value::Count;
 
-const MEMORY_LIMIT: &str = "memory limit reached";
+/// What every text about a memory limit begins with.
+pub const MEMORY_LIMIT: &str = "memory limit reached";
 
 /// A request is at its memory limit, or at its mark below it.
 #[cold]
@@ -17,33 +18,6 @@ pub fn memory_limit(limit_bytes: usize, in_use_bytes: usize, asked_bytes: usize)
             ("asked", Count(asked_bytes as u64)),
         ],
     )
-}
-
-/// A request was refused memory at its limit, and so many others since that was last said.
-#[cold]
-pub fn refused_at_limit(
-    request: u64,
-    name: Option<&str>,
-    limit_bytes: usize,
-    in_use_bytes: usize,
-    asked_bytes: usize,
-    left_out: u64,
-) -> Line {
-    let values = [
-        ("request", Count(request)),
-        ("name", Text(name.unwrap_or_default())),
-        ("limit", Count(limit_bytes as u64)),
-        ("in use", Count(in_use_bytes as u64)),
-        ("asked", Count(asked_bytes as u64)),
-    ];
-    let named = values.iter().filter(|(key, _)| *key != "name" || name.is_some());
-    let mut line = Line::of(MEMORY_LIMIT, named.copied());
-    if left_out > 0 {
-        line.text(" and ");
-        line.number(left_out, 10);
-        line.text(" more");
-    }
-    line
 }
 
 /// A limit below what is in use was refused.

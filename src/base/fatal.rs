@@ -4,9 +4,8 @@
 //! `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and any lock may be
 //! held. Every fatal text is in this file, once.
 
-pub use super::failure::*;
+use super::line::Line;
 use super::line::Value::{self, Address, Count, Text, Word};
-pub use super::line::{Line, valid_part};
 
 /// Ends the process with this line.
 #[cold]

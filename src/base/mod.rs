@@ -1,8 +1,10 @@
 //! Nothing of the allocator's own: arithmetic, the system, synchronisation, last words.
 
 pub mod quantity;
+pub mod request_id;
 pub mod size_class;
 pub mod system_call;
+pub mod environment;
 pub mod unwinder;
 pub mod line;
 pub mod failure;

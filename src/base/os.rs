@@ -13,6 +13,8 @@ use crate::base::sync::{AtomicUsize, Ordering};
 use crate::base::system_call::{errno, keeping_errno, random_bytes};
 use core::ptr::{null_mut, without_provenance_mut};
 
+/// The smallest page of any system this runs on.
+pub const MIN_PAGE_BYTES: usize = 4 * 1024;
 /// The largest page of any system this runs on: mappings are as long as some of these.
 pub const MAX_PAGE_BYTES: usize = 64 * 1024;
 

@@ -8,6 +8,13 @@
 /// Bytes of the header word before every payload.
 pub const HEADER_BYTES: usize = 8;
 
+/// What the address of every payload is a multiple of.
+pub const PAYLOAD_ALIGN: usize = 16;
+
+/// Bytes from the base of a span to the first payload in it: the header before it begins where the
+/// next payload's alignment lets it.
+pub const FIRST_PAYLOAD_OFFSET: usize = 2 * HEADER_BYTES;
+
 /// Bytes from one page of a chunk to the next.
 pub const PAGE_BYTES: usize = 16 * 1024;
 
@@ -55,7 +62,7 @@ const MAX_SLAB_PAGES: usize = 24;
 /// A slab that wastes at most one part in this many is not made longer.
 const SLAB_WASTE_DIVISOR: usize = 32;
 
-const TABLE_COUNT: usize = (MAX_TABLE_BYTES - HEADER_BYTES) / 16 + 1;
+const TABLE_COUNT: usize = (MAX_TABLE_BYTES - HEADER_BYTES) / PAYLOAD_ALIGN + 1;
 
 /// Class of every size to `MAX_TABLE_BYTES`, by sixteenths.
 const CLASS_BY_SIXTEENTH: [u8; TABLE_COUNT] = {
@@ -63,7 +70,7 @@ const CLASS_BY_SIXTEENTH: [u8; TABLE_COUNT] = {
     let mut class = 0;
     let mut index = 0;
     while index < TABLE_COUNT {
-        while (PAYLOAD_BYTES[class] as usize) < index * 16 + HEADER_BYTES {
+        while (PAYLOAD_BYTES[class] as usize) < index * PAYLOAD_ALIGN + HEADER_BYTES {
             class += 1;
         }
         table[index] = class as u8;
@@ -95,7 +102,7 @@ impl Class {
     #[inline(always)]
     pub fn of(size: usize) -> Option<Self> {
         if size <= MAX_TABLE_BYTES {
-            Some(Self(CLASS_BY_SIXTEENTH[(size + 7) / 16]))
+            Some(Self(CLASS_BY_SIXTEENTH[(size + HEADER_BYTES - 1) / PAYLOAD_ALIGN]))
         } else {
             Self::of_slow(size)
         }
@@ -134,6 +141,11 @@ impl Class {
     /// Every class, smallest first.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..CLASS_COUNT).map(|index| Self(index as u8))
+    }
+
+    /// The classes whose blocks share spans, smallest first.
+    pub fn all_shared() -> impl Iterator<Item = Self> {
+        (0..FIRST_LARGE_CLASS).map(|index| Self(index as u8))
     }
 
     /// Position in every per-class array.
@@ -214,6 +226,12 @@ const fn slab_pages(stride: usize, is_large: bool) -> usize {
     pages
 }
 
+/// The size a block must have so that `size` bytes at `align` fit somewhere in it: at most
+/// `align - PAYLOAD_ALIGN` bytes lie before the place.
+pub fn padded_size(size: usize, align: usize) -> Option<usize> {
+    if align <= PAYLOAD_ALIGN { Some(size) } else { size.checked_add(align - PAYLOAD_ALIGN) }
+}
+
 /// The fewest pages that hold `bytes`.
 pub const fn pages_for(bytes: usize) -> usize {
     bytes.div_ceil(PAGE_BYTES)
@@ -222,10 +240,18 @@ pub const fn pages_for(bytes: usize) -> usize {
 const _: () = {
     let mut class = 0;
     while class < CLASS_COUNT {
-        assert!(PAYLOAD_BYTES[class] % 16 == 8, "payloads keep blocks at 8 modulo 16");
+        assert!(
+            STRIDE_BYTES[class] as usize % PAYLOAD_ALIGN == 0,
+            "the payload after an aligned one is aligned"
+        );
         assert!(class == 0 || PAYLOAD_BYTES[class] > PAYLOAD_BYTES[class - 1], "the table ascends");
         class += 1;
     }
+    assert!(
+        FIRST_PAYLOAD_OFFSET % PAYLOAD_ALIGN == 0 && FIRST_PAYLOAD_OFFSET >= HEADER_BYTES,
+        "the first payload of a span is aligned, and its header lies in the span"
+    );
+    assert!(PAGE_BYTES % PAYLOAD_ALIGN == 0, "spans begin where a payload could");
     assert!(CLASS_COUNT <= 64, "a header's class field and masks of classes hold every class");
     assert!(MAX_CLASS_BYTES == (1 << 20) + HEADER_BYTES, "classes go to 1 MiB");
 };

@@ -1,14 +1,16 @@
 //! System calls that are made without the C library's wrapper: most of its wrappers are cancellation
 //! points, and a thread that is cancelled inside the allocator would never leave what it holds.
 
+/// Where this thread's `errno` lies.
 #[cfg(target_os = "linux")]
-unsafe fn errno_place() -> *mut i32 {
+fn errno_place() -> *mut i32 {
     // SAFETY: always callable; the result is this thread's.
     unsafe { libc::__errno_location() }
 }
 
+/// Where this thread's `errno` lies.
 #[cfg(target_os = "macos")]
-unsafe fn errno_place() -> *mut i32 {
+fn errno_place() -> *mut i32 {
     // SAFETY: always callable; the result is this thread's.
     unsafe { libc::__error() }
 }
@@ -22,9 +24,8 @@ pub fn errno() -> i32 {
 /// Runs `call` and leaves the thread's `errno` as it was: callers of `malloc` and of Rust's
 /// allocator do not expect it to change.
 pub fn keeping_errno<R>(call: impl FnOnce() -> R) -> R {
+    let place = errno_place();
     // SAFETY: the place belongs to this thread and stays valid.
-    let place = unsafe { errno_place() };
-    // SAFETY: as above.
     let before = unsafe { *place };
     let result = call();
     // SAFETY: as above.

@@ -20,7 +20,7 @@ enum AllocatedKind {
     Refused,
 }
 
-static_assertions::const_assert_eq!(size_of::<Allocated>(), 16);
+const _: () = assert!(size_of::<Allocated>() == 16, "an answer comes back in two registers");
 
 impl Allocated {
     // A block and one more word of a scalar type come back in registers; a third field would go by

@@ -3,7 +3,7 @@
 //! | field of `Bins` | written by | read by |
 //! |---|---|---|
 //! | `bins[..].head` | the thread the bins are active in | the same |
-//! | `bins[..].count`, `bump`, `carved` | the same | anybody, for figures |
+//! | `bins[..].count`, `bump`, `cut_count` | the same | anybody, for figures |
 //! | `bins[..].cap` | the same; of a lane, whoever enters another lane of its request | the same |
 //! | `tag`, `kind`, `cache` | who makes or opens the bins | the thread they are active in |
 //!
@@ -11,6 +11,7 @@
 //! - **F2** `bump..end` is memory of the lane's region that no block has; `bump` is 8 modulo 16.
 
 use super::memory::Raw;
+use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
 use crate::base::sync::{AtomicU32, Gauge, Ordering};
 use crate::lockfree::depot::Magazine;
@@ -25,7 +26,9 @@ pub struct Bin {
     cap: AtomicU32,
 }
 
-static_assertions::const_assert_eq!(size_of::<Bin>(), 16);
+const _: () = assert!(size_of::<Bin>() == 16, "a bin is found by a shift of its class's index");
+const _: () = assert!(NONE == 0, "an empty list is zeros");
+const _: () = assert!(Kind::Unused as u8 == 0, "zeroed bins are nobody's");
 
 impl Bin {
     /// An empty bin that is never full.
@@ -339,24 +342,29 @@ impl Bins {
     /// Walks every list; fatal when a count or a header contradicts it (F1).
     pub fn check(&self) {
         for class in Class::all() {
-            let mut count = 0;
-            let mut block = self.bin(class).head();
-            while block != NONE {
-                let header = Header(Raw.header(block).load(Ordering::Relaxed));
-                if header != self.free_header(class) {
-                    crate::base::fatal::header_overwritten(block, header.0);
-                }
-                count += 1;
-                block = Raw.link(block);
-            }
-            if count != self.bin(class).count() {
-                crate::base::fatal::broken(
-                    "bin count",
-                    count as usize,
-                    self.bin(class).count() as usize,
-                );
-            }
+            let bin = self.bin(class);
+            let listed = Magazine { head: bin.head(), count: bin.count() };
+            check_list("bin count", listed, self.free_header(class));
         }
+    }
+}
+
+/// Walks a list of free blocks; fatal when one does not have this header, or when there are not as many
+/// as it says. `name` is what that is called.
+pub fn check_list(name: &'static str, listed: Magazine, free_header: Header) {
+    let mut count = 0;
+    let mut block = listed.head;
+    // A list that leads back into itself is too long, too.
+    while block != NONE && count <= listed.count {
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        if header != free_header {
+            fatal::header_overwritten(block, header.0);
+        }
+        count += 1;
+        block = Raw.link(block);
+    }
+    if count != listed.count {
+        fatal::broken(name, count as usize, listed.count as usize);
     }
 }
 

@@ -5,7 +5,8 @@
 //! the persistent lifetime.
 #![forbid(unsafe_code)]
 
-use crate::lockfree::header::ID_MASK;
+use crate::base::sync::{AtomicU64, Ordering};
+use crate::lockfree::header::{Header, ID_MASK, LIVE, PERSISTENT};
 
 /// Odd, so that multiplication by it is a bijection modulo 2^48.
 const SCRAMBLE: u64 = 0x9e37_79b9_7f4b;
@@ -14,6 +15,63 @@ const UNSCRAMBLE: u64 = inverse(SCRAMBLE);
 
 /// The serial of the persistent lifetime.
 pub const PERSISTENT_SERIAL: u64 = 0;
+
+/// Serials that a thread draws at once.
+pub const SERIALS_PER_DRAW: u64 = 1024;
+
+/// What the lifetimes of a heap are told apart by. Zeros are one whose cookie is not chosen.
+pub struct Identity {
+    cookie: AtomicU64,
+    /// Serials that were drawn.
+    drawn_count: AtomicU64,
+}
+
+impl Identity {
+    /// No cookie is chosen, and no serial drawn.
+    pub const fn new() -> Self {
+        Self { cookie: AtomicU64::new(0), drawn_count: AtomicU64::new(0) }
+    }
+
+    /// Whether the cookie is chosen. Who sees that sees what was done before it was.
+    pub fn is_chosen(&self) -> bool {
+        self.cookie.load(Ordering::Acquire) != 0
+    }
+
+    /// Chooses the cookie, for ever. Not 0.
+    pub fn choose(&self, cookie: u64) {
+        self.cookie.store(cookie, Ordering::Release);
+    }
+
+    fn cookie(&self) -> u64 {
+        self.cookie.load(Ordering::Relaxed)
+    }
+
+    /// The id that stands in the headers of the lifetime with this serial.
+    #[inline]
+    pub fn id_of(&self, serial: u64) -> u64 {
+        id_of(serial, self.cookie())
+    }
+
+    /// The serial a header's id decodes to.
+    pub fn serial_of(&self, id: u64) -> u64 {
+        serial_of(id, self.cookie())
+    }
+
+    /// The header of a live persistent block of class 0.
+    pub fn persistent_tag(&self) -> Header {
+        Header::tag(self.id_of(PERSISTENT_SERIAL), LIVE | PERSISTENT)
+    }
+
+    /// Draws serials for a thread: `SERIALS_PER_DRAW` from the one returned on.
+    pub fn draw_serials(&self) -> u64 {
+        self.drawn_count.fetch_add(SERIALS_PER_DRAW, Ordering::Relaxed) + 1
+    }
+
+    /// Whether a request has, or may get, this serial: a thread has drawn it.
+    pub fn was_issued(&self, serial: u64) -> bool {
+        serial != PERSISTENT_SERIAL && serial <= self.drawn_count.load(Ordering::Relaxed)
+    }
+}
 
 /// Newton's iteration doubles the correct low bits each step: 3, 6, 12, 24, 48.
 const fn inverse(odd: u64) -> u64 {
@@ -28,13 +86,13 @@ const fn inverse(odd: u64) -> u64 {
 
 /// The id that stands in the headers of the lifetime with this serial.
 #[inline]
-pub const fn id_of(serial: u64, cookie: u64) -> u64 {
+const fn id_of(serial: u64, cookie: u64) -> u64 {
     (serial.wrapping_mul(SCRAMBLE) ^ cookie) & ID_MASK
 }
 
 /// The serial a header's id decodes to.
 #[inline]
-pub const fn serial_of(id: u64, cookie: u64) -> u64 {
+const fn serial_of(id: u64, cookie: u64) -> u64 {
     ((id ^ cookie) & ID_MASK).wrapping_mul(UNSCRAMBLE) & ID_MASK
 }
 

@@ -3,12 +3,20 @@
 //! A traced block is longer than its layout asks for by `TRACE_BYTES`; a flag in its header says so, and
 //! keeps it off the fast paths.
 
+use crate::base::size_class::{HEADER_BYTES, padded_size};
 use crate::lockfree::header::Block;
 use crate::lockfree::versioned::Versioned;
 use core::ptr::{null, with_exposed_provenance};
 
 /// How much longer a traced block is: the record, and what aligning it may take.
 pub const TRACE_BYTES: usize = size_of::<Record>() + align_of::<Record>();
+/// The size a block must have for this layout. A traced one is longer by its record, which stands before
+/// any alignment is looked at.
+pub fn needed_size(size: usize, align: usize, is_traced: bool) -> Option<usize> {
+    let padded = padded_size(size, align)?;
+    if is_traced { padded.checked_add(TRACE_BYTES) } else { Some(padded) }
+}
+
 /// Return addresses that are kept: enough to lead out of the collections of the standard library.
 pub const FRAME_COUNT: usize = 20;
 
@@ -59,7 +67,10 @@ pub struct Trace {
     pub frames: [usize; FRAME_COUNT],
 }
 
-static_assertions::const_assert_eq!(align_of::<Record>(), 8);
+const _: () = assert!(
+    align_of::<Record>() == HEADER_BYTES,
+    "a record stands where any word of a payload may"
+);
 
 impl Trace {
     /// A record of what was asked for here.

@@ -1,28 +1,26 @@
 //! Blocks of C: allocated without a `Layout`, of the family of requests or of the persistent one, which
-//! each block remembers. `zend` and `capi` are made of these.
+//! each block remembers. What C and `zend` hand out is made of these.
 
 use crate::api::bailout::Bailout;
 use crate::api::global::{PAYLOAD_ALIGN, pointer};
 use crate::api::limit::LimitExceeded;
 use crate::base::fatal;
+use crate::base::os::MIN_PAGE_BYTES;
 use crate::base::size_class::{Class, MAX_TABLE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Freed, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::Site;
-use crate::heap::Found;
+use crate::heap::found::Found;
 use crate::lockfree::header::{Block, EARLY, Header, LARGE, Memory, NONE};
 use crate::request::control::Control;
-use crate::thread::{self, HEAP, slow};
+use crate::thread::life::current_or_start;
+use crate::thread::{self, HEAP, route};
 use core::ptr::null_mut;
 
-/// A header before a payload at a multiple of this may lie in a page that is not mapped, when the pointer
-/// is not ours.
-const SYSTEM_PAGE_BYTES: usize = 4096;
-
 /// Below this lies no block, but what is read through a null pointer.
-const FIRST_ADDRESS: usize = SYSTEM_PAGE_BYTES;
+const FIRST_ADDRESS: usize = MIN_PAGE_BYTES;
 
 /// From here on there is no memory of a program's: to read there faults, on some machines without a
 /// page fault. A block's header has room for 48 bits.
@@ -46,7 +44,7 @@ impl Family {
     /// What a block's header says.
     fn of(found: &Found<'_>) -> Self {
         // A block that was persisted is its request's, whichever family frees it.
-        let is_persistent = found.span.owner() == 0 && !found.header.has(EARLY);
+        let is_persistent = found.control().is_none() && !found.header.has(EARLY);
         Self::of_flag(is_persistent)
     }
 
@@ -69,19 +67,19 @@ pub fn checked_size(count: usize, size: usize, offset: usize) -> Result<usize, B
 
 /// A block of a family, never null; its bytes are zero if `zeroed`.
 #[inline(always)]
-pub fn allocate(size: usize, family: Family, zeroed: bool, site: Site) -> Result<*mut u8, Bailout> {
+pub fn alloc(size: usize, family: Family, zeroed: bool, site: Site) -> Result<*mut u8, Bailout> {
     if let Some(bins) = bins_of(family) {
-        let payload = allocate_in(bins, size, zeroed);
+        let payload = alloc_from_bins(bins, size, zeroed);
         if !payload.is_null() {
             return Ok(payload);
         }
     }
-    allocate_slow(size, family, zeroed, site)
+    alloc_by_route(size, family, zeroed, site)
 }
 
 /// A block from these bins; null when they have none.
 #[inline(always)]
-pub fn allocate_in(bins: &Bins, size: usize, zeroed: bool) -> *mut u8 {
+pub fn alloc_from_bins(bins: &Bins, size: usize, zeroed: bool) -> *mut u8 {
     // Small blocks are cheaper to clear than to ask about.
     if zeroed && size > MAX_TABLE_BYTES {
         return null_mut();
@@ -109,13 +107,13 @@ fn bins_of(family: Family) -> Option<&'static Bins> {
 /// The same where the fast path has no answer.
 #[cold]
 #[inline(never)]
-pub fn allocate_slow(
+pub fn alloc_by_route(
     size: usize,
     family: Family,
     zeroed: bool,
     site: Site,
 ) -> Result<*mut u8, Bailout> {
-    let thread = thread::current_or_start();
+    let thread = current_or_start();
     let inside =
         thread.and_then(|thread| thread.active_lane()).filter(|_| family == Family::Request);
     if size > isize::MAX as usize {
@@ -124,11 +122,11 @@ pub fn allocate_slow(
     let allocated = match (thread, inside) {
         (Some(thread), Some(_)) => {
             let before = thread.site.replace(site);
-            let allocated = slow::allocate_active(size, PAYLOAD_ALIGN);
+            let allocated = route::alloc_active(size, PAYLOAD_ALIGN);
             thread.site.set(before);
             allocated
         }
-        _ => slow::alloc_persistent(size, PAYLOAD_ALIGN),
+        _ => route::alloc_persistent_slow(size, PAYLOAD_ALIGN),
     };
     if allocated.block == NONE {
         return Err(failure(allocated, inside.map(|(control, _)| control), size));
@@ -159,7 +157,7 @@ fn failure(allocated: Allocated, control: Option<&Control>, size: usize) -> Bail
     }
 }
 
-/// Resizes a block of a family, which keeps its lifetime; null: as `allocate`. If it moves, at least the
+/// Resizes a block of a family, which keeps its lifetime; null: as `alloc`. If it moves, at least the
 /// first `copy_size` bytes come along, as far as both blocks have them.
 ///
 /// # Safety
@@ -172,7 +170,7 @@ pub unsafe fn resize(
     site: Site,
 ) -> Result<*mut u8, Bailout> {
     if payload.is_null() {
-        return allocate(size, family.unwrap_or(Family::Persistent), false, site);
+        return alloc(size, family.unwrap_or(Family::Persistent), false, site);
     }
     let block = payload.expose_provenance();
     if let Some(resized) = resize_here(block, size, copy_size, family) {
@@ -190,15 +188,15 @@ pub unsafe fn resize(
     if block != found.block && size <= capacity && size > capacity / 2 {
         return Ok(payload);
     }
-    let thread = thread::current_or_start();
+    let thread = current_or_start();
     let before = thread.map(|thread| thread.site.replace(site));
     let resized = if block == found.block {
-        slow::resize_found(block, &found, PAYLOAD_ALIGN, size)
+        route::resize_found(block, &found, PAYLOAD_ALIGN, size)
     } else {
         NONE
     };
     let allocated = if resized == NONE {
-        slow::alloc_beside_found(&found, PAYLOAD_ALIGN, size)
+        route::alloc_beside_found(&found, PAYLOAD_ALIGN, size)
     } else {
         Allocated::NOTHING
     };
@@ -213,13 +211,13 @@ pub unsafe fn resize(
         return Err(failure(allocated, found.control(), size));
     }
     // A survivor, or an early block: it is persistent now, and of the family it was of.
-    if Family::of(&found) == Family::Request && HEAP.find(fresh).span.owner() == 0 {
+    if Family::of(&found) == Family::Request && HEAP.find(fresh).control().is_none() {
         make_early(fresh);
     }
     let count = capacity.min(size).min(copy_size);
     // SAFETY: both payloads hold as much, and a fresh block overlaps no live one.
     unsafe { pointer(fresh).copy_from_nonoverlapping(payload, count) };
-    free_found(block, &found);
+    free_payload(block, &found);
     Ok(pointer(fresh))
 }
 
@@ -260,9 +258,9 @@ fn resize_here(
     Some(pointer(fresh))
 }
 
-fn free_found(payload: Block, found: &Found<'_>) {
+fn free_payload(payload: Block, found: &Found<'_>) {
     HEAP.mark_aligned_freed(payload, found.block);
-    slow::free_found(thread::current_or_start(), found);
+    route::free_judged(current_or_start(), found);
 }
 
 /// Frees a block of a family, or of any. Null is ignored.
@@ -275,7 +273,7 @@ pub unsafe fn free(payload: *mut u8, family: Option<Family>) {
     let is_done =
         may_look_before(block) && bins_to_free_to(family).is_some_and(|bins| is_freed(bins, block));
     if !is_done {
-        free_slow(payload, family);
+        free_by_route(payload, family);
     }
 }
 
@@ -288,12 +286,13 @@ fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
     }
 }
 
-/// Whether the word before a pointer can be read if anything is mapped there. (A misaligned word is
-/// an ordinary mismatch to the machine; checked builds want it named before.)
+/// Whether the word before a pointer can be read if anything is mapped there: before the start of a page
+/// there may be nothing, when the pointer is not ours. (A misaligned word is an ordinary mismatch to the
+/// machine; checked builds want it named before.)
 #[inline(always)]
 fn may_look_before(block: Block) -> bool {
     block.wrapping_sub(FIRST_ADDRESS) < END_ADDRESS - FIRST_ADDRESS
-        && block % SYSTEM_PAGE_BYTES != 0
+        && block % MIN_PAGE_BYTES != 0
         && (!cfg!(debug_assertions) || block % PAYLOAD_ALIGN == 0)
 }
 
@@ -303,7 +302,7 @@ fn is_freed(bins: &Bins, block: Block) -> bool {
     match bins.free_unsized(block) {
         (Freed::Done, _) => true,
         (Freed::BinFull, Some(class)) => {
-            slow::bin_full_slow(bins, class);
+            route::bin_full_slow(bins, class);
             true
         }
         _ => false,
@@ -312,7 +311,7 @@ fn is_freed(bins: &Bins, block: Block) -> bool {
 
 #[cold]
 #[inline(never)]
-fn free_slow(payload: *mut u8, family: Option<Family>) {
+fn free_by_route(payload: *mut u8, family: Option<Family>) {
     let block = payload.expose_provenance();
     if block == NONE {
         return;
@@ -327,7 +326,7 @@ fn free_slow(payload: *mut u8, family: Option<Family>) {
     if let Some(family) = family {
         family.expect(block, &found);
     }
-    free_found(block, &found);
+    free_payload(block, &found);
 }
 
 /// Bytes that fit into the block; 0 for null. Fatal for what is no live block.

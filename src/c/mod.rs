@@ -1,9 +1,26 @@
-//! What a C program calls, and what those who know ZendMM do.
+//! What a C program calls, by `include/rqmalloc.h`, and what those who know ZendMM do.
 
 pub mod family;
 pub mod zend;
 
 #[cfg(feature = "capi")]
-pub mod capi;
+mod tries;
+#[cfg(feature = "capi")]
+mod state;
+#[cfg(feature = "capi")]
+mod bailouts;
+#[cfg(feature = "capi")]
+mod requests;
+#[cfg(feature = "capi")]
+mod blocks;
+#[cfg(feature = "capi")]
+mod figures;
+
 #[cfg(all(feature = "preload", target_os = "linux"))]
-pub mod preload;
+mod preload_charge;
+#[cfg(all(feature = "preload", target_os = "linux"))]
+mod preload_libraries;
+#[cfg(all(feature = "preload", target_os = "linux"))]
+mod preload;
+#[cfg(all(feature = "preload", target_os = "linux"))]
+mod preload_glibc;

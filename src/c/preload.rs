@@ -10,16 +10,19 @@
 //! blocks of this allocator.
 
 use crate::api::global::{PAYLOAD_ALIGN, pointer};
-use crate::api::report::{Stats, stats};
+use crate::api::report::stats;
+use crate::base::environment;
 use crate::base::fatal;
-use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
+use crate::base::line::Line;
+use crate::base::sync::{AtomicBool, Ordering};
 use crate::blocks::bin::Kind;
 use crate::blocks::trace::Site;
 use crate::c::family::{self, Family, checked_size};
+use crate::c::preload_charge::{is_in_charge, pass_on};
+use crate::c::preload_libraries::find_dlopen;
 use crate::lockfree::header::NONE;
-use crate::thread::cancel::without_cancellation;
-use crate::thread::{self, slow};
-use core::ffi::{CStr, c_char, c_int, c_void};
+use crate::thread::{self, route};
+use core::ffi::{c_int, c_void};
 use core::fmt::Write;
 use core::ptr::null_mut;
 
@@ -34,100 +37,20 @@ static AT_START: extern "C" fn() = read_environment;
 static AT_EXIT: extern "C" fn() = print_stats;
 
 extern "C" fn read_environment() {
-    OF_REQUESTS.store(is_set(c"RQMALLOC_PRELOAD_REQUESTS"), Ordering::Relaxed);
+    let is_of_requests = environment::flag(c"RQMALLOC_PRELOAD_REQUESTS") == Some(true);
+    OF_REQUESTS.store(is_of_requests, Ordering::Relaxed);
     // Looks at the environment, too.
     find_dlopen();
 }
 
-/// Whether a variable of the environment is there and not 0.
-fn is_set(name: &CStr) -> bool {
-    // SAFETY: a text; the environment is not changed by this thread meanwhile.
-    let value = unsafe { libc::getenv(name.as_ptr()) };
-    // SAFETY: as above.
-    !value.is_null() && !matches!(unsafe { CStr::from_ptr(value) }.to_bytes(), b"" | b"0")
-}
-
 extern "C" fn print_stats() {
-    if is_set(c"RQMALLOC_STATS") {
-        let mut line = fatal::Line::EMPTY;
+    if environment::flag(c"RQMALLOC_STATS") == Some(true) {
+        let mut line = Line::EMPTY;
         // A line that is too long is cut.
         let _ = write!(line, "{}", stats());
         line.print();
     }
 }
-
-// ---- who is in charge ----------------------------------------------------------------------
-
-const UNKNOWN: u8 = 0;
-const OURS: u8 = 1;
-const THEIRS: u8 = 2;
-/// Somebody asks just now.
-const ASKED: u8 = 3;
-
-/// Whether the program's `malloc` is the one here, or at last hands out blocks of this allocator.
-static IN_CHARGE: AtomicU8 = AtomicU8::new(UNKNOWN);
-
-#[inline(always)]
-fn is_in_charge() -> bool {
-    match IN_CHARGE.load(Ordering::Relaxed) {
-        OURS => true,
-        THEIRS => false,
-        _ => find_who_is_in_charge(),
-    }
-}
-
-/// Whether a block that comes back is one of ours: not so where a function here has passed on.
-#[inline(always)]
-fn is_from_here(block: *mut c_void) -> bool {
-    IN_CHARGE.load(Ordering::Relaxed) != THEIRS || block.is_null() || family::is_ours(block.cast())
-}
-
-/// Asks whoever defines `malloc` for a block. (Its address does not tell: that of a function whose
-/// address a program takes is a place in the program.) What that `malloc` calls meanwhile, and
-/// other threads, are served from here.
-#[cold]
-fn find_who_is_in_charge() -> bool {
-    let asked = IN_CHARGE.compare_exchange(UNKNOWN, ASKED, Ordering::Relaxed, Ordering::Relaxed);
-    if let Err(answer) = asked {
-        return answer != THEIRS;
-    }
-    // SAFETY: functions of these names have these types.
-    let is_ours = unsafe {
-        let find = |name: &CStr| libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr());
-        let (malloc, free) = (find(c"malloc"), find(c"free"));
-        if malloc.is_null() || free.is_null() {
-            true
-        } else {
-            type Malloc = extern "C" fn(usize) -> *mut c_void;
-            let malloc = core::mem::transmute::<*mut c_void, Malloc>(malloc);
-            let free = core::mem::transmute::<*mut c_void, extern "C" fn(*mut c_void)>(free);
-            let probe = malloc(1);
-            let is_ours = probe.is_null() || family::is_ours(probe.cast());
-            free(probe);
-            is_ours
-        }
-    };
-    IN_CHARGE.store(if is_ours { OURS } else { THEIRS }, Ordering::Relaxed);
-    is_ours
-}
-
-/// Calls the function of this name that comes after ours.
-macro_rules! pass_on {
-    ($name:literal, fn($($kind:ty),*) -> $result:ty, $($value:expr),*) => {{
-        // SAFETY: the function with this name in the next library has this type.
-        unsafe {
-            let next = libc::dlsym(libc::RTLD_NEXT, concat!($name, "\0").as_ptr().cast());
-            if next.is_null() {
-                fatal::system_call("dlsym", libc::ENOSYS);
-            }
-            core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($kind),*) -> $result>(next)(
-                $($value),*
-            )
-        }
-    }};
-}
-
-// ---- allocation ----------------------------------------------------------------------------
 
 /// Whose the blocks of this thread are, where that is not plain.
 fn family() -> Family {
@@ -138,45 +61,45 @@ fn family() -> Family {
 }
 
 #[cold]
-fn fail(error: c_int) -> *mut c_void {
+pub fn fail(error: c_int) -> *mut c_void {
     // SAFETY: the place is this thread's.
     unsafe { *libc::__errno_location() = error };
     null_mut()
 }
 
 #[inline(always)]
-fn allocate(size: usize, zeroed: bool) -> *mut c_void {
+pub fn alloc(size: usize, zeroed: bool) -> *mut c_void {
     let bins = thread::active();
     // Outside requests the active bins are the cache's.
     if core::ptr::eq(bins, bins.cache()) {
-        let block = family::allocate_in(bins, size, zeroed);
+        let block = family::alloc_from_bins(bins, size, zeroed);
         if !block.is_null() {
             return block.cast();
         }
     }
-    allocate_slow(size, zeroed)
+    alloc_by_family(size, zeroed)
 }
 
 #[cold]
 #[inline(never)]
-fn allocate_slow(size: usize, zeroed: bool) -> *mut c_void {
-    match family::allocate(size, family(), zeroed, Site::NONE) {
+fn alloc_by_family(size: usize, zeroed: bool) -> *mut c_void {
+    match family::alloc(size, family(), zeroed, Site::NONE) {
         Ok(block) => block.cast(),
         Err(_) => fail(libc::ENOMEM),
     }
 }
 
 /// A block at an alignment that is a power of two.
-fn allocate_aligned(align: usize, size: usize) -> *mut c_void {
+pub fn alloc_aligned(align: usize, size: usize) -> *mut c_void {
     if align <= PAYLOAD_ALIGN {
-        return allocate(size, false);
+        return alloc(size, false);
     }
     if size > isize::MAX as usize || align > isize::MAX as usize {
         return fail(libc::ENOMEM);
     }
     let block = match family() {
-        Family::Request => slow::alloc_slow(size, align).block,
-        Family::Persistent => slow::alloc_persistent(size, align).block,
+        Family::Request => route::alloc_slow(size, align).block,
+        Family::Persistent => route::alloc_persistent_slow(size, align).block,
     };
     if block == NONE { fail(libc::ENOMEM) } else { pointer(block).cast() }
 }
@@ -184,7 +107,7 @@ fn allocate_aligned(align: usize, size: usize) -> *mut c_void {
 /// `malloc`. Size 0 gives a unique pointer.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(size: usize) -> *mut c_void {
-    allocate(size, false)
+    alloc(size, false)
 }
 
 /// `free`.
@@ -224,7 +147,7 @@ pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
         return pass_on!("calloc", fn(usize, usize) -> *mut c_void, count, size);
     }
     match checked_size(count, size, 0) {
-        Ok(size) => allocate(size, true),
+        Ok(size) => alloc(size, true),
         Err(_) => fail(libc::ENOMEM),
     }
 }
@@ -245,9 +168,9 @@ pub unsafe extern "C" fn realloc(pointer: *mut c_void, size: usize) -> *mut c_vo
 /// # Safety
 /// `pointer` is null or a block of ours that nobody else uses.
 #[inline(always)]
-unsafe fn resize(pointer: *mut c_void, size: usize) -> *mut c_void {
+pub unsafe fn resize(pointer: *mut c_void, size: usize) -> *mut c_void {
     if pointer.is_null() {
-        return allocate(size, false);
+        return alloc(size, false);
     }
     if size == 0 {
         // SAFETY: the caller's contract.
@@ -293,13 +216,13 @@ pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
     if !is_in_charge() {
         return pass_on!("memalign", fn(usize, usize) -> *mut c_void, align, size);
     }
-    allocate_rounded(align, size)
+    alloc_rounded(align, size)
 }
 
 /// A block at an alignment that is rounded up to a power of two.
-fn allocate_rounded(align: usize, size: usize) -> *mut c_void {
+pub fn alloc_rounded(align: usize, size: usize) -> *mut c_void {
     match align.checked_next_power_of_two() {
-        Some(align) => allocate_aligned(align, size),
+        Some(align) => alloc_aligned(align, size),
         None => fail(libc::EINVAL),
     }
 }
@@ -310,7 +233,7 @@ pub extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
     if !is_in_charge() {
         return pass_on!("aligned_alloc", fn(usize, usize) -> *mut c_void, align, size);
     }
-    if align.is_power_of_two() { allocate_aligned(align, size) } else { fail(libc::EINVAL) }
+    if align.is_power_of_two() { alloc_aligned(align, size) } else { fail(libc::EINVAL) }
 }
 
 /// `posix_memalign`.
@@ -333,18 +256,18 @@ pub unsafe extern "C" fn posix_memalign(
         );
     }
     // SAFETY: the caller's contract.
-    unsafe { allocate_to(place, align, size) }
+    unsafe { alloc_to(place, align, size) }
 }
 
 /// What `posix_memalign` does: as in glibc, `errno` says it too when there is no memory.
 ///
 /// # Safety
 /// `place` can be written.
-unsafe fn allocate_to(place: *mut *mut c_void, align: usize, size: usize) -> c_int {
+pub unsafe fn alloc_to(place: *mut *mut c_void, align: usize, size: usize) -> c_int {
     if !align.is_power_of_two() || align % size_of::<*mut c_void>() != 0 {
         return libc::EINVAL;
     }
-    let block = allocate_aligned(align, size);
+    let block = alloc_aligned(align, size);
     if block.is_null() {
         return libc::ENOMEM;
     }
@@ -353,8 +276,8 @@ unsafe fn allocate_to(place: *mut *mut c_void, align: usize, size: usize) -> c_i
     0
 }
 
-/// What `valloc` and `pvalloc` align to.
-fn system_page_bytes() -> usize {
+/// What `valloc` and `pvalloc` align to: what the program was told.
+pub fn system_page_bytes() -> usize {
     // SAFETY: always callable; a constant that the program was started with.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
@@ -374,7 +297,7 @@ pub extern "C" fn pvalloc(size: usize) -> *mut c_void {
     }
 }
 
-fn whole_pages(size: usize) -> Option<usize> {
+pub fn whole_pages(size: usize) -> Option<usize> {
     size.max(1).checked_next_multiple_of(system_page_bytes())
 }
 
@@ -398,249 +321,4 @@ pub extern "C" fn malloc_trim(pad: usize) -> c_int {
         return pass_on!("malloc_trim", fn(usize) -> c_int, pad);
     }
     c_int::from(crate::trim() > 0)
-}
-
-// ---- figures -------------------------------------------------------------------------------
-
-/// `mallinfo2`, as far as its figures have a meaning here: what is mapped, in use and free. In the
-/// place of the fast bins stands what is kept for the next allocation, in that of the top what
-/// `malloc_trim` looks at.
-#[unsafe(no_mangle)]
-pub extern "C" fn mallinfo2() -> libc::mallinfo2 {
-    if !is_in_charge() {
-        return pass_on!("mallinfo2", fn() -> libc::mallinfo2,);
-    }
-    let stats = stats();
-    // SAFETY: zeros are a `mallinfo2`.
-    let mut info: libc::mallinfo2 = unsafe { core::mem::zeroed() };
-    info.arena = stats.mapped;
-    info.uordblks = stats.in_use;
-    info.fordblks = stats.cached + stats.free;
-    info.fsmblks = stats.cached;
-    info.keepcost = stats.free;
-    info
-}
-
-/// `mallinfo`: the same figures in the range of an `int`. One that does not fit is the largest.
-#[unsafe(no_mangle)]
-pub extern "C" fn mallinfo() -> libc::mallinfo {
-    if !is_in_charge() {
-        return pass_on!("mallinfo", fn() -> libc::mallinfo,);
-    }
-    let cut = |bytes: usize| c_int::try_from(bytes).unwrap_or(c_int::MAX);
-    let full = mallinfo2();
-    // SAFETY: zeros are a `mallinfo`.
-    let mut info: libc::mallinfo = unsafe { core::mem::zeroed() };
-    info.arena = cut(full.arena);
-    info.uordblks = cut(full.uordblks);
-    info.fordblks = cut(full.fordblks);
-    info.fsmblks = cut(full.fsmblks);
-    info.keepcost = cut(full.keepcost);
-    info
-}
-
-/// `malloc_info`: XML to a stream, with glibc's elements as far as they have a meaning here. Kept
-/// for the next allocation is "fast", free pages are "rest"; how many blocks that makes is not
-/// known.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_int {
-    if !is_in_charge() {
-        return pass_on!("malloc_info", fn(c_int, *mut libc::FILE) -> c_int, options, stream);
-    }
-    if options != 0 {
-        return libc::EINVAL;
-    }
-    let Stats { mapped, in_use, cached, free, open_requests } = stats();
-    let totals = text(format_args!(
-        "<total type=\"fast\" size=\"{cached}\"/>\n\
-         <total type=\"rest\" size=\"{free}\"/>\n"
-    ));
-    let sizes = text(format_args!(
-        "<system type=\"current\" size=\"{mapped}\"/>\n\
-         <aspace type=\"total\" size=\"{mapped}\"/>\n"
-    ));
-    let ours = text(format_args!(
-        "<rqmalloc mapped=\"{mapped}\" in_use=\"{in_use}\" cached=\"{cached}\" free=\"{free}\" \
-         open_requests=\"{open_requests}\"/>\n"
-    ));
-    let parts = [
-        c"<malloc version=\"1\">\n<heap nr=\"0\">\n<sizes>\n</sizes>\n".as_ptr(),
-        totals.as_ptr().cast(),
-        sizes.as_ptr().cast(),
-        c"</heap>\n".as_ptr(),
-        totals.as_ptr().cast(),
-        sizes.as_ptr().cast(),
-        ours.as_ptr().cast(),
-        c"</malloc>\n".as_ptr(),
-    ];
-    // Writing to a stream can be cancelled.
-    let is_written = without_cancellation(|| {
-        // SAFETY: texts, and the caller's stream.
-        parts.into_iter().all(|part| unsafe { libc::fputs(part, stream) } >= 0)
-    });
-    if is_written { 0 } else { -1 }
-}
-
-/// `malloc_stats`: the figures on standard error, in one line.
-#[unsafe(no_mangle)]
-pub extern "C" fn malloc_stats() {
-    if !is_in_charge() {
-        return pass_on!("malloc_stats", fn() -> (),);
-    }
-    let Stats { mapped, in_use, cached, free, open_requests } = stats();
-    text(format_args!(
-        "system bytes = {mapped}, in use bytes = {in_use}, cached bytes = {cached}, \
-         free bytes = {free}, open requests = {open_requests}"
-    ))
-    .print();
-}
-
-/// A text in a buffer of its own.
-fn text(arguments: core::fmt::Arguments<'_>) -> fatal::Line {
-    let mut line = fatal::Line::EMPTY;
-    // None here is too long.
-    let _ = line.write_fmt(arguments);
-    line
-}
-
-// ---- the C library's own names -------------------------------------------------------------
-//
-// They serve from here whoever is in charge, and ask nobody: a `malloc` of the program's may be who
-// calls.
-
-/// glibc's `malloc`.
-#[unsafe(no_mangle)]
-pub extern "C" fn __libc_malloc(size: usize) -> *mut c_void {
-    allocate(size, false)
-}
-
-/// glibc's `calloc`.
-#[unsafe(no_mangle)]
-pub extern "C" fn __libc_calloc(count: usize, size: usize) -> *mut c_void {
-    match checked_size(count, size, 0) {
-        Ok(size) => allocate(size, true),
-        Err(_) => fail(libc::ENOMEM),
-    }
-}
-
-/// glibc's `realloc`.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __libc_realloc(pointer: *mut c_void, size: usize) -> *mut c_void {
-    if !is_from_here(pointer) {
-        return pass_on!("__libc_realloc", fn(*mut c_void, usize) -> *mut c_void, pointer, size);
-    }
-    // SAFETY: the caller's contract.
-    unsafe { resize(pointer, size) }
-}
-
-/// glibc's `free`.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __libc_free(pointer: *mut c_void) {
-    if !is_from_here(pointer) {
-        return pass_on!("__libc_free", fn(*mut c_void) -> (), pointer);
-    }
-    // SAFETY: the caller's contract.
-    unsafe { family::free(pointer.cast(), None) }
-}
-
-/// An older name of `free`.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cfree(pointer: *mut c_void) {
-    // SAFETY: the caller's contract.
-    unsafe { __libc_free(pointer) }
-}
-
-/// glibc's `memalign`.
-#[unsafe(no_mangle)]
-pub extern "C" fn __libc_memalign(align: usize, size: usize) -> *mut c_void {
-    allocate_rounded(align, size)
-}
-
-/// glibc's `posix_memalign`.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __posix_memalign(
-    place: *mut *mut c_void,
-    align: usize,
-    size: usize,
-) -> c_int {
-    // SAFETY: the caller's contract.
-    unsafe { allocate_to(place, align, size) }
-}
-
-/// glibc's `valloc`.
-#[unsafe(no_mangle)]
-pub extern "C" fn __libc_valloc(size: usize) -> *mut c_void {
-    allocate_aligned(system_page_bytes(), size)
-}
-
-/// glibc's `pvalloc`.
-#[unsafe(no_mangle)]
-pub extern "C" fn __libc_pvalloc(size: usize) -> *mut c_void {
-    match whole_pages(size) {
-        Some(size) => allocate_aligned(system_page_bytes(), size),
-        None => fail(libc::ENOMEM),
-    }
-}
-
-// ---- libraries that would keep to themselves -----------------------------------------------
-
-type DlOpen = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
-
-/// Flags of `dlopen` that are not passed on.
-static DROPPED_FLAGS: AtomicU32 = AtomicU32::new(libc::RTLD_DEEPBIND as u32);
-
-/// A `DlOpen`: the C library's, once it was looked up.
-static NEXT_DLOPEN: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
-
-#[cold]
-#[inline(never)]
-fn find_dlopen() -> *mut c_void {
-    // SAFETY: a text.
-    let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"dlopen".as_ptr()) };
-    if next.is_null() {
-        fatal::system_call("dlsym", libc::ENOSYS);
-    }
-    if is_set(c"RQMALLOC_PRELOAD_DEEPBIND") {
-        DROPPED_FLAGS.store(0, Ordering::Relaxed);
-    }
-    NEXT_DLOPEN.store(next, Ordering::Relaxed);
-    next
-}
-
-/// `dlopen` without `RTLD_DEEPBIND`. With it a library prefers the C library's `malloc` to the
-/// program's: blocks change hands between two allocators, and the program crashes, as PHP does with
-/// its own extensions under other preloaded allocators. With `RQMALLOC_PRELOAD_DEEPBIND=1` in the
-/// environment the flag is kept, for programs whose libraries must prefer their own symbols and
-/// keep their blocks to themselves.
-///
-/// The last thing it does is a jump: the loader looks for libraries by who called `dlopen`.
-///
-/// # Safety
-/// As the C function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void {
-    let mut next = NEXT_DLOPEN.load(Ordering::Relaxed);
-    if next.is_null() {
-        next = find_dlopen();
-    }
-    // SAFETY: the next function of this name has this type; the caller's contract.
-    unsafe {
-        let next = core::mem::transmute::<*mut c_void, DlOpen>(next);
-        next(name, flags & !(DROPPED_FLAGS.load(Ordering::Relaxed) as c_int))
-    }
 }

@@ -1,7 +1,7 @@
 //! The functions of PHP's Zend Memory Manager under their own names, for Rust.
 //!
 //! Two families. What [`emalloc`] and its kin hand out belongs to the request this thread is inside and is
-//! freed with it at the latest; without an open request, or inside [`persistent`](crate::persistent), it
+//! freed with it at the latest; without an open request, or inside [`persistent`](crate::persistent()), it
 //! is persistent, as ZendMM's is before the first request. What [`pemalloc`] and its kin hand out with
 //! `persistent` set lives until it is freed. A block remembers its family: to free or resize it with the
 //! other one ends the process with a line that says so, where ZendMM corrupts its heap.
@@ -138,7 +138,7 @@ pub fn estrndup(text: &[u8]) -> *mut c_char {
 #[track_caller]
 pub fn pemalloc(size: usize, persistent: bool) -> *mut u8 {
     let site = site(Location::caller());
-    or_fail(family::allocate(size, Family::of_flag(persistent), false, site))
+    or_fail(family::alloc(size, Family::of_flag(persistent), false, site))
 }
 
 /// A block of `count * size + offset` bytes. ZendMM's `safe_pemalloc`.
@@ -146,7 +146,7 @@ pub fn pemalloc(size: usize, persistent: bool) -> *mut u8 {
 pub fn safe_pemalloc(count: usize, size: usize, offset: usize, persistent: bool) -> *mut u8 {
     let (family, site) = (Family::of_flag(persistent), site(Location::caller()));
     let size = checked_size(count, size, offset);
-    or_fail(size.and_then(|size| family::allocate(size, family, false, site)))
+    or_fail(size.and_then(|size| family::alloc(size, family, false, site)))
 }
 
 /// A block of `count * size` zeroed bytes. ZendMM's `pecalloc`.
@@ -154,7 +154,7 @@ pub fn safe_pemalloc(count: usize, size: usize, offset: usize, persistent: bool)
 pub fn pecalloc(count: usize, size: usize, persistent: bool) -> *mut u8 {
     let (family, site) = (Family::of_flag(persistent), site(Location::caller()));
     let size = checked_size(count, size, 0);
-    or_fail(size.and_then(|size| family::allocate(size, family, true, site)))
+    or_fail(size.and_then(|size| family::alloc(size, family, true, site)))
 }
 
 /// The block with another size: see [`erealloc`]. ZendMM's `perealloc`, where size 0 of a persistent block
@@ -236,7 +236,7 @@ pub fn is_ours(address: *const u8) -> bool {
 pub fn memory_usage(real: bool) -> usize {
     Request::current().map_or(0, |request| {
         let usage = request.usage();
-        if real { usage.footprint } else { usage.live_bytes }
+        if real { usage.footprint_bytes } else { usage.live_bytes }
     })
 }
 
@@ -244,7 +244,7 @@ pub fn memory_usage(real: bool) -> usize {
 /// `real` is an upper bound. ZendMM's `zend_memory_peak_usage`.
 pub fn memory_peak_usage(real: bool) -> usize {
     let _ = real;
-    Request::current().map_or(0, |request| request.usage().peak)
+    Request::current().map_or(0, |request| request.usage().peak_bytes)
 }
 
 /// The peak is measured anew from now on. ZendMM's `zend_memory_reset_peak_usage`.

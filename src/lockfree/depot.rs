@@ -174,6 +174,22 @@ impl<S: Slots> Depot<S> {
         self.hint.load(Ordering::Relaxed)
     }
 
+    /// Shows every magazine to `visit`, under the lock; then the name and both sides of what contradicts
+    /// itself (D1, D2), if anything does. For tests.
+    pub fn check(&self, visit: impl FnMut(Magazine)) -> Result<(), (&'static str, u32, u32)> {
+        let ring = self.ring.lock();
+        let (count, capacity) = (ring.filled.count(), ring.slots.capacity());
+        if count > capacity {
+            return Err(("magazines of a depot", count, capacity));
+        }
+        (0..count).map(|position| ring.slots.get(ring.slot(position))).for_each(visit);
+        if ring.low > count {
+            return Err(("idle magazines of a depot", ring.low, count));
+        }
+        let hint = self.hint.load(Ordering::Relaxed);
+        if hint != count { Err(("hint of a depot", hint, count)) } else { Ok(()) }
+    }
+
     /// How many blocks there are. Walks every slot under the lock: for statistics.
     pub fn block_count(&self) -> u64 {
         let ring = self.ring.lock();

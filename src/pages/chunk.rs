@@ -17,9 +17,10 @@ use core::ptr::null_mut;
 pub const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 /// Pages of a chunk.
 pub const PAGES_PER_CHUNK: usize = CHUNK_BYTES / PAGE_BYTES;
-const WORDS: usize = PAGES_PER_CHUNK / u64::BITS as usize;
+const WORD_BITS: usize = u64::BITS as usize;
+const WORDS: usize = PAGES_PER_CHUNK / WORD_BITS;
 
-const _: () = assert!(WORDS * u64::BITS as usize == PAGES_PER_CHUNK, "a bit for every page");
+const _: () = assert!(WORDS * WORD_BITS == PAGES_PER_CHUNK, "a bit for every page");
 
 /// What is known of a chunk. All zero: it is not there.
 #[repr(C, align(64))]
@@ -46,10 +47,10 @@ impl PageMask {
     /// Sets or clears `first..first + count`; whether any was set before.
     fn change(&self, first: usize, count: usize, value: bool) -> bool {
         let mut any = 0;
-        for word in first / 64..=(first + count - 1) / 64 {
-            let from = first.max(word * 64) - word * 64;
-            let to = (first + count).min((word + 1) * 64) - word * 64;
-            let mask = (u64::MAX >> (64 - (to - from))) << from;
+        for word in first / WORD_BITS..=(first + count - 1) / WORD_BITS {
+            let from = first.max(word * WORD_BITS) - word * WORD_BITS;
+            let to = (first + count).min((word + 1) * WORD_BITS) - word * WORD_BITS;
+            let mask = (u64::MAX >> (WORD_BITS - (to - from))) << from;
             any |= mask
                 & if value {
                     self.0[word].fetch_or(mask, Ordering::Relaxed)

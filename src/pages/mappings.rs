@@ -8,11 +8,13 @@
 //! - **U2** A mapping's length is changed by those that `looseness` says may (Z1). No system call is made
 //!   under the lock.
 
+use crate::base::fatal;
 use crate::base::os::{self, MAX_PAGE_BYTES, Resized};
-use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
+use crate::base::size_class::{FIRST_PAYLOAD_OFFSET, PAGE_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::{AtomicUsize, Lock, Ordering, step, this_thread, wait_for};
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::page_heap::PageHeap;
+use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
 use core::ptr::null;
 
@@ -23,6 +25,9 @@ const MAX_CACHED_BYTES: usize = 64 * 1024 * 1024;
 const SLACK_DIVISOR: usize = 4;
 /// How long a mapping stays.
 const KEEP_MILLISECONDS: u64 = 500;
+
+const _: () = assert!(MAX_PAGE_BYTES % PAGE_BYTES == 0, "a mapping is whole pages of ours, too");
+const _: () = assert!(CHUNK_BYTES % MAX_PAGE_BYTES == 0, "a chunk is whole pages of any system");
 
 /// The mappings.
 pub struct Mappings {
@@ -73,8 +78,8 @@ fn is_snug(bytes: usize, wanted: usize) -> bool {
 
 /// Bytes of pages that a block of `size` bytes needs, wherever in a mapping an alignment puts it.
 pub fn needed_bytes(size: usize, align: usize) -> Option<usize> {
-    let padding = if align > 16 { align } else { 0 };
-    let bytes = size.checked_add(2 * HEADER_BYTES)?.checked_add(padding)?;
+    let padding = if align > PAYLOAD_ALIGN { align } else { 0 };
+    let bytes = size.checked_add(FIRST_PAYLOAD_OFFSET)?.checked_add(padding)?;
     (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(PAGE_BYTES))
 }
 
@@ -396,20 +401,39 @@ impl Mappings {
         unsafe { self.store.recover(repair) };
     }
 
-    /// Walks the store; fatal when it contradicts itself.
-    pub fn check(&self) {
+    /// Walks the store and the list of loose mappings; fatal when they contradict themselves or the
+    /// registry (U1).
+    pub fn check(&self, pages: &PageHeap) {
         let store = self.store.lock();
         let mut bytes = 0;
         // SAFETY: what the store holds are type-stable descriptors.
         for span in store.cached.iter().filter_map(|slot| unsafe { slot.as_ref() }) {
             if span.kind() != SpanKind::Cached {
-                crate::base::fatal::broken("kind of a cached mapping", span.base(), span.bytes());
+                fatal::broken("kind of a cached mapping", span.base(), span.bytes());
+            }
+            for address in (span.base()..span.end()).step_by(CHUNK_BYTES) {
+                match pages.registry.find(address) {
+                    Some(Backing::Mapping(there)) if core::ptr::eq(there, span) => {}
+                    _ => fatal::broken("registration of a cached mapping", span.base(), address),
+                }
             }
             bytes += span.bytes();
         }
         let counted = self.cached_bytes.load(Ordering::Relaxed);
         if bytes != counted {
-            crate::base::fatal::broken("bytes of cached mappings", bytes, counted);
+            fatal::broken("bytes of cached mappings", bytes, counted);
+        }
+        let mapped = self.mapped_bytes.load(Ordering::Relaxed);
+        if bytes > mapped {
+            fatal::broken("bytes of mappings", bytes, mapped);
+        }
+        // What is claimed may be freed and used for something else before its claim ends.
+        for loose in store.loose.iter().filter(|loose| loose.claimed_by == 0) {
+            // SAFETY: as above.
+            let Some(span) = (unsafe { loose.span.as_ref() }) else { continue };
+            if span.kind() != SpanKind::Mapped {
+                fatal::broken("kind of a loose mapping", span.base(), span.bytes());
+            }
         }
     }
 

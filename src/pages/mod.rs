@@ -6,3 +6,4 @@ pub mod chunk;
 pub mod registry;
 pub mod page_heap;
 pub mod mappings;
+pub mod supply;

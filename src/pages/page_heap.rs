@@ -4,8 +4,11 @@
 //! worth while. Chunks stand in groups of 64 that are never unmapped, so that a searcher holding a
 //! stale chunk finds no free page in it, or free pages of its successor.
 
+use crate::base::fatal;
 use crate::base::os;
-use crate::base::size_class::{FIRST_LARGE_CLASS, PAGE_BYTES, pages_for};
+use crate::base::size_class::{
+    FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, MAX_CLASS_BYTES, PAGE_BYTES, pages_for,
+};
 use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::lockfree::bitmap::{longest_run, runs};
 use crate::lockfree::pool::Pool;
@@ -40,9 +43,11 @@ static LENGTH_INDEX: [u8; MAX_SPAN_PAGES + 1] = {
 };
 
 const _: () = assert!(
-    MAX_SPAN_PAGES == pages_for(crate::base::size_class::MAX_CLASS_BYTES + 16),
+    MAX_SPAN_PAGES == pages_for(FIRST_PAYLOAD_OFFSET + MAX_CLASS_BYTES),
     "a block of the largest class has a span"
 );
+
+const _: () = assert!(CHUNKS_PER_GROUP == u64::BITS as usize, "`taken` has a bit for every chunk");
 
 #[repr(C, align(64))]
 struct Group {
@@ -341,15 +346,23 @@ impl PageHeap {
         })
     }
 
-    /// Looks at what every page names; fatal when it is a descriptor of nothing. Other threads may
-    /// take and give pages meanwhile.
+    /// Looks at the registry and at what every page names; fatal when it is a descriptor of nothing or of
+    /// other pages, or when the registry does not know the chunk. Other threads may take and give pages meanwhile.
     pub fn check(&self) {
+        self.registry.check();
         for chunk in self.groups().flat_map(|group| &group.chunks) {
             for page in 0..PAGES_PER_CHUNK {
                 let Some(span) = chunk.span(page) else { continue };
-                let still_named = || chunk.span(page).is_some_and(|now| core::ptr::eq(now, span));
-                if span.kind() == SpanKind::Free && still_named() && span.kind() == SpanKind::Free {
-                    crate::base::fatal::broken("kind of a span in use", span.base(), page);
+                let is_still_named =
+                    || chunk.span(page).is_some_and(|now| core::ptr::eq(now, span));
+                let names_it = || {
+                    let address = chunk.base() + page * PAGE_BYTES;
+                    self.chunk_of(address).is_some_and(|there| core::ptr::eq(there, chunk))
+                        && span.kind() != SpanKind::Free
+                        && (span.base()..span.end()).contains(&address)
+                };
+                if !names_it() && is_still_named() && !names_it() {
+                    fatal::broken("span that a page names", span.base(), page);
                 }
             }
         }

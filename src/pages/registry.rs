@@ -3,6 +3,7 @@
 //! Two levels instead of one flat reserved table: a process under `ulimit -v` has no room for a
 //! reservation, and only slow paths look here.
 
+use crate::base::fatal;
 use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering};
 use crate::pages::chunk::{CHUNK_BYTES, Chunk};
 use crate::pages::descriptors::DescriptorMemory;
@@ -15,8 +16,18 @@ const LEAF_BITS: u32 = 12;
 const LEAF_COUNT: usize = 1 << LEAF_BITS;
 const ROOT_COUNT: usize = 1 << (ADDRESS_BITS - CHUNK_BITS - LEAF_BITS);
 
+const _: () = assert!(
+    ROOT_COUNT * LEAF_COUNT * CHUNK_BYTES == 1 << ADDRESS_BITS,
+    "the table has an entry for every chunk of the address space"
+);
+
 /// Marks an entry that is the span of a mapped block, not a chunk.
 const SPAN_BIT: usize = 1;
+
+const _: () = assert!(
+    align_of::<Chunk>() > SPAN_BIT && align_of::<Span>() > SPAN_BIT,
+    "no address of a descriptor has the bit"
+);
 
 type Leaf = [AtomicUsize; LEAF_COUNT];
 
@@ -107,6 +118,28 @@ impl Registry {
     pub fn add_mapping(&self, span: &Span) {
         let entry = core::ptr::from_ref(span).expose_provenance() | SPAN_BIT;
         self.set(span.base(), span.bytes(), entry);
+    }
+
+    /// Looks at every entry; fatal when what it leads to does not stand there. Other threads may register
+    /// and forget meanwhile: an entry is written after its descriptor, and goes before it.
+    pub fn check(&self) {
+        for (index, slot) in self.root.iter().enumerate() {
+            // SAFETY: as in `find`.
+            let Some(leaf) = (unsafe { slot.load(Ordering::Acquire).as_ref() }) else { continue };
+            for (place, entry) in leaf.iter().enumerate() {
+                let seen = entry.load(Ordering::Acquire);
+                let base = (index * LEAF_COUNT + place) * CHUNK_BYTES;
+                let stands_there = || match self.find(base) {
+                    None => true,
+                    Some(Backing::Chunk(chunk)) => chunk.base() == base,
+                    Some(Backing::Mapping(span)) => span.base() <= base && base < span.end(),
+                };
+                let is_still_there = || entry.load(Ordering::Acquire) == seen;
+                if !stands_there() && is_still_there() && !stands_there() {
+                    fatal::broken("registered address", base, seen);
+                }
+            }
+        }
     }
 
     /// Forgets what stands at these addresses.

@@ -7,9 +7,10 @@
 //!   promise more than the thread's share of the process's budget.
 //! - **K2** A class whose bin looks the same at two ticks is idle: its blocks go, its cap starts anew.
 
+use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::base::sync::Gauge;
-use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::bin::{Bins, Kind, check_list};
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Block, Header};
 use core::cell::Cell;
@@ -40,8 +41,12 @@ struct Previous {
 }
 
 impl Previous {
+    fn magazine(&self) -> Magazine {
+        Magazine { head: self.head.get(), count: self.count.get() as u32 }
+    }
+
     fn replace(&self, magazine: Magazine) -> Magazine {
-        let before = Magazine { head: self.head.get(), count: self.count.get() as u32 };
+        let before = self.magazine();
         self.head.set(magazine.head);
         self.count.set(magazine.count as usize);
         before
@@ -166,8 +171,17 @@ impl Cache {
             .sum()
     }
 
-    /// Walks every list; fatal when one contradicts its count.
+    /// Walks every bin and every previous magazine; fatal when one contradicts its count or its class, or
+    /// when the caps promise something else than is written down (K1).
     pub fn check(&self) {
         self.bins.check();
+        for class in Class::all() {
+            let listed = self.previous[class.index()].magazine();
+            check_list("previous magazine", listed, self.bins.free_header(class));
+        }
+        let promised = Class::all().map(|class| promise(class, self.bins.bin(class).cap())).sum();
+        if promised != self.promised_bytes.get() {
+            fatal::broken("promised bytes of a cache", promised, self.promised_bytes.get());
+        }
     }
 }

@@ -2,3 +2,4 @@
 
 pub mod slab;
 pub mod cache;
+pub mod store;

@@ -7,6 +7,7 @@
 //! - **A3** The list is whole from its first slab on at every step, and all else follows from it but for
 //!   `touched`: so a process that is forked meanwhile can make the rest anew.
 
+use crate::base::fatal;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::{Lock, Ordering, step};
 use crate::blocks::memory::Raw;
@@ -31,7 +32,7 @@ pub struct Slabs {
     listed: Lock<Listed>,
 }
 
-/// What a carve took under the lock; the blocks are linked outside it, where page faults are free.
+/// What `take_listed` took under the lock; the blocks are linked outside it, where page faults are free.
 struct Cut {
     recycled: Magazine,
     fresh_base: usize,
@@ -142,18 +143,14 @@ impl Slabs {
         let listed = self.listed.lock();
         let mut idle = 0;
         let mut at = listed.first;
-        // SAFETY: as in `cut`.
+        // SAFETY: as in `take_listed`.
         while let Some(span) = unsafe { at.as_ref() } {
             if span.kind() != SpanKind::Slab || span.class_index() != class.index() {
-                crate::base::fatal::broken(
-                    "class of a listed slab",
-                    span.class_index(),
-                    class.index(),
-                );
+                fatal::broken("class of a listed slab", span.class_index(), class.index());
             }
             let count = free_blocks(span);
             if count != span.slab.free_count.get() {
-                crate::base::fatal::broken(
+                fatal::broken(
                     "free blocks of a slab",
                     count as usize,
                     span.slab.free_count.get() as usize,
@@ -163,7 +160,7 @@ impl Slabs {
             at = span.next.get();
         }
         if idle != listed.idle_count {
-            crate::base::fatal::broken("idle blocks of a class", idle, listed.idle_count);
+            fatal::broken("idle blocks of a class", idle, listed.idle_count);
         }
     }
 }
@@ -177,7 +174,7 @@ fn repair(listed: &mut Listed, class: Class) {
     }
     listed.idle_count = 0;
     let (mut previous, mut at) = (null(), listed.first);
-    // SAFETY: as in `cut`.
+    // SAFETY: as in `take_listed`.
     while let Some(span) = unsafe { at.as_ref() } {
         span.previous.set(previous);
         span.slab.listed.set(true);

@@ -6,30 +6,33 @@
 //! | `occupancy` | who enters and leaves | anybody |
 //! | `occupant` | the occupant, after it entered and before it leaves | anybody |
 //! | `entry_count` | the occupant | the same |
-//! | `regions`, `warm`, `cut_bytes`, `range_..`, `pieces`, `limit_is_suspended` | the occupant; when there is none, who closes the request | the same |
+//! | `regions`, `warm`, `cut_bytes`, `range_..` | the occupant, else the closer | the same |
+//! | `pieces`, `limit_is_suspended` | the occupant, else the closer | the same |
 //! | `next` | who adds a lane, before it is published | anybody |
 //!
-//! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of a
-//!   free block. When the range is retired, the blocks of every region on `regions` follow one another
-//!   without a gap from its start to its `cut_end`.
-//! - **N2** A lane's range lies in one of its own regions, so whoever occupies a lane and has retired its
-//!   range can walk its regions, whatever other lanes do meanwhile.
+//! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of
+//!   a free block. When the range is retired, the blocks of every region on `regions` follow one
+//!   another without a gap from its start to its `cut_end`.
+//! - **N2** A lane's range lies in one of its own regions, so whoever occupies a lane and has
+//!   retired its range can walk its regions, whatever other lanes do meanwhile.
 
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::{AtomicPtr, Gauge, Ordering};
-use crate::blocks::bin::Bins;
+use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory, NONE};
 use crate::lockfree::lifecycle::Occupancy;
 use crate::pages::span::Span;
+use crate::request::span_list::SpanList;
 use core::cell::Cell;
 use core::ptr::null;
 
 /// Most pages of a region: what the page mask of a survivor span has bits for, and less.
 pub const MAX_REGION_PAGES: usize = 16;
 
-const _: () = assert!(MAX_REGION_PAGES <= 32, "`Span::held_pages` has a bit for every page");
+const _: () =
+    assert!(MAX_REGION_PAGES <= u32::BITS as usize, "`held_pages` has a bit for every page");
 const _: () = assert!(
     MAX_REGION_PAGES * PAGE_BYTES == 256 * 1024,
     "regions are at most 256 KiB, several times the largest block they hold"
@@ -79,35 +82,32 @@ pub fn shared_cap(class: Class) -> u32 {
     (SHARED_CAP_BYTES / class.stride_bytes()).clamp(1, SHARED_CAP_COUNT) as u32
 }
 
-/// Spans linked by `next`.
-pub struct SpanList<'h> {
-    at: *const Span,
-    heap: core::marker::PhantomData<&'h Span>,
+/// The regions of a list of this lane's.
+fn list<'h>(first: *const Span) -> SpanList<'h> {
+    // SAFETY: a lane's lists hold type-stable descriptors, and only who has the lane changes them.
+    unsafe { SpanList::from(first) }
 }
 
-impl<'h> Iterator for SpanList<'h> {
-    type Item = &'h Span;
-    fn next(&mut self) -> Option<&'h Span> {
-        // SAFETY: lists hold type-stable descriptors; the next one is read before this one is used.
-        let span = unsafe { self.at.as_ref()? };
-        self.at = span.next.get();
-        Some(span)
-    }
-}
-
-fn list<'h>(at: *const Span) -> SpanList<'h> {
-    SpanList { at, heap: core::marker::PhantomData }
-}
+const _: () = assert!(NONE == 0, "zeros are empty bins and pieces");
+const _: () = assert!(Kind::Unused as u8 == 0, "zeros are bins that nobody has");
 
 impl Lane {
+    /// A lane that nobody is in, without regions.
+    pub fn new() -> Self {
+        // SAFETY: zeros are such a lane, but for bins that are full at once.
+        let lane: Self = unsafe { core::mem::zeroed() };
+        lane.set_shared(false);
+        lane
+    }
+
     /// A region for a block of this stride: twice the last one, within bounds.
     pub fn next_region_pages(&self, stride: usize) -> usize {
         let doubled = 1 << self.region_count.get().min(MAX_REGION_PAGES.ilog2() as usize);
         doubled.max(pages_for(stride + HEADER_BYTES))
     }
 
-    /// Takes an empty region of an earlier request that holds a block of this stride and is no longer
-    /// than a new one would be.
+    /// Takes an empty region of an earlier request that holds a block of this stride and is no
+    /// longer than a new one would be.
     pub fn take_warm(&self, stride: usize) -> Option<&Span> {
         // SAFETY: `warm` holds type-stable descriptors.
         let span = unsafe { self.warm.get().as_ref()? };
@@ -128,8 +128,8 @@ impl Lane {
         self.set_range(span.base() + HEADER_BYTES, span.end(), span);
     }
 
-    /// Cuts from the inside of a piece that holds a block of `class` from now on, if there is one: its
-    /// own region's (N2). The piece is no block any more.
+    /// Cuts from the inside of a piece that holds a block of `class` from now on, if there is one:
+    /// its own region's (N2). The piece is no block any more.
     pub fn adopt_piece(&self, class: Class) -> Option<Class> {
         if self.piece_count.get() == 0 {
             return None;
@@ -179,7 +179,7 @@ impl Lane {
     }
 
     /// Free memory of the lane: blocks, and bytes of stride.
-    pub fn held(&self) -> (usize, usize) {
+    pub fn free_figures(&self) -> (usize, usize) {
         let (blocks, bytes) = self.bins.held();
         (blocks + self.piece_count.get(), bytes + self.piece_bytes.get())
     }
@@ -224,15 +224,15 @@ impl Lane {
         if alone && self.bins.cut_count() == 0 {
             return Out { blocks: 0, bytes: 0 };
         }
-        let (held_count, held_bytes) = self.held();
+        let (free_count, free_bytes) = self.free_figures();
         Out {
-            blocks: self.bins.cut_count() as isize - held_count as isize,
-            bytes: self.all_cut_bytes() as isize - held_bytes as isize,
+            blocks: self.bins.cut_count() as isize - free_count as isize,
+            bytes: self.all_cut_bytes() as isize - free_bytes as isize,
         }
     }
 
-    /// Sets how much the bins hold: without bound in a request's only lane; otherwise little, so that
-    /// what one lane frees comes round to the one that needs it.
+    /// Sets how much the bins hold: without bound in a request's only lane; otherwise little, so
+    /// that what one lane frees comes round to the one that needs it.
     pub fn set_shared(&self, shared: bool) {
         for class in Class::all() {
             let cap = if shared { shared_cap(class) } else { u32::MAX };

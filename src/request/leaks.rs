@@ -3,9 +3,10 @@
 //! Collecting allocates: the caller is in `persistent`, or no request would stay as it is.
 
 use crate::base::quantity::{Blocks, Bytes};
+use crate::base::request_id::RequestId;
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::blocks::trace::{FRAME_COUNT, Site, Trace};
-use crate::request::Supply;
+use crate::request::Host;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::fmt;
@@ -15,11 +16,11 @@ use std::vec::Vec;
 
 /// What a request has not freed. Its `Display` is for a person: a line in all, one for each size class,
 /// and where the request traces its leaks one for each place and size, equal ones folded.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Leaks {
-    /// The number of the request.
-    pub request: u64,
+    /// The request.
+    pub id: RequestId,
     /// What its builder called it.
     pub name: Option<&'static str>,
     /// Blocks in all.
@@ -58,7 +59,7 @@ pub struct LeakSite {
 
 impl fmt::Display for Leaks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {}", self.request)?;
+        write!(f, "request {}", self.id)?;
         if let Some(name) = self.name {
             write!(f, " ({name})")?;
         }
@@ -96,7 +97,7 @@ const SITE_BYTES: usize = 1024;
 
 /// Looks at every block of the request that nobody else can touch. `inside` is the lane that the caller
 /// is in, if any. `Err`: there is no memory for more than the sums.
-pub fn collect<S: Supply>(
+pub fn collect<S: Host>(
     control: &Control,
     inside: Option<&Lane>,
     supply: &S,
@@ -129,7 +130,7 @@ fn can_describe(site_count: usize) -> bool {
 type Tallies = [(u64, usize); CLASS_COUNT + 1];
 
 /// Counts by class and collects the records, as far as there is room: nothing allocates meanwhile.
-fn tally<S: Supply>(
+fn tally<S: Host>(
     control: &Control,
     inside: Option<&Lane>,
     supply: &S,
@@ -155,11 +156,12 @@ fn tally<S: Supply>(
 /// The sums: nothing that takes memory.
 fn summary(control: &Control, tallies: &Tallies) -> Leaks {
     Leaks {
-        request: control.serial(),
+        id: RequestId(control.serial()),
         name: control.name.get(),
         blocks: tallies.iter().map(|tally| tally.0).sum(),
         bytes: tallies.iter().map(|tally| tally.1).sum(),
-        ..Leaks::default()
+        classes: Vec::new(),
+        sites: Vec::new(),
     }
 }
 
@@ -276,7 +278,7 @@ mod tests {
     #[test]
     fn a_person_can_read_it() {
         let leaks = Leaks {
-            request: 12,
+            id: RequestId(12),
             name: Some("GET /"),
             blocks: 4,
             bytes: 4 * 32,
@@ -291,7 +293,14 @@ mod tests {
             leak.c(173): 16 bytes\n  \
             leak.c(180): 20 bytes, repeated 2 times";
         assert_eq!(leaks.to_string(), expected);
-        let none = Leaks { request: 3, ..Leaks::default() };
+        let none = Leaks {
+            id: RequestId(3),
+            name: None,
+            blocks: 0,
+            bytes: 0,
+            classes: vec![],
+            sites: vec![],
+        };
         assert_eq!(none.to_string(), "request 3: every block was freed");
     }
 }

@@ -1,52 +1,37 @@
 //! The sweep: a long request whose bins hold much, of sizes that are not asked for any more, gets
 //! that memory back in one piece.
 //!
-//! The bins of all lanes that can be had are emptied and their blocks marked; each region is walked,
-//! neighbours that are marked become one piece, a region that is one piece goes back, and the other
-//! are *pieces*, from the inside of which blocks of any class are cut (`Lane::adopt_piece`). What was
-//! not swept is never cut: a class that is wanted again finds its blocks.
+//! The bins of all lanes that can be had are emptied and their blocks flagged as swept; each region
+//! is walked, neighbours that are swept become one piece, a region that is one piece goes back, and
+//! the other are *pieces*, from the inside of which blocks of any class are cut
+//! (`Lane::adopt_piece`). What was not swept is never cut: a class that is wanted again finds its
+//! blocks.
 //!
-//! - **W1** While it sweeps, the caller occupies every lane whose bins or regions it touches. A block
-//!   that is marked lies in one of those bins; a region that holds a block of another lane's bins, or
-//!   a stray, is not one piece.
-//! - **W2** A sweep costs a look at every block of those regions; it is not tried again until the
-//!   request has cut new blocks from a thirty-second part of them, or from more, if sweeps are in vain.
+//! - **W1** While it sweeps, the caller occupies every lane whose bins or regions it touches. A
+//!   block that is swept lies in one of those bins; a region that holds a block of another lane's
+//!   bins, or a stray, is not one piece.
 
-use super::Supply;
-use super::control::Control;
+use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
-use crate::pages::span::Span;
+use crate::pages::span::{Span, SpanKind};
+use crate::request::control::Control;
 use crate::request::lane::{Lane, walk};
 
-/// A request smaller than this is not worth the walk.
-const MIN_REGION_BYTES: usize = 128 * 1024;
-/// The bins must hold at least this part of the footprint.
-const HELD_DIVISOR: usize = 6;
-/// The ranges taken since the last sweep must be at least this part of the regions.
-const UNSWEPT_DIVISOR: usize = 32;
-
-/// A sweep that gets back less than this part of what the bins hold was in vain.
-const GAIN_DIVISOR: usize = 4;
-/// How often the interval between sweeps is doubled at most, when they are in vain.
-const MAX_DOUBLINGS: u32 = 5;
 /// Lanes that are swept at once.
 const MAX_LANES: usize = 32;
 
-/// Whether a request that would grow should be swept first.
+/// Whether a request that would grow should be swept first (W2).
 pub fn is_due(control: &Control, lane: &Lane) -> bool {
-    let bytes = control.region_bytes();
-    bytes >= MIN_REGION_BYTES
-        && control.unswept_bytes() >= (bytes / UNSWEPT_DIVISOR) << control.sweeps_in_vain()
-        && held_bytes(control, lane) >= bytes / HELD_DIVISOR
+    control.pace.is_sweep_due(control.region_bytes(), || free_bytes_in_reach(control, lane))
 }
 
-/// What a sweep could get back, as far as is known: what is in the lane's bins and on its way between
-/// lanes.
-fn held_bytes(control: &Control, lane: &Lane) -> usize {
-    lane.held().1 + control.stray_figures().1.max(0) as usize
+/// What a sweep could get back, as far as is known: what is in the lane's bins and on its way
+/// between lanes.
+fn free_bytes_in_reach(control: &Control, lane: &Lane) -> usize {
+    lane.free_figures().1 + control.strays.pending.figures().1.max(0) as usize
 }
 
 /// Lanes that the caller occupies.
@@ -55,8 +40,8 @@ struct Occupied<'c> {
 }
 
 impl<'c> Occupied<'c> {
-    /// The lane the caller is in and those nobody is in. They are written down: the list of lanes may
-    /// grow meanwhile.
+    /// The lane the caller is in and those nobody is in. They are written down: the list of lanes
+    /// may grow meanwhile.
     fn take(control: &'c Control, lane: &'c Lane) -> Self {
         let idle = |other: &&Lane| !core::ptr::eq(*other, lane) && other.occupancy.try_enter();
         let mut lanes = [None; MAX_LANES];
@@ -77,8 +62,8 @@ impl<'c> Occupied<'c> {
 
 /// Sweeps the lane the caller is in and those nobody is in.
 #[cold]
-pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
-    let held_bytes = held_bytes(control, lane);
+pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
+    let free_bytes = free_bytes_in_reach(control, lane);
     control.take_all_handed_on(lane);
     let occupied = Occupied::take(control, lane);
     let has_one_lane = control.has_one_lane();
@@ -88,30 +73,33 @@ pub fn sweep<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
         regions.for_each(|region| region.region.sweeper.store(sweeper, Ordering::Relaxed));
     }
     // A block whose region is not walked by this sweep stays where it is (W1).
-    let is_swept = |block| {
-        has_one_lane || supply.region_of(block).region.sweeper.load(Ordering::Relaxed) == sweeper
+    let is_walked = |block| {
+        has_one_lane
+            || supply.span_of_free(block, SpanKind::Region).region.sweeper.load(Ordering::Relaxed)
+                == sweeper
     };
-    occupied.each().for_each(|other| mark_bins(other, is_swept));
+    occupied.each().for_each(|other| sweep_bins(other, is_walked));
     let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
     occupied.leave();
-    control.hand_excess_on(lane);
-    let in_vain = gained < held_bytes / GAIN_DIVISOR;
-    control.note_swept(if in_vain { (control.sweeps_in_vain() + 1).min(MAX_DOUBLINGS) } else { 0 });
+    if !control.has_one_lane() {
+        control.exchange.hand_excess_on(lane, &control.strays.pending);
+    }
+    control.pace.note_sweep(gained, free_bytes);
 }
 
-/// Empties the bins of what is swept; those blocks are marked and stay counted as cut.
-fn mark_bins(lane: &Lane, is_swept: impl Fn(Block) -> bool) {
+/// Empties the bins of the blocks whose region is walked; they are swept, and stay counted as cut.
+fn sweep_bins(lane: &Lane, is_walked: impl Fn(Block) -> bool) {
     lane.retire_range();
     for class in Class::all() {
         for block in listed(lane.bins.bin(class).take_all().head) {
-            if is_swept(block) {
-                mark(block);
+            if is_walked(block) {
+                set_swept(block);
             } else {
                 lane.bins.put(block, class);
             }
         }
     }
-    lane.take_pieces().flat_map(|(_, first)| listed(first)).for_each(mark);
+    lane.take_pieces().flat_map(|(_, first)| listed(first)).for_each(set_swept);
 }
 
 /// The blocks of a list, each read before it is handed out.
@@ -127,13 +115,13 @@ fn listed(first: Block) -> impl Iterator<Item = Block> {
     })
 }
 
-fn mark(block: Block) {
-    let header = Raw.header(block);
-    let marked = Header(header.load(Ordering::Relaxed)).with(SWEPT);
-    header.store(marked.0, Ordering::Relaxed);
+fn set_swept(block: Block) {
+    let word = Raw.header(block);
+    let swept = Header(word.load(Ordering::Relaxed)).with(SWEPT);
+    word.store(swept.0, Ordering::Relaxed);
 }
 
-/// A run of marked blocks.
+/// A run of swept blocks.
 #[derive(Clone, Copy, Default)]
 struct Piece {
     start: usize,
@@ -142,7 +130,7 @@ struct Piece {
 }
 
 /// Sweeps the regions of one lane; the bytes that went back or were joined to larger blocks.
-fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usize {
+fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize {
     let id = control.id();
     let mut gained = 0;
     for region in swept.take_regions_where(|region| is_one_piece(region, id)) {
@@ -150,8 +138,9 @@ fn sweep_regions<S: Supply>(control: &Control, swept: &Lane, supply: &S) -> usiz
         let blocks = walk(region, id).count();
         let bytes = region.region.cut_end.get() - region.base() - HEADER_BYTES;
         swept.recount(-(blocks as isize), -(bytes as isize));
-        control.refund(region.bytes());
-        control.release_region(region, supply);
+        control.footprint.refund(region.bytes());
+        control.warm.let_go(region, supply);
+        supply.give_span(region);
         gained += bytes;
     }
     for region in swept.regions() {

@@ -1,15 +1,16 @@
 //! Walks over everything that a request has.
 
-use super::Supply;
-use super::control::Control;
-use crate::base::size_class::{Class, HEADER_BYTES};
+use super::Host;
+use crate::base::fatal;
+use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{Ordering, fence};
 use crate::lockfree::header::{Block, FREED, LIVE, PERSISTENT, TRACED};
 use crate::pages::span::{Span, SpanKind};
+use crate::request::control::Control;
 use crate::request::lane::{Lane, walk};
 
-/// A block that was not freed. Its owner may use, move or free it at any time, so nothing is said here
-/// that is not known without looking at its memory; only its record may be read.
+/// A block that was not freed. Its owner may use, move or free it at any time, so nothing is said
+/// here that is not known without looking at its memory; only its record may be read.
 pub struct Leak {
     /// The block.
     pub block: Block,
@@ -29,7 +30,7 @@ impl Leak {
             .flatten();
         let traced_bytes = span.own.traced_bytes.load(Ordering::Acquire);
         Self {
-            block: span.base() + 2 * HEADER_BYTES,
+            block: span.base() + FIRST_PAYLOAD_OFFSET,
             block_bytes: class.map_or(span.mapping.asked_bytes.get(), Class::payload_bytes),
             class,
             traced_bytes: (traced_bytes != 0).then_some(traced_bytes),
@@ -57,20 +58,20 @@ impl Control {
         }
     }
 
-    /// Visits the blocks that were not freed and that nobody persisted. Leaves out the lanes that other
-    /// threads are in. A record that is there stays readable during the visit: large blocks that have
-    /// one do not move, and are not released without the lock that is held meanwhile.
-    pub fn each_leak<S: Supply>(
+    /// Visits the blocks that were not freed and that nobody persisted. Leaves out the lanes that
+    /// other threads are in. A record that is there stays readable during the visit: large blocks
+    /// that have one do not move, and are not released without the lock that is held meanwhile.
+    pub fn each_leak<S: Host>(
         &self,
         inside: Option<&Lane>,
         supply: &S,
         mut visit: impl FnMut(Leak),
     ) {
-        let strays = inside.unwrap_or(&self.first);
-        if inside.is_some() || strays.occupancy.try_enter() {
-            self.drain_into(strays);
+        let taker = inside.unwrap_or(&self.lanes.first);
+        if inside.is_some() || taker.occupancy.try_enter() {
+            self.strays.drain_into(taker);
             if inside.is_none() {
-                strays.occupancy.leave();
+                taker.occupancy.leave();
             }
         }
         self.each_lane(inside, |lane| {
@@ -93,10 +94,7 @@ impl Control {
             }
         });
         supply.with_large_lock(self.address(), || {
-            let mut next = self.large.get();
-            // SAFETY: the list holds type-stable descriptors, guarded by the lock.
-            while let Some(span) = unsafe { next.as_ref() } {
-                next = span.next.get();
+            for span in self.large.spans() {
                 if !span.own.kept.load(Ordering::Relaxed) {
                     visit(Leak::of_span(span));
                 }
@@ -110,7 +108,7 @@ impl Control {
         lane.check_pieces();
         for region in lane.regions() {
             if region.owner() != self.address() {
-                crate::base::fatal::broken("owner of a region", region.owner(), self.address());
+                fatal::broken("owner of a region", region.owner(), self.address());
             }
             walk(region, self.id()).for_each(drop);
         }

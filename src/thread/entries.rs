@@ -1,12 +1,12 @@
 //! What a thread is inside of: its entries, in the order in which they were made.
 //!
 //! They may be left in any order, which costs the same for each: the live ones are linked, and the
-//! places of dead ones are used again. An entry is named by its place and a serial that no other
-//! entry of the thread ever has.
+//! slots of dead ones are used again. An entry is named by its slot and its order, a number that no
+//! other entry of the thread ever has.
 //!
-//! - **E1** A place is of a live entry, which is linked in its list and in that of its kind, or on the
-//!   list of free places, or has never been used.
-//! - **E2** `above_inline` is how many live entries are beyond the inline places.
+//! - **E1** A slot is of a live entry, which is linked in its list and in that of its kind, or on the
+//!   list of free slots, or has never been used.
+//! - **E2** `above_inline` is how many live entries are beyond the inline slots.
 
 use crate::blocks::bin::Bins;
 use crate::request::control::Control;
@@ -36,11 +36,11 @@ pub enum EntryKind {
 
 const KIND_COUNT: usize = 4;
 
-/// A place among the entries.
-type Place = u32;
+/// Where an entry is among all.
+type Slot = u32;
 
-/// No place.
-const NOWHERE: Place = Place::MAX;
+/// No slot.
+const NOWHERE: Slot = Slot::MAX;
 
 /// A thread's being inside a request, or inside `persistent`.
 #[derive(Clone, Copy)]
@@ -51,14 +51,14 @@ pub struct Entry {
     pub control: *const Control,
     /// The lane of the request.
     pub lane: *const Lane,
-    serial: u64,
+    order: u64,
     kind: EntryKind,
     live: bool,
-    /// Live: its neighbours. Free: the next free place.
-    older: Place,
-    newer: Place,
-    older_of_kind: Place,
-    newer_of_kind: Place,
+    /// Live: its neighbours. Free: the next free slot.
+    older: Slot,
+    newer: Slot,
+    older_of_kind: Slot,
+    newer_of_kind: Slot,
 }
 
 impl Entry {
@@ -68,7 +68,7 @@ impl Entry {
             bins,
             control: null(),
             lane: null(),
-            serial: 0,
+            order: 0,
             kind,
             live: false,
             older: NOWHERE,
@@ -87,30 +87,30 @@ impl Entry {
 /// Names an entry of the current thread.
 #[derive(Clone, Copy)]
 pub struct EntryName {
-    place: Place,
-    serial: u64,
+    slot: Slot,
+    order: u64,
 }
 
 impl EntryName {
-    /// Later entries have larger ones.
-    pub fn serial(self) -> u64 {
-        self.serial
+    /// When it was made: later entries have larger ones.
+    pub fn order(self) -> u64 {
+        self.order
     }
 }
 
 /// The entries of a thread; only it touches them.
 pub struct Entries {
-    /// All places: the inline ones, or a persistent block in their stead.
+    /// All slots: the inline ones, or a persistent block in their stead.
     first: Cell<*mut Entry>,
     capacity: Cell<usize>,
     inline: Cell<[Entry; INLINE_ENTRIES]>,
     above_inline: Cell<usize>,
     /// Places that were ever used.
-    used: Cell<Place>,
-    first_free: Cell<Place>,
-    newest: Cell<Place>,
-    newest_of_kind: [Cell<Place>; KIND_COUNT],
-    last_serial: Cell<u64>,
+    used: Cell<Slot>,
+    first_free: Cell<Slot>,
+    newest: Cell<Slot>,
+    newest_of_kind: [Cell<Slot>; KIND_COUNT],
+    last_order: Cell<u64>,
 }
 
 impl Entries {
@@ -125,7 +125,7 @@ impl Entries {
             first_free: Cell::new(NOWHERE),
             newest: Cell::new(NOWHERE),
             newest_of_kind: [const { Cell::new(NOWHERE) }; KIND_COUNT],
-            last_serial: Cell::new(0),
+            last_order: Cell::new(0),
         }
     }
 
@@ -134,21 +134,21 @@ impl Entries {
         self.first.set(self.inline.as_ptr().cast());
     }
 
-    fn at(&self, place: Place) -> *mut Entry {
-        self.first.get().wrapping_add(place as usize)
+    fn at(&self, slot: Slot) -> *mut Entry {
+        self.first.get().wrapping_add(slot as usize)
     }
 
-    /// The entry at a place that was used.
+    /// The entry at a slot that was used.
     #[inline]
-    fn get(&self, place: Place) -> Entry {
-        // SAFETY: a used place is inside the array, which only this thread reaches.
-        unsafe { *self.at(place) }
+    fn get(&self, slot: Slot) -> Entry {
+        // SAFETY: a used slot is inside the array, which only this thread reaches.
+        unsafe { *self.at(slot) }
     }
 
     #[inline]
-    fn change(&self, place: Place, change: impl FnOnce(&mut Entry)) {
+    fn change(&self, slot: Slot, change: impl FnOnce(&mut Entry)) {
         // SAFETY: as in `get`; `change` reaches no other entry.
-        change(unsafe { &mut *self.at(place) });
+        change(unsafe { &mut *self.at(slot) });
     }
 
     /// Whether there is room for one more.
@@ -172,10 +172,10 @@ impl Entries {
         unsafe { self.move_to(fresh.cast()) }
     }
 
-    /// Moves the used places; the block that they were in, or null.
+    /// Moves the used slots; the block that they were in, or null.
     ///
     /// # Safety
-    /// `first` is a place for as many, and the caller's alone.
+    /// `first` is room for as many, and the caller's alone.
     unsafe fn move_to(&self, first: *mut Entry) -> *mut u8 {
         let before = self.first.replace(first);
         // SAFETY: the caller's contract.
@@ -183,7 +183,7 @@ impl Entries {
         if before == self.inline.as_ptr().cast() { null_mut() } else { before.cast() }
     }
 
-    /// Moves back to the inline places, where no other one is of a live entry: from any block if
+    /// Moves back to the inline slots, where no other one is of a live entry: from any block if
     /// `all`, else from one that is too long to be kept. The block is the caller's; null: there is none.
     #[inline]
     pub fn take_idle_room(&self, all: bool) -> *mut u8 {
@@ -197,63 +197,63 @@ impl Entries {
     #[cold]
     fn move_inline(&self) -> *mut u8 {
         self.capacity.set(INLINE_ENTRIES);
-        self.used.set(self.used.get().min(INLINE_ENTRIES as Place));
-        // SAFETY: the inline places are as many as are used now.
+        self.used.set(self.used.get().min(INLINE_ENTRIES as Slot));
+        // SAFETY: the inline slots are as many as are used now.
         let before = unsafe { self.move_to(self.inline.as_ptr().cast()) };
         self.first_free.set(NOWHERE);
-        for place in (0..self.used.get()).filter(|&place| !self.get(place).live) {
-            self.put_free(place);
+        for slot in (0..self.used.get()).filter(|&slot| !self.get(slot).live) {
+            self.put_free(slot);
         }
         before
     }
 
-    fn put_free(&self, place: Place) {
-        let next = self.first_free.replace(place);
-        self.change(place, |entry| entry.older = next);
+    fn put_free(&self, slot: Slot) {
+        let next = self.first_free.replace(slot);
+        self.change(slot, |entry| entry.older = next);
     }
 
-    fn take_place(&self) -> Place {
+    fn take_slot(&self) -> Slot {
         let free = self.first_free.get();
         if free != NOWHERE {
             self.first_free.set(self.get(free).older);
             return free;
         }
-        let place = self.used.get();
-        self.used.set(place + 1);
-        place
+        let slot = self.used.get();
+        self.used.set(slot + 1);
+        slot
     }
 
     /// Makes an entry, the newest. There is room.
     #[inline]
     pub fn push(&self, entry: Entry) -> EntryName {
-        let place = self.take_place();
-        let serial = self.last_serial.get() + 1;
-        self.last_serial.set(serial);
-        let older = self.newest.replace(place);
-        let older_of_kind = self.newest_of_kind[entry.kind as usize].replace(place);
-        self.change(place, |slot| {
-            *slot = Entry { serial, live: true, older, older_of_kind, ..entry };
+        let slot = self.take_slot();
+        let order = self.last_order.get() + 1;
+        self.last_order.set(order);
+        let older = self.newest.replace(slot);
+        let older_of_kind = self.newest_of_kind[entry.kind as usize].replace(slot);
+        self.change(slot, |entry_there| {
+            *entry_there = Entry { order, live: true, older, older_of_kind, ..entry };
         });
         if older != NOWHERE {
-            self.change(older, |other| other.newer = place);
+            self.change(older, |other| other.newer = slot);
         }
         if older_of_kind != NOWHERE {
-            self.change(older_of_kind, |other| other.newer_of_kind = place);
+            self.change(older_of_kind, |other| other.newer_of_kind = slot);
         }
-        if place as usize >= INLINE_ENTRIES {
+        if slot as usize >= INLINE_ENTRIES {
             self.above_inline.set(self.above_inline.get() + 1);
         }
-        EntryName { place, serial }
+        EntryName { slot, order }
     }
 
     /// Takes an entry out; `None`: it was before.
     #[inline]
     pub fn remove(&self, name: EntryName) -> Option<Entry> {
-        if name.place >= self.used.get() {
+        if name.slot >= self.used.get() {
             return None;
         }
-        let entry = self.get(name.place);
-        if entry.serial != name.serial || !entry.live {
+        let entry = self.get(name.slot);
+        if entry.order != name.order || !entry.live {
             return None;
         }
         match entry.newer {
@@ -270,18 +270,18 @@ impl Entries {
         if entry.older_of_kind != NOWHERE {
             self.change(entry.older_of_kind, |other| other.newer_of_kind = entry.newer_of_kind);
         }
-        if name.place as usize >= INLINE_ENTRIES {
+        if name.slot as usize >= INLINE_ENTRIES {
             self.above_inline.set(self.above_inline.get() - 1);
         }
-        self.change(name.place, |slot| slot.live = false);
-        self.put_free(name.place);
+        self.change(name.slot, |entry| entry.live = false);
+        self.put_free(name.slot);
         Some(entry)
     }
 
-    fn named(&self, place: Place) -> Option<(EntryName, Entry)> {
-        (place != NOWHERE).then(|| {
-            let entry = self.get(place);
-            (EntryName { place, serial: entry.serial }, entry)
+    fn named(&self, slot: Slot) -> Option<(EntryName, Entry)> {
+        (slot != NOWHERE).then(|| {
+            let entry = self.get(slot);
+            (EntryName { slot, order: entry.order }, entry)
         })
     }
 
@@ -297,44 +297,44 @@ impl Entries {
         self.named(self.newest_of_kind[kind as usize].get())
     }
 
-    /// The serial of the entry that was made last.
+    /// The order of the entry that was made last.
     #[cfg(feature = "capi")]
-    pub fn last_serial(&self) -> u64 {
-        self.last_serial.get()
+    pub fn last_order(&self) -> u64 {
+        self.last_order.get()
     }
 
     /// Walks the lists; fatal when they contradict each other (E1, E2).
     pub fn check(&self) {
         let (mut live, mut above, mut of_kind) = (0, 0, 0);
-        let mut place = self.newest.get();
-        while place != NOWHERE {
-            let entry = self.get(place);
-            if !entry.live || (entry.newer == NOWHERE) != (place == self.newest.get()) {
+        let mut slot = self.newest.get();
+        while slot != NOWHERE {
+            let entry = self.get(slot);
+            if !entry.live || (entry.newer == NOWHERE) != (slot == self.newest.get()) {
                 crate::base::fatal::broken(
                     "entry on the list",
-                    place as usize,
+                    slot as usize,
                     entry.newer as usize,
                 );
             }
             live += 1;
-            above += usize::from(place as usize >= INLINE_ENTRIES);
-            place = entry.older;
+            above += usize::from(slot as usize >= INLINE_ENTRIES);
+            slot = entry.older;
         }
         for newest in &self.newest_of_kind {
-            let mut place = newest.get();
-            while place != NOWHERE {
+            let mut slot = newest.get();
+            while slot != NOWHERE {
                 of_kind += 1;
-                place = self.get(place).older_of_kind;
+                slot = self.get(slot).older_of_kind;
             }
         }
         let mut free = 0;
-        let mut place = self.first_free.get();
-        while place != NOWHERE {
+        let mut slot = self.first_free.get();
+        while slot != NOWHERE {
             free += 1;
-            place = self.get(place).older;
+            slot = self.get(slot).older;
         }
         if live + free != self.used.get() as usize || live != of_kind {
-            crate::base::fatal::broken("places of entries", live + free, self.used.get() as usize);
+            crate::base::fatal::broken("slots of entries", live + free, self.used.get() as usize);
         }
         if above != self.above_inline.get() {
             crate::base::fatal::broken(
@@ -386,12 +386,12 @@ mod tests {
                 let _ = entries.take_idle_room(seed % 16 < 8);
             }
             entries.check();
-            let newest = model.last().map(|(name, _)| name.serial());
-            assert_eq!(entries.newest().map(|(name, _)| name.serial()), newest);
+            let newest = model.last().map(|(name, _)| name.order());
+            assert_eq!(entries.newest().map(|(name, _)| name.order()), newest);
             for kind in [EntryKind::Guard, EntryKind::Hook, EntryKind::Persistent] {
                 let of_kind = model.iter().rev().find(|(_, other)| *other == kind);
-                let expected = of_kind.map(|(name, _)| name.serial());
-                assert_eq!(entries.newest_of(kind).map(|(name, _)| name.serial()), expected);
+                let expected = of_kind.map(|(name, _)| name.order());
+                assert_eq!(entries.newest_of(kind).map(|(name, _)| name.order()), expected);
             }
         }
     }

@@ -6,10 +6,13 @@
 //! whole. What the others had in their caches and lanes is lost to it, and the requests they were
 //! inside never close.
 
-use super::{EXIT_KEY_LOCK, HEAP, RUNNING_COUNT, current};
+use super::{HEAP, RUNNING_COUNT, current};
 use crate::base::os;
-use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, Ordering, set_long_wait};
+use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, Lock, Ordering, set_long_wait};
 use core::ptr::{null, null_mut, with_exposed_provenance_mut};
+
+/// Held while the key of thread exits is made.
+pub static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
 
 static IS_HANDLED: AtomicBool = AtomicBool::new(false);
 

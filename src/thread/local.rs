@@ -4,7 +4,7 @@
 //! Constant-initialised and without destructors, so that they can be reached from the first instruction
 //! of a thread to its last.
 
-use super::{Thread, UNUSED};
+use super::sentinels::UNUSED;
 use crate::blocks::bin::Bins;
 use crate::request::control::Control;
 use core::cell::Cell;
@@ -12,7 +12,7 @@ use core::ptr::null;
 
 std::thread_local! {
     static ACTIVE: Cell<*const Bins> = const { Cell::new(&raw const UNUSED) };
-    static THREAD: Cell<*const Thread> = const { Cell::new(null()) };
+    static THREAD: Cell<*const ()> = const { Cell::new(null()) };
     static LATE: Cell<*const Control> = const { Cell::new(null()) };
 }
 
@@ -28,14 +28,14 @@ pub fn set_active(bins: *const Bins) {
     ACTIVE.set(bins);
 }
 
-/// This thread; null if the heap does not know it.
+/// This thread's `Thread`, a name from above; null if the heap does not know it.
 #[inline]
-pub fn thread() -> *const Thread {
+pub fn thread() -> *const () {
     THREAD.get()
 }
 
 /// Makes this thread known, or unknown.
-pub fn set_thread(thread: *const Thread) {
+pub fn set_thread(thread: *const ()) {
     THREAD.set(thread);
 }
 

@@ -6,7 +6,7 @@
 //! they are, later from the room that it keeps. In a program's own code the linker turns the access into
 //! one without a load.
 
-use super::{Thread, UNUSED};
+use super::sentinels::UNUSED;
 use crate::blocks::bin::Bins;
 use crate::request::control::Control;
 use core::arch::{asm, global_asm};
@@ -79,14 +79,14 @@ pub fn set_active(bins: *const Bins) {
     write!("rqmalloc_local_active", bins);
 }
 
-/// This thread; null if the heap does not know it.
+/// This thread's `Thread`, a name from above; null if the heap does not know it.
 #[inline]
-pub fn thread() -> *const Thread {
+pub fn thread() -> *const () {
     read!("rqmalloc_local_thread")
 }
 
 /// Makes this thread known, or unknown.
-pub fn set_thread(thread: *const Thread) {
+pub fn set_thread(thread: *const ()) {
     write!("rqmalloc_local_thread", thread);
 }
 

@@ -643,6 +643,50 @@ CASE(the_reason_outlives_the_callbacks_that_run_on_the_way) {
     CHECK(is_caught);
 }
 
+static void end_a_request_inside(void *argument) {
+    volatile bool is_caught = false;
+    rq_try {
+        rq_begin_request();
+        rq_on_end(try_inside, NULL);
+        rq_end_request(NULL);
+        CHECK_EQUAL(callbacks_run, 1);
+        rq_bailout("between two callbacks");
+    } rq_catch {
+        is_caught = true;
+        CHECK_TEXT(rq_bailout_reason(), "between two callbacks");
+    } rq_end_try
+    CHECK(is_caught);
+    callbacks_run++;
+    (void)argument;
+}
+
+/* How many tries a bailout after the end has gone back to, one after the other. */
+static int end_inside_tries(int levels) {
+    volatile int caught = 0;
+    rq_try {
+        if (levels > 1) {
+            caught = end_inside_tries(levels - 1);
+        } else {
+            rq_begin_request();
+            rq_on_end(end_a_request_inside, NULL);
+            rq_end_request(NULL);
+            CHECK_EQUAL(callbacks_run, 2);
+        }
+        rq_bailout("after the end");
+    } rq_catch {
+        caught++;
+        CHECK_TEXT(rq_bailout_reason(), "after the end");
+    } rq_end_try
+    return caught;
+}
+
+CASE(tries_around_a_callback_inside_a_callback) {
+    for (int levels = 1; levels <= 40; levels += 3) {
+        callbacks_run = 0;
+        CHECK_EQUAL(end_inside_tries(levels), levels);
+    }
+}
+
 static void bail_out_at_the_end(void *argument) {
     (void)argument;
     dies_with("bailout without a try (reason past the callback)");
@@ -899,6 +943,43 @@ DEATH(a_bailout_after_a_longjmp_past_a_try_further_down) {
     jump_past(jump_past_a_try_further_down, 5);
     dies_with("bailout without a try (reason later)");
     rq_bailout("later");
+}
+
+static void jump_past_inside(void *argument) {
+    (void)argument;
+    jump_past(jump_past_tries, 3);
+}
+
+CASE(a_longjmp_past_tries_inside_a_callback) {
+    volatile bool is_caught = false;
+    rq_try {
+        for (int round = 0; round < 2; round++) {
+            rq_begin_request();
+            rq_on_end(jump_past_inside, NULL);
+            rq_end_request(NULL);
+            rq_begin_request();
+            rq_on_end(try_inside, NULL);
+            rq_end_request(NULL);
+        }
+        rq_bailout("after the end");
+    } rq_catch {
+        is_caught = true;
+        CHECK_TEXT(rq_bailout_reason(), "after the end");
+    } rq_end_try
+    CHECK(is_caught);
+}
+
+DEATH(a_bailout_past_a_callback_after_a_longjmp_past_tries_in_another) {
+    rq_try {
+        rq_begin_request();
+        rq_on_end(jump_past_inside, NULL);
+        rq_end_request(NULL);
+        rq_begin_request();
+        rq_on_end(bail_out_at_the_end, NULL);
+        rq_end_request(NULL);
+    } rq_catch {
+        dprintf(2, "caught\n");
+    } rq_end_try
 }
 
 DEATH(a_failure_after_a_longjmp_past_the_only_try) {

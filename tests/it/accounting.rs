@@ -11,16 +11,22 @@ fn charged(held: &[Held]) -> usize {
 #[track_caller]
 fn expect_usage(request: &Request, held: &[Held]) {
     let usage = request.usage();
-    assert_eq!((usage.live_blocks, usage.live_bytes), (held.len(), charged(held)));
-    assert!(usage.footprint >= usage.live_bytes && usage.peak >= usage.footprint, "{usage:?}");
-    assert_eq!(usage.limit, None);
+    assert_eq!((usage.live_blocks, usage.live_bytes), (held.len() as u64, charged(held)));
+    assert!(
+        usage.footprint_bytes >= usage.live_bytes && usage.peak_bytes >= usage.footprint_bytes,
+        "{usage:?}"
+    );
+    assert_eq!(usage.limit_bytes, None);
 }
 
 #[test]
 fn a_new_request_uses_nothing() {
     let _together = together();
     let usage = Request::new().usage();
-    assert_eq!((usage.live_blocks, usage.live_bytes, usage.footprint, usage.peak), (0, 0, 0, 0));
+    assert_eq!(
+        (usage.live_blocks, usage.live_bytes, usage.footprint_bytes, usage.peak_bytes),
+        (0, 0, 0, 0)
+    );
 }
 
 #[test]
@@ -147,7 +153,7 @@ fn more_strays_than_the_list_counts() {
         request.run(|| blocks.extend((0..COUNT as u64).map(Box::new)));
         blocks
     };
-    assert_eq!(request.usage().live_blocks, COUNT);
+    assert_eq!(request.usage().live_blocks, COUNT as u64);
     assert_eq!(request.usage().live_bytes, COUNT * 16);
     drop(blocks);
     let usage = request.usage();
@@ -188,7 +194,7 @@ fn usage_is_never_negative_while_others_work() {
         let usage = request.usage();
         // 3 x 21 blocks at most: a difference that went below zero is huge.
         assert!(usage.live_blocks < 10_000 && usage.live_bytes < 1 << 30, "{usage:?}");
-        assert!(usage.footprint < 1 << 30);
+        assert!(usage.footprint_bytes < 1 << 30);
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     workers.into_iter().for_each(|worker| worker.join().unwrap());
@@ -211,14 +217,18 @@ fn a_mapping_that_was_longer_before_is_charged_evenly() {
         between();
         held.free();
         let usage = request.usage();
-        assert_eq!((usage.live_blocks, usage.live_bytes, usage.footprint), (0, 0, 0));
+        assert_eq!((usage.live_blocks, usage.live_bytes, usage.footprint_bytes), (0, 0, 0));
     }
 }
 
 #[track_caller]
 fn expect_sum() -> rqmalloc::Stats {
     let stats = stats();
-    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    assert_eq!(
+        stats.mapped_bytes,
+        stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
+        "{stats}"
+    );
     stats
 }
 
@@ -236,7 +246,7 @@ fn the_process_s_figures_add_up() {
         }
         if step % 50 == 0 {
             let stats = expect_sum();
-            assert!(stats.in_use >= held.iter().map(|held| held.layout.size()).sum());
+            assert!(stats.in_use_bytes >= held.iter().map(|held| held.layout.size()).sum());
         }
     }
     held.into_iter().for_each(Held::free);
@@ -251,15 +261,15 @@ fn in_use_rises_and_falls_with_a_large_allocation() {
     let _alone = alone();
     const BIG: usize = 200 << 20;
     let rises_and_falls = |take: &dyn Fn() -> Vec<Held>, give: &dyn Fn(Vec<Held>)| {
-        let before = expect_sum().in_use;
+        let before = expect_sum().in_use_bytes;
         let held = take();
-        let during = expect_sum().in_use;
+        let during = expect_sum().in_use_bytes;
         assert!(
             during >= before + BIG - NOISE && during <= before + BIG + BIG / 4 + NOISE,
             "{before} {during}"
         );
         give(held);
-        let after = expect_sum().in_use;
+        let after = expect_sum().in_use_bytes;
         assert!(after.abs_diff(before) < NOISE, "{before} before, {after} after");
     };
     let free = |held: Vec<Held>| held.into_iter().for_each(Held::free);
@@ -288,18 +298,18 @@ fn in_use_rises_and_falls_with_a_large_allocation() {
 #[test]
 fn open_requests_are_counted() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let requests: Vec<_> = (0..100).map(|_| Request::new()).collect();
-    assert_eq!(stats().open_requests, before + 100);
+    assert_eq!(stats().open_request_count, before + 100);
     let clones = requests.clone();
     drop(requests);
-    assert_eq!(stats().open_requests, before + 100);
+    assert_eq!(stats().open_request_count, before + 100);
     elsewhere(move || drop(clones));
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
     elsewhere(|| {
         rqmalloc::begin_request();
     });
-    assert_eq!(stats().open_requests, before, "closed when its thread exited");
+    assert_eq!(stats().open_request_count, before, "closed when its thread exited");
 }
 
 #[test]
@@ -307,12 +317,12 @@ fn trim_gives_back_what_nobody_uses() {
     let _alone = alone();
     let held: Vec<_> = (0..100_000).map(|seed| Held::new(500, 8, seed)).collect();
     let keep = Held::new(500, 8, 1);
-    let high = stats().mapped;
+    let high = stats().mapped_bytes;
     assert!(high >= 50_000_000);
     held.into_iter().for_each(Held::free);
     let gone = rqmalloc::trim();
     assert!(gone >= 30_000_000, "{gone} bytes went");
     let low = expect_sum();
-    assert!(low.mapped + 30_000_000 <= high, "{high} before, {low} after");
+    assert!(low.mapped_bytes + 30_000_000 <= high, "{high} before, {low} after");
     keep.free();
 }

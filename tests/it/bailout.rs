@@ -89,7 +89,7 @@ fn a_marked_request_is_given_up_when_its_handler_returns() {
     }
     let result = request.catch(|| Counts(&dropped, vec![0; 900_000]));
     let Err(Bailout::Limit(limit)) = result.map(drop) else { panic!("over the mark") };
-    assert_eq!((limit.limit, limit.asked), (1 << 20, 900_000));
+    assert_eq!((limit.limit_bytes, limit.asked_bytes), (1 << 20, 900_000));
     assert_eq!(dropped.load(Ordering::Relaxed), 1);
     end(request);
 }
@@ -152,20 +152,20 @@ fn call_function_that_does_not_exist() {
             assert_eq!(found, Ok(Some(6)));
             assert_eq!(request.usage().live_blocks, 0);
             let missing = request.catch(|| call_function("NoSuchFunction", is_raised));
-            let left = usize::from(is_raised);
+            let left = u64::from(is_raised);
             match is_raised {
                 true => assert_eq!(missing, Err(Bailout::Called("call to undefined function"))),
                 false => assert_eq!(missing, Ok(None)),
             }
             assert_eq!(request.usage().live_blocks, left);
-            assert_eq!(ended(request).freed_blocks, left as u64);
+            assert_eq!(ended(request).freed_blocks, left);
         }
         if round == 100 {
-            settled = Some(rqmalloc::stats().mapped);
+            settled = Some(rqmalloc::stats().mapped_bytes);
         }
     }
     // Less where this took so long that idle memory went back by time.
-    assert!(Some(rqmalloc::stats().mapped) <= settled, "usage is what it was");
+    assert!(Some(rqmalloc::stats().mapped_bytes) <= settled, "usage is what it was");
 }
 
 // ---- on_end ----------------------------------------------------------------------------------------

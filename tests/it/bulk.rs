@@ -35,7 +35,7 @@ fn end_frees_every_class_and_leaves_persistent_bytes() {
         request.run(|| rqmalloc::persistent(|| fill(&mut kept, 8, round)));
         inside.iter().for_each(Held::verify);
         let usage = request.usage();
-        assert_eq!(usage.live_blocks, inside.len());
+        assert_eq!(usage.live_blocks, inside.len() as u64);
         // SAFETY: what is in `inside` is forgotten unread.
         let report = unsafe { request.end() }.unwrap();
         assert_eq!(report.freed_blocks, inside.len() as u64);
@@ -87,7 +87,7 @@ fn end_counts_what_other_threads_freed() {
         }
         theirs.push(Held::new(100_000, 8, 1));
         theirs.push(Held::new(2 << 20, 8, 2));
-        let freed = theirs.len();
+        let freed = theirs.len() as u64;
         rqmalloc::persistent(|| elsewhere(move || theirs.into_iter().for_each(Held::free)));
         let usage = Request::current().unwrap().usage();
         assert_eq!(usage.live_blocks, 102 - freed);
@@ -380,19 +380,19 @@ fn the_peak_is_the_largest_footprint() {
     let _together = together();
     let request = Request::new();
     request.run(|| {
-        assert_eq!(request.usage().peak, 0);
+        assert_eq!(request.usage().peak_bytes, 0);
         Held::new(100, 8, 1).free();
-        let region = request.usage().footprint;
-        assert_eq!(request.usage().peak, region);
+        let region = request.usage().footprint_bytes;
+        assert_eq!(request.usage().peak_bytes, region);
         let large = [Held::new(500_000, 8, 2), Held::new(500_000, 8, 3)];
-        let peak = request.usage().footprint;
+        let peak = request.usage().footprint_bytes;
         assert_eq!(peak, region + 2 * charged_for(500_000));
         large.into_iter().for_each(Held::free);
-        assert_eq!(request.usage().footprint, region);
+        assert_eq!(request.usage().footprint_bytes, region);
         Held::new(500_000, 8, 4).free();
-        assert_eq!(request.usage().peak, peak);
+        assert_eq!(request.usage().peak_bytes, peak);
     });
-    let peak = request.usage().peak;
+    let peak = request.usage().peak_bytes;
     assert_eq!(request.close().unwrap().peak_bytes, peak);
 }
 
@@ -412,12 +412,12 @@ fn a_small_request_after_a_large_one_is_small() {
                     held.extend((0..400_000 / size).map(|_| vec![1_u8; size]));
                 }
             });
-            assert!(large.usage().footprint > 400_000);
+            assert!(large.usage().footprint_bytes > 400_000);
             // SAFETY: what was allocated inside was dropped there.
             let _ = unsafe { large.end() }.unwrap();
             let small = Request::new();
             drop(small.run(|| Box::new(1_u64)));
-            assert_eq!(small.usage().footprint, 16 * 1024);
+            assert_eq!(small.usage().footprint_bytes, 16 * 1024);
             let _ = small.close().unwrap();
         }
     });

@@ -40,7 +40,7 @@ fn charge(size: usize) -> usize {
 fn no_limit_is_no_limit() {
     let _together = together();
     let request = Request::new();
-    assert_eq!(request.usage().limit, None);
+    assert_eq!(request.usage().limit_bytes, None);
     request.run(|| assert_eq!(fill_to(64 << 20, 1 << 20), 64));
     assert_eq!(request.check(), Ok(()));
     end(request);
@@ -62,9 +62,12 @@ fn a_limit_of_zero_allows_nothing_but_the_request() {
         assert!(Vec::<u8>::new().try_reserve(1).is_err());
     });
     let limit = request.check().unwrap_err();
-    assert_eq!((limit.limit, limit.in_use, limit.asked), (0, 0, 8));
+    assert_eq!((limit.limit_bytes, limit.in_use_bytes, limit.asked_bytes), (0, 0, 8));
     let usage = request.usage();
-    assert_eq!((usage.live_blocks, usage.footprint, usage.peak, usage.limit), (0, 0, 0, Some(0)));
+    assert_eq!(
+        (usage.live_blocks, usage.footprint_bytes, usage.peak_bytes, usage.limit_bytes),
+        (0, 0, 0, Some(0))
+    );
     end(request);
 }
 
@@ -80,7 +83,7 @@ fn the_last_page_can_be_had_and_none_after_it() {
                 let request = Request::builder().memory_limit(limit).reserve(0).build();
                 let blocks = request.run(|| fill(size));
                 assert_eq!(blocks.len(), expected, "blocks of {size} in {limit}");
-                assert_eq!(request.usage().footprint, expected * pages);
+                assert_eq!(request.usage().footprint_bytes, expected * pages);
                 request.run(|| give(blocks[0], size));
                 request
                     .run(|| assert!(!try_take(size).is_null(), "what was freed can be had again"));
@@ -97,8 +100,8 @@ fn small_blocks_fill_the_limit_to_its_last_page() {
     let request = Request::builder().memory_limit(limit).build();
     let blocks = request.run(|| fill(24));
     let usage = request.usage();
-    assert_eq!(usage.footprint, 40 * PAGE, "whole pages up to the limit");
-    assert_eq!(usage.live_blocks, blocks.len());
+    assert_eq!(usage.footprint_bytes, 40 * PAGE, "whole pages up to the limit");
+    assert_eq!(usage.live_blocks, blocks.len() as u64);
     assert!(usage.live_bytes > 39 * PAGE, "{usage:?}");
     end(request);
 }
@@ -116,8 +119,8 @@ fn a_realloc_over_the_limit_changes_nothing() {
             assert!(moved.is_null(), "{size}");
             let after = request.usage();
             assert_eq!(
-                (after.live_blocks, after.live_bytes, after.footprint),
-                (before.live_blocks, before.live_bytes, before.footprint),
+                (after.live_blocks, after.live_bytes, after.footprint_bytes),
+                (before.live_blocks, before.live_bytes, before.footprint_bytes),
                 "{size}"
             );
             held.free();
@@ -137,12 +140,18 @@ fn a_block_that_grows_in_place_is_charged_for() {
         for size in [100_000, 500_000, 2 << 20, 3 << 20, 30 << 20, 5 << 20, 900_000, 50_000, 10] {
             held.resize(size);
             let usage = request.usage();
-            assert!(usage.footprint >= size && usage.footprint <= 2 * size + 600_000, "{usage:?}");
+            assert!(
+                usage.footprint_bytes >= size && usage.footprint_bytes <= 2 * size + 600_000,
+                "{usage:?}"
+            );
         }
         held.free();
     });
     let usage = request.usage();
-    assert!(usage.footprint <= 256 * 1024 && usage.peak >= 30 << 20, "only regions: {usage:?}");
+    assert!(
+        usage.footprint_bytes <= 256 * 1024 && usage.peak_bytes >= 30 << 20,
+        "only regions: {usage:?}"
+    );
     end(request);
 }
 
@@ -161,7 +170,7 @@ fn soft_before_hard() {
                 }
                 blocks.push(block);
                 if marked_at.is_none() && check().is_err() {
-                    marked_at = Some(request.usage().footprint);
+                    marked_at = Some(request.usage().footprint_bytes);
                 }
             }
         };
@@ -170,11 +179,11 @@ fn soft_before_hard() {
         assert!(blocks.len() * 1_000 > 3 << 20);
     });
     let limit = request.check().unwrap_err();
-    assert_eq!((limit.limit, limit.asked), (4 << 20, 1_000));
-    assert!(limit.in_use <= 4 << 20 && limit.in_use > (4 << 20) - 2 * PAGE, "{limit}");
+    assert_eq!((limit.limit_bytes, limit.asked_bytes), (4 << 20, 1_000));
+    assert!(limit.in_use_bytes <= 4 << 20 && limit.in_use_bytes > (4 << 20) - 2 * PAGE, "{limit}");
     assert_eq!(
         limit.to_string(),
-        format!("memory limit reached (limit 4194304, in use {}, asked 1000)", limit.in_use)
+        format!("memory limit reached (limit 4194304, in use {}, asked 1000)", limit.in_use_bytes)
     );
     end(request);
 }
@@ -272,24 +281,24 @@ fn set_memory_limit_says_no_and_changes_nothing() {
     let request = Request::new();
     request.run(|| {
         assert_eq!(fill_to(4 << 20, 100_000), 41);
-        let in_use = request.usage().footprint;
+        let in_use = request.usage().footprint_bytes;
         let error = request.set_memory_limit(Some(1 << 20)).unwrap_err();
-        assert_eq!((error.limit, error.in_use), (1 << 20, in_use));
+        assert_eq!((error.limit_bytes, error.in_use_bytes), (1 << 20, in_use));
         assert_eq!(
             error.to_string(),
             format!("memory limit below what is in use (limit 1048576, in use {in_use})")
         );
-        assert_eq!(request.usage().limit, None);
+        assert_eq!(request.usage().limit_bytes, None);
         assert!(!try_take(8 << 20).is_null(), "the limit that was refused is not there");
 
         request.set_memory_limit(Some(16 << 20)).unwrap();
-        assert_eq!(request.usage().limit, Some(16 << 20));
+        assert_eq!(request.usage().limit_bytes, Some(16 << 20));
         assert!(try_take(8 << 20).is_null() && request.check().is_err());
         request.set_memory_limit(Some(64 << 20)).unwrap();
         assert_eq!(request.check(), Ok(()), "with room again it is not marked");
         assert!(!try_take(8 << 20).is_null());
         request.set_memory_limit(None).unwrap();
-        assert_eq!(request.usage().limit, None);
+        assert_eq!(request.usage().limit_bytes, None);
     });
     end(request);
 }
@@ -304,9 +313,9 @@ fn set_memory_limit_makes_room_and_holds() {
         let mut blocks = blocks;
         blocks.extend((0..80_000).map(|_| try_take(100)));
         blocks.iter().for_each(|&block| give(block, 100));
-        assert!(request.usage().footprint > 8 << 20);
+        assert!(request.usage().footprint_bytes > 8 << 20);
         request.set_memory_limit(Some(1 << 20)).unwrap();
-        assert!(request.usage().footprint <= 1 << 20);
+        assert!(request.usage().footprint_bytes <= 1 << 20);
         assert!(try_take(2 << 20).is_null());
         persistent(|| drop(blocks));
     });
@@ -332,7 +341,7 @@ fn suspended_while_panicking() {
     persistent(|| drop(result));
     request
         .run(|| assert!(try_take(MAX_SHARED).is_null(), "afterwards it is in force, and passed"));
-    assert!(request.usage().footprint > 8 << 20);
+    assert!(request.usage().footprint_bytes > 8 << 20);
     end(request);
 }
 
@@ -355,7 +364,7 @@ fn threads_at_the_boundary_never_pass_it() {
                             let mut blocks = persistent_vec();
                             for step in 0..3_000 {
                                 let block = try_take(size);
-                                assert!(request.usage().footprint <= limit);
+                                assert!(request.usage().footprint_bytes <= limit);
                                 if block.is_null() {
                                     blocks.drain(..).for_each(|block| give(block, size));
                                 } else {
@@ -373,7 +382,7 @@ fn threads_at_the_boundary_never_pass_it() {
             threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
         let usage = request.usage();
-        assert!(usage.peak <= limit, "{usage:?}");
+        assert!(usage.peak_bytes <= limit, "{usage:?}");
         assert_eq!((usage.live_blocks, usage.live_bytes), (0, 0), "{usage:?}");
         end(request);
     }
@@ -398,11 +407,11 @@ fn the_peak_can_be_measured_anew() {
     let request = Request::new();
     request.run(|| {
         give(try_take(10 << 20), 10 << 20);
-        assert!(request.usage().peak >= 10 << 20);
+        assert!(request.usage().peak_bytes >= 10 << 20);
         request.reset_peak();
-        assert!(request.usage().peak < 1 << 20);
+        assert!(request.usage().peak_bytes < 1 << 20);
         give(try_take(3 << 20), 3 << 20);
-        let peak = request.usage().peak;
+        let peak = request.usage().peak_bytes;
         assert!((3 << 20..4 << 20).contains(&peak), "{peak}");
     });
     end(request);
@@ -477,12 +486,12 @@ fn memory_that_was_never_had_is_no_peak_and_no_reason() {
         request.catch(|| Vec::<u8>::new().try_reserve_exact((1 << 45) - (4 << 20)).is_err());
     assert_eq!(result, Ok(true));
     assert!(request.check().is_ok());
-    assert_eq!((request.usage().peak, request.usage().footprint), (0, 0));
+    assert_eq!((request.usage().peak_bytes, request.usage().footprint_bytes), (0, 0));
     end(request);
     let request = Request::new();
     for size in [1 << 40, 1 << 46, 1 << 50, isize::MAX as usize - 100] {
         assert!(request.run(|| Vec::<u8>::new().try_reserve_exact(size).is_err()));
-        assert_eq!(request.usage().peak, 0, "{size}");
+        assert_eq!(request.usage().peak_bytes, 0, "{size}");
     }
     end(request);
 }
@@ -505,7 +514,7 @@ fn growth_and_a_limit_from_outside_look_first_at_what_is_free() {
     drop(block);
     end(request);
     let (request, block) = with_much_free(Request::builder());
-    assert!(request.usage().footprint > 8 << 20);
+    assert!(request.usage().footprint_bytes > 8 << 20);
     assert_eq!(request.set_memory_limit(Some(4 << 20)), Ok(()));
     assert!(request.set_memory_limit(Some(1 << 20)).is_err(), "a block is live");
     drop(block);

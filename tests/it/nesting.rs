@@ -269,10 +269,10 @@ fn a_request_is_entered_by_one_thread_after_the_other() {
             drop(entered);
             (request, held)
         });
-        assert_eq!(request.usage().live_blocks, held.len());
-        footprint.get_or_insert(request.usage().footprint);
+        assert_eq!(request.usage().live_blocks, held.len() as u64);
+        footprint.get_or_insert(request.usage().footprint_bytes);
     }
     // One lane, whatever threads were in it: one region.
-    assert_eq!(request.usage().footprint, footprint.unwrap());
+    assert_eq!(request.usage().footprint_bytes, footprint.unwrap());
     request.run(|| held.drain(..).for_each(Held::free));
 }

@@ -146,11 +146,11 @@ fn a_mapping_grows_without_a_copy_of_its_own_making() {
                 usage.live_bytes >= size && usage.live_bytes < size + size / 4 + (64 << 10),
                 "{usage:?}"
             );
-            assert_eq!(usage.footprint, usage.live_bytes);
+            assert_eq!(usage.footprint_bytes, usage.live_bytes);
         }
         held.free();
     });
-    assert_eq!(request.usage().footprint, 0);
+    assert_eq!(request.usage().footprint_bytes, 0);
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_request_s_block_stays_the_request_s_when_resized_in_a_nested_request() {
         stays_of(&outer, |held, size| rqmalloc::persistent(|| held.resize(size)));
     });
     assert_eq!(inner.usage().live_blocks, 0);
-    assert_eq!(inner.usage().peak, 0, "the inner request never had a byte");
+    assert_eq!(inner.usage().peak_bytes, 0, "the inner request never had a byte");
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_request_s_block_stays_the_request_s_when_resized_in_another_request() {
     let _together = together();
     let (one, other) = (Request::new(), Request::new());
     stays_of(&one, |held, size| other.run(|| held.resize(size)));
-    assert_eq!(other.usage().peak, 0);
+    assert_eq!(other.usage().peak_bytes, 0);
 }
 
 #[test]

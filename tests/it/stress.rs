@@ -169,7 +169,7 @@ impl Worker {
         }
         inside.iter().for_each(Held::verify);
         let usage = Request::current().unwrap().usage();
-        assert_eq!(usage.live_blocks, inside.len() + kept.len());
+        assert_eq!(usage.live_blocks, (inside.len() + kept.len()) as u64);
         if self.random.below(2) == 0 {
             // SAFETY: what is in `inside` is forgotten, the rest is kept.
             let report = unsafe { rqmalloc::end_request() };
@@ -179,7 +179,7 @@ impl Worker {
         } else {
             let report = rqmalloc::close_request();
             assert_eq!(report.freed_blocks, 0);
-            assert_eq!(report.surviving_blocks, usage.live_blocks as u64);
+            assert_eq!(report.surviving_blocks, usage.live_blocks);
             kept.append(&mut inside);
         }
         for held in kept {

@@ -44,7 +44,7 @@ fn close_pins_only_pages() {
     let request = Request::new();
     let mut held = persistent_vec();
     request.run(|| (0..20_000).for_each(|seed| held.push(Held::new(100, 8, seed))));
-    let footprint = request.usage().footprint;
+    let footprint = request.usage().footprint_bytes;
     assert!(footprint >= 20_000 * 112);
     // One of five thousand stays.
     let mut kept = persistent_vec();

@@ -72,7 +72,7 @@ fn all_threads_in_one_request_each_round() {
         if thread == 0 {
             let request = current.lock().unwrap().take().unwrap();
             let usage = request.usage();
-            assert_eq!(usage.live_blocks, COUNT * 20);
+            assert_eq!(usage.live_blocks, COUNT as u64 * 20);
             *current.lock().unwrap() = Some(request);
         }
         barrier.wait();

@@ -42,7 +42,7 @@ fn every_size_of_both_families() {
             }
             let unique: std::collections::BTreeSet<_> = persistent(|| blocks.iter().collect());
             assert_eq!(unique.len(), SIZES.len());
-            let owned = if is_persistent { 0 } else { SIZES.len() };
+            let owned = if is_persistent { 0 } else { SIZES.len() as u64 };
             assert_eq!(request.usage().live_blocks, owned);
             for (&block, size) in blocks.iter().zip(SIZES) {
                 expect(block, size_of_block(block), size as u8);
@@ -94,7 +94,7 @@ fn resizing_keeps_bytes_family_and_request() {
             size = next;
         }
         assert_eq!(inner.usage().live_blocks, 0);
-        assert_eq!(outer.usage().live_blocks, usize::from(!is_persistent));
+        assert_eq!(outer.usage().live_blocks, u64::from(!is_persistent));
         // SAFETY: nobody uses it any more.
         unsafe { zend::pefree(block, is_persistent) };
         assert_eq!(outer.usage().live_blocks, 0);
@@ -264,7 +264,7 @@ fn past_the_limit_the_old_block_is_as_it_was() {
         unsafe { zend::erealloc(block, 2 << 20) }
     });
     let Err(Bailout::Limit(limit)) = failed else { panic!("{failed:?}") };
-    assert_eq!((limit.limit, limit.asked), (1 << 20, 2 << 20));
+    assert_eq!((limit.limit_bytes, limit.asked_bytes), (1 << 20, 2 << 20));
     expect(block, 1_000, 4);
     assert_eq!(request.usage().live_blocks, 1);
     let persistent_block = request.run(|| zend::pemalloc(4 << 20, true));
@@ -292,9 +292,9 @@ fn figures_of_the_request() {
         zend::memory_reset_peak_usage();
         assert_eq!(zend::memory_peak_usage(true), zend::memory_usage(true));
         assert_eq!(zend::set_memory_limit(1 << 20), Ok(()));
-        assert_eq!(request.usage().limit, Some(1 << 20));
+        assert_eq!(request.usage().limit_bytes, Some(1 << 20));
         assert_eq!(zend::set_memory_limit(usize::MAX), Ok(()));
-        assert_eq!(request.usage().limit, None);
+        assert_eq!(request.usage().limit_bytes, None);
     });
     end(request);
 }

@@ -112,7 +112,7 @@ fn a_scope_that_many_threads_poll_has_one_lane() {
             (scope, is_ready)
         });
         scope = again;
-        let peak = request.usage().peak;
+        let peak = request.usage().peak_bytes;
         assert!(peak == first.replace(peak).unwrap_or(peak), "poll {polls}: {peak}");
         if is_ready {
             break;
@@ -146,7 +146,7 @@ fn tasks_on_many_threads_keep_their_requests_apart() {
             let scope = request.scope(async move {
                 let mut held = persistent_vec();
                 Held::new(64, 0).free();
-                let peak = inside.usage().peak;
+                let peak = inside.usage().peak_bytes;
                 for round in 0..15u64 {
                     assert_eq!(active_owner(), Some(inside.id()));
                     held.push(Held::new(64 + round as usize, number));
@@ -156,7 +156,7 @@ fn tasks_on_many_threads_keep_their_requests_apart() {
                         yield_now().await
                     }
                 }
-                assert_eq!(inside.usage().peak, peak);
+                assert_eq!(inside.usage().peak_bytes, peak);
                 held
             });
             tasks.spawn(async move {
@@ -201,10 +201,10 @@ fn tasks_of_one_request() {
             held.push(done.unwrap());
         }
         let usage = request.usage();
-        assert_eq!(usage.live_blocks, COUNT);
+        assert_eq!(usage.live_blocks, COUNT as u64);
         // At most three workers are inside at once, and a lane begins with a region of at least a page.
         const { assert!(COUNT * PAGE > 4 * REGION) };
-        assert!(usage.peak <= 4 * REGION, "{usage:?}");
+        assert!(usage.peak_bytes <= 4 * REGION, "{usage:?}");
         held.into_iter().for_each(Held::free);
         close_empty(request);
     });
@@ -240,7 +240,7 @@ fn scopes_nest() {
         let (outer, inner) = (Request::new(), Request::new());
         let (outer_id, inner_id) = (outer.id(), inner.id());
         outer.run(|| Held::new(100, 0).free());
-        let peak = outer.usage().peak;
+        let peak = outer.usage().peak_bytes;
         let nested = {
             let (outer, inner) = (outer.clone(), inner.clone());
             outer.clone().scope(async move {
@@ -277,7 +277,7 @@ fn scopes_nest() {
             held.each_ref().map(Held::owner),
             [Some(outer_id), Some(inner_id), Some(outer_id)]
         );
-        assert_eq!(outer.usage().peak, peak, "a thread that is inside has a lane already");
+        assert_eq!(outer.usage().peak_bytes, peak, "a thread that is inside has a lane already");
         assert_eq!((current_id(), active_owner()), (None, None));
         held.into_iter().for_each(Held::free);
         close_empty(inner);
@@ -421,15 +421,15 @@ fn a_future_that_is_ready_is_dropped_inside() {
 #[test]
 fn a_scope_s_handle_goes_when_it_is_ready() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let request = Request::new();
     let mut scope = pin!(request.scope(async {}));
     drop(request);
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
     let mut context = Context::from_waker(Waker::noop());
     assert!(scope.as_mut().poll(&mut context).is_ready());
     // The scope itself is still there.
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
     let again = catch_unwind(AssertUnwindSafe(|| scope.as_mut().poll(&mut context)));
     assert_eq!(
         again.unwrap_err().downcast_ref::<&str>().copied(),
@@ -443,7 +443,7 @@ fn a_scope_s_handle_goes_when_it_is_ready() {
     assert!(scope.as_mut().poll(&mut context).is_pending());
     std::mem::forget(scope);
     assert!(request.close().is_err());
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
 }
 
 #[test]
@@ -695,7 +695,7 @@ fn a_scope_over_its_mark_is_given_up_alone() {
             match task.await.unwrap() {
                 Ok(rounds) => assert_eq!(rounds, 4_000),
                 Err(Bailout::Limit(limit)) => {
-                    assert_eq!(limit.limit, 1 << 20);
+                    assert_eq!(limit.limit_bytes, 1 << 20);
                     given_up.push(number);
                 }
                 Err(other) => panic!("{other}"),

@@ -88,7 +88,10 @@ fn produce_and_consume(batches: u64, size: fn(u64) -> usize) {
     let usage = request.usage();
     eprintln!("live peak {peak}, {usage:?}");
     assert!(peak > 2 << 20, "a live peak of {peak} says little");
-    assert!(usage.peak >= peak / 2 && usage.peak <= 2 * peak + REGION, "{peak}, {usage:?}");
+    assert!(
+        usage.peak_bytes >= peak / 2 && usage.peak_bytes <= 2 * peak + REGION,
+        "{peak}, {usage:?}"
+    );
     close_empty(request);
 }
 
@@ -156,7 +159,7 @@ fn a_producer_and_a_consumer_whose_sizes_shift() {
     let usage = request.usage();
     eprintln!("live peak {peak}, {usage:?}");
     assert!(peak > 4 << 20, "a live peak of {peak} says little");
-    assert!(usage.peak <= 2 * peak + REGION, "{peak}, {usage:?}");
+    assert!(usage.peak_bytes <= 2 * peak + REGION, "{peak}, {usage:?}");
     close_empty(request);
 }
 
@@ -209,7 +212,7 @@ fn a_pipeline_of_three() {
     let usage = request.usage();
     eprintln!("live peak {peak}, {usage:?}");
     // What is on its way counts for little when the queues run empty: three regions of slack.
-    assert!(usage.peak <= 2 * peak.max(1 << 20) + 3 * REGION, "{peak}, {usage:?}");
+    assert!(usage.peak_bytes <= 2 * peak.max(1 << 20) + 3 * REGION, "{peak}, {usage:?}");
     close_empty(request);
 }
 
@@ -242,8 +245,8 @@ fn a_long_request_whose_sizes_shift() {
     let usage = request.usage();
     eprintln!("live peak {live_peak}, {usage:?}");
     assert!(live_peak >= TARGET);
-    assert_eq!(usage.live_blocks, slots.len());
-    assert!(2 * usage.peak <= 3 * live_peak, "{live_peak}, {usage:?}");
+    assert_eq!(usage.live_blocks, slots.len() as u64);
+    assert!(2 * usage.peak_bytes <= 3 * live_peak, "{live_peak}, {usage:?}");
     drop(slots);
     close_empty(request);
 }
@@ -260,7 +263,7 @@ fn a_small_survivor_pins_one_page() {
         held.extend((0..5).map(|seed| Held::new(100_000, seed)));
         survivor
     });
-    assert!(request.usage().footprint > 6 << 20);
+    assert!(request.usage().footprint_bytes > 6 << 20);
     held.into_iter().for_each(Held::free);
     let report = request.close().unwrap();
     assert_eq!(

@@ -73,16 +73,16 @@ fn a_request_somebody_is_inside_comes_back_and_says_so() {
 #[test]
 fn the_last_handle_closes() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let request = Request::new();
     let clone = request.clone();
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
     let held = request.run(|| Held::new(100, 1));
     let id = request.id();
     drop(request);
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
     elsewhere(move || drop(clone));
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
     assert_eq!(held.owner(), Some(id), "it survives");
     held.free();
 
@@ -91,10 +91,10 @@ fn the_last_handle_closes() {
     let id = request.id();
     let entered = request.enter();
     drop(request);
-    assert_eq!((stats().open_requests, current_id()), (before + 1, Some(id)));
+    assert_eq!((stats().open_request_count, current_id()), (before + 1, Some(id)));
     assert_eq!(active_owner(), Some(id));
     drop(entered);
-    assert_eq!((stats().open_requests, current_id()), (before, None));
+    assert_eq!((stats().open_request_count, current_id()), (before, None));
 
     // One of many threads is the last.
     for round in 0..50 {
@@ -111,19 +111,19 @@ fn the_last_handle_closes() {
             .collect();
         drop(request);
         threads.into_iter().for_each(|thread| thread.join().unwrap().free());
-        assert_eq!(stats().open_requests, before);
+        assert_eq!(stats().open_request_count, before);
     }
 }
 
 #[test]
 fn hooks_only_leave_while_other_handles_are_alive() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     for ends in [false, true] {
         let id = rqmalloc::begin_request();
         let held = Held::new(100, 1);
         let handle = Request::current().unwrap();
-        let peak = handle.usage().peak;
+        let peak = handle.usage().peak_bytes;
         let report = if ends {
             // SAFETY: it will not end.
             unsafe { rqmalloc::end_request() }
@@ -140,12 +140,12 @@ fn hooks_only_leave_while_other_handles_are_alive() {
             )
         );
         assert_eq!((current_id(), active_owner()), (None, None));
-        assert_eq!(stats().open_requests, before + 1);
+        assert_eq!(stats().open_request_count, before + 1);
         held.verify();
         assert_eq!(handle.usage().live_blocks, 1);
         let report = handle.close().unwrap();
         assert_eq!((report.id, report.surviving_blocks, report.still_open), (id, 1, false));
-        assert_eq!(stats().open_requests, before);
+        assert_eq!(stats().open_request_count, before);
         held.free();
     }
 }
@@ -153,7 +153,7 @@ fn hooks_only_leave_while_other_handles_are_alive() {
 #[test]
 fn hooks_only_leave_while_another_thread_is_inside() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let id = rqmalloc::begin_request();
     let handle = Request::current().unwrap();
     let (thread, leave) = persistent(|| {
@@ -175,11 +175,11 @@ fn hooks_only_leave_while_another_thread_is_inside() {
         (thread, leave)
     });
     assert!(rqmalloc::close_request().still_open);
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
     leave.send(()).unwrap();
     let (held, other) = thread.join().unwrap();
     // The thread's entry was the last.
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
     assert_eq!((held.owner(), other.owner()), (Some(id), Some(id)));
     held.free();
     other.free();
@@ -216,7 +216,7 @@ fn hooks_leave_their_own_entry_under_others() {
 }
 
 fn request_footprint() -> usize {
-    Request::current().unwrap().usage().footprint
+    Request::current().unwrap().usage().footprint_bytes
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn hooks_without_a_request_panic() {
 #[test]
 fn a_forgotten_guard_keeps_the_request_open_until_its_thread_exits() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let request = Request::new();
     let id = request.id();
     let inside = request.clone();
@@ -264,10 +264,10 @@ fn a_forgotten_guard_keeps_the_request_open_until_its_thread_exits() {
     let request = request.close().unwrap_err();
     assert!(request.to_string().contains("still open, 1 thread"), "{request}");
     drop(request);
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
     leave.send(()).unwrap();
     thread.join().unwrap();
-    assert_eq!(stats().open_requests, before, "the thread's exit left it");
+    assert_eq!(stats().open_request_count, before, "the thread's exit left it");
     assert_eq!(held.owner(), Some(id));
     held.free();
 }
@@ -348,7 +348,7 @@ fn a_panic_inside_leaves() {
 #[test]
 fn a_panic_past_a_hook_s_end_is_left_by_the_thread() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let held = std::thread::spawn(move || {
         let mut held = persistent_vec();
         let unwound = catch_unwind(AssertUnwindSafe(|| {
@@ -357,13 +357,13 @@ fn a_panic_past_a_hook_s_end_is_left_by_the_thread() {
             unwind(1)
         }));
         assert!(unwound.is_err());
-        assert_eq!(stats().open_requests, before + 1);
+        assert_eq!(stats().open_request_count, before + 1);
         assert_eq!(active_owner(), held[0].owner());
         held
     })
     .join()
     .unwrap();
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
     assert!(held[0].owner().is_some());
     held.into_iter().for_each(Held::free);
 }
@@ -371,7 +371,7 @@ fn a_panic_past_a_hook_s_end_is_left_by_the_thread() {
 #[test]
 fn a_thread_that_exits_inside_leaves() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let request = Request::new();
     let inside = request.clone();
     let (held, own) = elsewhere(move || {
@@ -383,7 +383,7 @@ fn a_thread_that_exits_inside_leaves() {
         std::mem::forget(inside.enter());
         (held, own)
     });
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
     let usage = request.usage();
     // What joining needs was made by this thread, the thread's own results by that one.
     assert!(usage.live_blocks >= 1, "{usage:?}");
@@ -391,8 +391,8 @@ fn a_thread_that_exits_inside_leaves() {
     own.free();
     held.free();
     let report = request.close().unwrap();
-    assert_eq!(report.surviving_blocks, usage.live_blocks as u64 - 1, "{report}");
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(report.surviving_blocks, usage.live_blocks - 1, "{report}");
+    assert_eq!(stats().open_request_count, before);
 }
 
 #[test]
@@ -402,7 +402,7 @@ fn a_guard_in_a_thread_local_is_dropped_at_exit() {
         static GUARD: std::cell::RefCell<Option<rqmalloc::Entered>> =
             const { std::cell::RefCell::new(None) };
     }
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let request = Request::new();
     let inside = request.clone();
     elsewhere(move || {
@@ -411,7 +411,7 @@ fn a_guard_in_a_thread_local_is_dropped_at_exit() {
     });
     assert!(!request.to_string().contains("inside"), "{request}");
     drop(request);
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
 }
 
 /// Handles made and dropped by many threads while one tries to close: exactly one close, and never
@@ -419,7 +419,7 @@ fn a_guard_in_a_thread_local_is_dropped_at_exit() {
 #[test]
 fn closing_races_with_entering() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     for round in 0..if cfg!(debug_assertions) { 200 } else { 1_000 } {
         let mut request = Request::new();
         let id = request.id();
@@ -443,7 +443,7 @@ fn closing_races_with_entering() {
         let held = thread.join().unwrap();
         held.into_iter().for_each(Held::free);
     }
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
 }
 
 /// Leaving is the same work wherever the entry stands among the others, and so is entering.
@@ -509,7 +509,7 @@ fn a_payload_that_panics_ends_nothing_but_its_callback() {
             .build()
     }
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let ran = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let ends: [fn(Request); 4] = [
         drop,
@@ -529,6 +529,6 @@ fn a_payload_that_panics_ends_nothing_but_its_callback() {
         assert_eq!((current_id(), active_owner()), (None, None), "end {number}");
         let ran = ran.load(std::sync::atomic::Ordering::Relaxed);
         assert_eq!(ran, 2 * (number + 1), "end {number}: every callback runs once");
-        assert_eq!(stats().open_requests, before, "end {number}");
+        assert_eq!(stats().open_request_count, before, "end {number}");
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, Mutex};
 fn short_threads() {
     let _alone = alone();
     let count = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let shared = Request::new();
     let mut kept = Vec::with_capacity(count);
     let mut mapped = 0;
@@ -42,14 +42,14 @@ fn short_threads() {
         }
         // Each thread goes before the next: it is what it leaves behind that could add up.
         if number == 200 {
-            mapped = stats().mapped;
+            mapped = stats().mapped_bytes;
         }
     }
     let now = stats();
-    assert_eq!(now.open_requests, before + 1);
-    assert!(now.mapped <= mapped + (8 << 20), "{mapped} bytes before, {now}");
-    assert_eq!(shared.usage().live_blocks, count);
-    assert!(shared.usage().footprint <= count * 64 + 2 * REGION, "{:?}", shared.usage());
+    assert_eq!(now.open_request_count, before + 1);
+    assert!(now.mapped_bytes <= mapped + (8 << 20), "{mapped} bytes before, {now}");
+    assert_eq!(shared.usage().live_blocks, count as u64);
+    assert!(shared.usage().footprint_bytes <= count * 64 + 2 * REGION, "{:?}", shared.usage());
     kept.into_iter().for_each(Held::free);
     close_empty(shared);
 }
@@ -64,19 +64,19 @@ fn ten_thousand_requests_closed_in_any_order() {
     trim_all();
     let second = stats();
     // Control blocks and descriptors stay for the next requests; nothing else does.
-    assert!(second.in_use <= first.in_use + (1 << 20), "{first}\n{second}");
+    assert!(second.in_use_bytes <= first.in_use_bytes + (1 << 20), "{first}\n{second}");
 }
 
 fn ten_thousand_requests() {
     const COUNT: usize = 10_000;
     let before = stats();
     let mut open = Vec::with_capacity(COUNT);
-    let with_the_vector = stats().in_use;
+    let with_the_vector = stats().in_use_bytes;
     open.extend((0..COUNT).map(|_| Request::new()));
     let idle = stats();
-    assert_eq!(idle.open_requests, before.open_requests + COUNT);
+    assert_eq!(idle.open_request_count, before.open_request_count + COUNT as u64);
     // Pooled control blocks are in use, too: what is new is at most this.
-    let each = idle.in_use.saturating_sub(with_the_vector) / COUNT;
+    let each = idle.in_use_bytes.saturating_sub(with_the_vector) / COUNT;
     eprintln!("an idle open request: {each} bytes");
     assert!(each <= 2048, "{each} bytes for an idle open request");
 
@@ -98,7 +98,7 @@ fn ten_thousand_requests() {
     for (number, (request, mut held)) in open.into_iter().enumerate() {
         held.iter().for_each(Held::verify);
         assert!(held.iter().all(|held| held.owner() == Some(request.id())));
-        assert_eq!(request.usage().live_blocks, held.len());
+        assert_eq!(request.usage().live_blocks, held.len() as u64);
         match number % 4 {
             0 => {
                 held.into_iter().for_each(Held::free);
@@ -122,7 +122,7 @@ fn ten_thousand_requests() {
             }
         }
     }
-    assert_eq!(stats().open_requests, before.open_requests);
+    assert_eq!(stats().open_request_count, before.open_request_count);
     shuffle(&mut random, &mut survivors);
     survivors.into_iter().for_each(Held::free);
     rqmalloc::check_structures();
@@ -139,7 +139,7 @@ fn trim_all() {
 fn threads_on_a_barrier_with_a_new_request_each_round() {
     let _alone = alone();
     const COUNT: usize = 32;
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let barrier = Arc::new(Barrier::new(COUNT));
     let current: Arc<Mutex<Option<Request>>> = Arc::default();
     // What each thread leaves for its neighbour to free, in the next round.
@@ -179,7 +179,7 @@ fn threads_on_a_barrier_with_a_new_request_each_round() {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
     for held in left.iter() {
         held.lock().unwrap().drain(..).for_each(Held::free);
     }
@@ -328,7 +328,7 @@ fn a_hundred_levels_of_closures() {
 #[test]
 fn a_hundred_forgotten_levels() {
     let _alone = alone();
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let shared = Request::new();
     let inside = shared.clone();
     let held = elsewhere(move || {
@@ -339,10 +339,10 @@ fn a_hundred_forgotten_levels() {
             held.push(Held::new(64, depth));
             assert_eq!(held.last().unwrap().owner(), Some(request.id()));
         }
-        assert_eq!(stats().open_requests, before + 76);
+        assert_eq!(stats().open_request_count, before + 76);
         held
     });
-    assert_eq!(stats().open_requests, before + 1);
+    assert_eq!(stats().open_request_count, before + 1);
     assert_eq!(
         shared.to_string(),
         format!("request {}: open, no other handle is alive", shared.id())

@@ -283,7 +283,7 @@ fn everything_at_once() {
     eprintln!(
         "RQMALLOC_STRESS_SEED={seed} RQMALLOC_STRESS_SECONDS={seconds} RQMALLOC_STRESS_THREADS={threads}"
     );
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let shared = Arc::new(Shared {
         requests: (0..REQUEST_COUNT).map(|_| Mutex::new(Request::new())).collect(),
         slots: (0..SLOT_COUNT).map(|_| Mutex::default()).collect(),
@@ -314,7 +314,11 @@ fn everything_at_once() {
         workers.into_iter().for_each(|worker| worker.join().unwrap());
         generation += 1;
         // Between generations nobody is inside: every figure is exact.
-        assert_eq!(stats().open_requests, before + REQUEST_COUNT, "generation {generation}");
+        assert_eq!(
+            stats().open_request_count,
+            before + REQUEST_COUNT as u64,
+            "generation {generation}"
+        );
         rqmalloc::check_structures();
     }
     let Ok(shared) = Arc::try_unwrap(shared) else { panic!("a worker is still there") };
@@ -324,7 +328,7 @@ fn everything_at_once() {
         let request = request.lock().unwrap();
         let expected = known.iter().filter(|known| known.owner == Some(request.id())).count();
         // Vectors that workers made inside, and gave to their thread's exit, are not among them.
-        assert_eq!(request.usage().live_blocks, expected, "{request}");
+        assert_eq!(request.usage().live_blocks, expected as u64, "{request}");
     }
     known.into_iter().for_each(Known::free);
     for request in shared.requests {
@@ -342,5 +346,5 @@ fn everything_at_once() {
         // One thread finds nobody inside but itself.
         assert!(count > 0 || seconds == 0, "{name} never happened");
     }
-    assert_eq!(stats().open_requests, before);
+    assert_eq!(stats().open_request_count, before);
 }

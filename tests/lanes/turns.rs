@@ -14,7 +14,7 @@ fn threads_that_take_turns_share_one_lane() {
     let mut held = Vec::with_capacity(64);
     // The region that a pooled control block kept may be a large one.
     request.run(|| Held::new(100, 0).free());
-    let footprint = request.usage().footprint;
+    let footprint = request.usage().footprint_bytes;
     for number in 0..64 {
         let inside = request.clone();
         held.push(elsewhere(move || {
@@ -24,7 +24,7 @@ fn threads_that_take_turns_share_one_lane() {
                 Held::new(100, number)
             })
         }));
-        assert_eq!(request.usage().footprint, footprint, "after {} threads", number + 1);
+        assert_eq!(request.usage().footprint_bytes, footprint, "after {} threads", number + 1);
     }
     assert_eq!(request.usage().live_blocks, 64);
     assert_eq!(request.usage().live_bytes, 64 * 112);
@@ -39,7 +39,7 @@ fn threads_that_hand_a_baton_round_share_one_lane() {
     const COUNT: u64 = 8;
     let request = Request::new();
     request.run(|| Held::new(200, 0).free());
-    let footprint = request.usage().footprint;
+    let footprint = request.usage().footprint_bytes;
     let turn = Arc::new((Mutex::new(0), Condvar::new()));
     let threads: Vec<_> = (0..COUNT)
         .map(|index| {
@@ -66,7 +66,7 @@ fn threads_that_hand_a_baton_round_share_one_lane() {
         .collect();
     let held: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let usage = request.usage();
-    assert_eq!((usage.live_blocks, usage.peak), (held.len(), footprint));
+    assert_eq!((usage.live_blocks, usage.peak_bytes), (held.len() as u64, footprint));
     held.into_iter().for_each(Held::free);
     close_empty(request);
 }
@@ -92,7 +92,10 @@ fn a_lane_for_each_that_is_inside_at_once_and_none_for_who_comes_later() {
         .collect();
     barrier.wait();
     let usage = request.usage();
-    assert!(usage.live_blocks == COUNT && usage.footprint >= COUNT * PAGE, "{usage:?}");
+    assert!(
+        usage.live_blocks == COUNT as u64 && usage.footprint_bytes >= COUNT * PAGE,
+        "{usage:?}"
+    );
     // A handle and an entry each.
     assert_eq!(
         request.to_string(),
@@ -111,8 +114,8 @@ fn a_lane_for_each_that_is_inside_at_once_and_none_for_who_comes_later() {
         let inside = request.clone();
         elsewhere(move || inside.run(|| Held::new(64, number).free()));
     }
-    assert_eq!(request.usage().footprint, usage.footprint, "the lanes were idle");
-    assert_eq!(request.usage().live_blocks, COUNT);
+    assert_eq!(request.usage().footprint_bytes, usage.footprint_bytes, "the lanes were idle");
+    assert_eq!(request.usage().live_blocks, COUNT as u64);
     held.into_iter().for_each(Held::free);
     close_empty(request);
 }
@@ -128,13 +131,13 @@ fn a_thread_that_enters_again_stays_in_its_lane() {
     let again = request.enter();
     let two = Held::new(64, 2);
     assert_eq!((one.owner(), two.owner()), (Some(request.id()), Some(request.id())));
-    let footprint = request.usage().footprint;
+    let footprint = request.usage().footprint_bytes;
     assert!(request.to_string().contains(" 1 thread"), "{request}");
     // The entry that took the lane goes first: the other one has it now, and nobody else gets it.
     drop(first);
     let outsider = request.clone();
     let three = persistent(|| elsewhere(move || outsider.run(|| Held::new(64, 3))));
-    assert!(request.usage().footprint > footprint, "the lane is still taken");
+    assert!(request.usage().footprint_bytes > footprint, "the lane is still taken");
     let four = Held::new(64, 4);
     assert_eq!(four.pointer.addr() / PAGE, one.pointer.addr() / PAGE);
     drop(again);
@@ -153,7 +156,7 @@ fn what_another_thread_frees_inside_is_there_for_it() {
     let held: Vec<_> = (0..20).map(|seed| Held::new(100, seed)).collect();
     let addresses: BTreeSet<_> =
         persistent(|| held.iter().map(|held| held.pointer.addr()).collect());
-    let footprint = request.usage().footprint;
+    let footprint = request.usage().footprint_bytes;
     let inside = request.clone();
     // At the same time inside, in a lane of its own.
     let again = persistent(|| {
@@ -166,7 +169,7 @@ fn what_another_thread_frees_inside_is_there_for_it() {
     });
     // The blocks and their vector: the second lane needed no region.
     let usage = request.usage();
-    assert_eq!((usage.live_blocks, usage.footprint), (21, footprint));
+    assert_eq!((usage.live_blocks, usage.footprint_bytes), (21, footprint));
     assert!(again.iter().all(|held| addresses.contains(&held.pointer.addr())));
     again.into_iter().for_each(Held::free);
     drop(entered);
@@ -198,13 +201,16 @@ fn what_one_lane_frees_comes_round_to_the_other() {
             freed.recv().unwrap();
         });
         if round == 0 {
-            after_first = request.usage().footprint;
+            after_first = request.usage().footprint_bytes;
         }
     }
     let usage = request.usage();
     assert!(after_first > 8 * REGION, "{usage:?}");
     // Some of each of two dozen classes stays in the bins of the lane that frees.
-    assert!(usage.peak <= after_first + 3 * REGION, "{after_first} after one round, {usage:?}");
+    assert!(
+        usage.peak_bytes <= after_first + 3 * REGION,
+        "{after_first} after one round, {usage:?}"
+    );
     drop(entered);
     rqmalloc::check_structures();
     drop(blocks);
@@ -254,10 +260,12 @@ fn figures_are_exact_when_the_threads_are_joined() {
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         let held: Vec<_> = slots.iter().filter_map(|slot| slot.lock().unwrap().take()).collect();
         let usage = request.usage();
-        assert_eq!(usage.live_blocks, held.len());
+        assert_eq!(usage.live_blocks, held.len() as u64);
         assert!(usage.live_bytes >= held.iter().map(|held| held.size() + 8).sum());
         assert!(held.iter().all(|held| held.owner() == Some(request.id())));
-        assert!(usage.footprint >= usage.live_bytes && usage.peak >= usage.footprint);
+        assert!(
+            usage.footprint_bytes >= usage.live_bytes && usage.peak_bytes >= usage.footprint_bytes
+        );
         request.run(rqmalloc::check_structures);
         for (index, held) in held.into_iter().enumerate() {
             if index % 2 == 0 { held.free() } else { request.run(|| held.free()) }
@@ -297,7 +305,7 @@ fn requests_are_entered_in_any_order_by_any_thread() {
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     for request in [one, two] {
-        assert!(request.usage().peak <= 2 * REGION, "{:?}", request.usage());
+        assert!(request.usage().peak_bytes <= 2 * REGION, "{:?}", request.usage());
         close_empty(request);
     }
 }

@@ -37,9 +37,12 @@ impl Worker {
         match self.below(8) {
             0..3 => {
                 let usage = request.usage();
-                assert!(usage.footprint <= usage.peak || usage.limit.is_some(), "{usage:?}");
+                assert!(
+                    usage.footprint_bytes <= usage.peak_bytes || usage.limit_bytes.is_some(),
+                    "{usage:?}"
+                );
                 let bound = usage.live_bytes / 16;
-                assert!(usage.live_blocks <= bound.max(1 << 20), "{usage:?}");
+                assert!(usage.live_blocks <= bound.max(1 << 20) as u64, "{usage:?}");
             }
             3 | 4 => expect_leaks(request, tracked),
             5 => {
@@ -49,8 +52,12 @@ impl Worker {
             }
             6 => {
                 let stats = stats();
-                assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
-                assert!(stats.open_requests < 1 << 20, "{stats}");
+                assert_eq!(
+                    stats.mapped_bytes,
+                    stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
+                    "{stats}"
+                );
+                assert!(stats.open_request_count < 1 << 20, "{stats}");
             }
             _ if with("limits") => self.set_limit(request, tracked),
             _ => drop(request.reclaim()),
@@ -73,7 +80,7 @@ impl Worker {
 
 fn expect_leaks(request: &Request, tracked: &Arc<Tracked>) {
     let leaks = request.leaks();
-    assert_eq!(leaks.request, tracked.id.get());
+    assert_eq!(leaks.id, tracked.id);
     if !leaks.classes.is_empty() {
         let sum: u64 = leaks.classes.iter().map(|class| class.blocks).sum();
         assert_eq!(sum, leaks.blocks, "{leaks}");

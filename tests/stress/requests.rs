@@ -200,7 +200,7 @@ impl Worker {
             Some(_) => Request::current().unwrap().usage(),
             None => lock(&tracked.handle).as_ref().unwrap().usage(),
         };
-        assert_eq!(usage.live_blocks, tracked.live(), "blocks live in {tracked:?}");
+        assert_eq!(usage.live_blocks, tracked.live() as u64, "blocks live in {tracked:?}");
         self.finish_sealed(tracked, hook, blocks);
     }
 

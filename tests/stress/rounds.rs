@@ -39,7 +39,7 @@ pub fn run(options: &Options) {
     let seed = options.seed.unwrap_or(1);
     let until = Instant::now() + Duration::from_secs(options.seconds);
     let (mut counts, mut digest, mut round) = ([0; COUNT_NAMES.len()], 0_u64, 0);
-    let before = stats().open_requests;
+    let before = stats().open_request_count;
     let mut first_in_use = None;
     while options.rounds.map_or(Instant::now() < until, |rounds| round < rounds) {
         failure::note_round(seed, round);
@@ -55,9 +55,9 @@ pub fn run(options: &Options) {
         drop(shared);
         rqmalloc::trim();
         let after = stats();
-        assert_eq!(after.open_requests, before, "requests are open after a round: {after}");
-        let bound = *first_in_use.get_or_insert(after.in_use) + GROWTH_BYTES;
-        assert!(after.in_use <= bound, "{after} after a round, {bound} at the most expected");
+        assert_eq!(after.open_request_count, before, "requests are open after a round: {after}");
+        let bound = *first_in_use.get_or_insert(after.in_use_bytes) + GROWTH_BYTES;
+        assert!(after.in_use_bytes <= bound, "{after} after a round, {bound} at the most expected");
         round += 1;
     }
     for (name, count) in COUNT_NAMES.iter().zip(counts) {
@@ -120,7 +120,11 @@ fn while_all_stand_still(worker: &mut Worker) {
     drop(revived);
     expect_open(&shared);
     let stats = stats();
-    assert_eq!(stats.mapped, stats.in_use + stats.cached + stats.free, "{stats}");
+    assert_eq!(
+        stats.mapped_bytes,
+        stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
+        "{stats}"
+    );
     for place in 0..REQUEST_COUNT {
         let tracked = lock(&shared.requests[place]).clone();
         expect_figures(&tracked);
@@ -151,8 +155,8 @@ fn drop_revived(shared: &Shared) -> bool {
 }
 
 fn expect_open(shared: &Shared) {
-    let expected = lock(&shared.all).iter().filter(|tracked| tracked.is_open()).count();
-    let is = stats().open_requests;
+    let expected = lock(&shared.all).iter().filter(|tracked| tracked.is_open()).count() as u64;
+    let is = stats().open_request_count;
     assert_eq!(is, expected, "requests are open: {is}, the model has {expected}");
 }
 
@@ -160,7 +164,7 @@ fn expect_figures(tracked: &Tracked) {
     let handle = lock(&tracked.handle);
     let Some(request) = handle.as_ref() else { return };
     let usage = request.usage();
-    assert_eq!(usage.live_blocks, tracked.live(), "blocks live in {tracked:?}, {request}");
+    assert_eq!(usage.live_blocks, tracked.live() as u64, "blocks live in {tracked:?}, {request}");
     assert!((usage.live_bytes == 0) == (usage.live_blocks == 0), "{usage:?}");
     if !tracked.is_entered() {
         let leaks = request.leaks();

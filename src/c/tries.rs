@@ -9,9 +9,13 @@
 //!
 //! - **B1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the
 //!   frame of depth `d` came. A dead frame is taken off by that, without a look at it.
+//! - **B2** Every frame is of the suspension in which it came (`Thread::suspension`). One of an earlier
+//!   suspension than the thread's is out of reach: the Rust frames that called back lie between. One of a
+//!   later suspension is dead: that suspension is over.
 
-use super::{HEAP, current, slow};
 use crate::lockfree::header::NONE;
+use crate::thread::persistent::{alloc_persistent, free_persistent};
+use crate::thread::{HEAP, current};
 use core::cell::Cell;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
@@ -26,7 +30,7 @@ const LEAST_PLACE_BYTES: usize = 128;
 #[repr(C)]
 pub struct TryFrame {
     previous: *mut TryFrame,
-    /// The serial of the thread's last entry when the try was entered.
+    /// The order of the thread's last entry when the try was entered.
     pub entry: u64,
     depth: u64,
     /// The stack frame of the function: the word after its first is where the function returns to.
@@ -148,33 +152,57 @@ fn bounds_for_signals() -> Bounds {
     Bounds { low, high: low.saturating_add(stack.ss_size) }
 }
 
-/// The list. Zeros are an empty one.
+/// What was on top before a frame came.
+#[derive(Clone, Copy)]
+struct Before {
+    frame: *mut TryFrame,
+    suspension: u64,
+}
+
+/// The list.
 pub struct Tries {
     top: Cell<*mut TryFrame>,
     depth: Cell<usize>,
-    inline_before: [Cell<*mut TryFrame>; INLINE_FRAMES],
+    /// The suspension that the frame on top is of.
+    suspension: Cell<u64>,
+    inline_before: [Cell<Before>; INLINE_FRAMES],
     /// What does not fit there: a persistent block.
-    more_before: Cell<*mut Cell<*mut TryFrame>>,
+    more_before: Cell<*mut Cell<Before>>,
     more_capacity: Cell<usize>,
     /// The thread's stack; `NONE`: not looked at yet.
     stack: Cell<Bounds>,
 }
 
 impl Tries {
+    /// No try.
+    pub const fn new() -> Self {
+        const NOTHING: Before = Before { frame: null_mut(), suspension: 0 };
+        Self {
+            top: Cell::new(null_mut()),
+            depth: Cell::new(0),
+            suspension: Cell::new(0),
+            inline_before: [const { Cell::new(NOTHING) }; INLINE_FRAMES],
+            more_before: Cell::new(null_mut()),
+            more_capacity: Cell::new(0),
+            stack: Cell::new(Bounds::NONE),
+        }
+    }
+
     /// Forgets everything: the thread exits.
     pub fn clear(&self) {
         self.top.set(null_mut());
         self.depth.set(0);
+        self.suspension.set(0);
         self.stack.set(Bounds::NONE);
         self.more_capacity.set(0);
         let more = self.more_before.replace(null_mut());
         if !more.is_null() {
-            slow::free_persistent(current(), more.expose_provenance());
+            free_persistent(current(), more.expose_provenance());
         }
     }
 
     /// Where B1's `before[depth - 1]` is, if there is room for it.
-    fn before(&self, depth: usize) -> Option<&Cell<*mut TryFrame>> {
+    fn before(&self, depth: usize) -> Option<&Cell<Before>> {
         let index = depth.checked_sub(1)?;
         if let Some(before) = self.inline_before.get(index) {
             return Some(before);
@@ -187,15 +215,14 @@ impl Tries {
     /// Makes room for a frame of this depth, if there is memory.
     #[cold]
     fn make_room(&self, depth: usize) {
-        type Before = Cell<*mut TryFrame>;
         let (old, count) = (self.more_before.get(), self.more_capacity.get());
         let capacity = (2 * count).max(INLINE_FRAMES).max(depth);
-        let bytes = capacity * size_of::<Before>();
-        let block = slow::allocate_persistent(current(), bytes, align_of::<Before>()).block;
+        let bytes = capacity * size_of::<Cell<Before>>();
+        let block = alloc_persistent(current(), bytes, align_of::<Cell<Before>>()).block;
         if block == NONE {
             return;
         }
-        let fresh = with_exposed_provenance_mut::<Before>(block);
+        let fresh = with_exposed_provenance_mut::<Cell<Before>>(block);
         // SAFETY: both blocks have as many, and are two.
         unsafe {
             fresh.add(count).write_bytes(0, capacity - count);
@@ -205,56 +232,51 @@ impl Tries {
         }
         self.more_before.set(fresh);
         self.more_capacity.set(capacity);
-        slow::free_persistent(current(), old.expose_provenance());
+        free_persistent(current(), old.expose_provenance());
     }
 
-    /// Puts the list out of reach; what `show` takes.
-    pub fn hide(&self) -> (*mut TryFrame, usize) {
-        (self.top.replace(null_mut()), self.depth.get())
-    }
-
-    /// The list as it was when it was hidden.
-    pub fn show(&self, (top, depth): (*mut TryFrame, usize)) {
-        self.top.set(top);
-        self.depth.set(depth);
-    }
-
-    /// Puts a frame on top, and takes dead ones off before.
+    /// Puts a frame on top, and takes dead ones off before. `suspension` is the thread's.
     ///
     /// # Safety
     /// The frame can be written; its `function` is set. `here` is the stack pointer of the caller of
     /// C.
-    pub unsafe fn enter(&self, frame: *mut TryFrame, entry: u64, here: usize) {
+    pub unsafe fn enter(&self, frame: *mut TryFrame, entry: u64, suspension: u64, here: usize) {
         loop {
             let top = self.top.get();
-            if top.is_null() {
+            if top.is_null() || self.suspension.get() < suspension {
                 break;
             }
+            let is_over = self.suspension.get() > suspension;
             let overlaps =
                 top.addr().abs_diff(frame.addr()) < size_of::<TryFrame>() + LEAST_PLACE_BYTES;
-            if !overlaps && (top.addr() >= here || self.is_alive(top, here)) {
+            if !is_over && !overlaps && (top.addr() >= here || self.is_alive(top, here)) {
                 break;
             }
             self.drop_top();
         }
-        let (previous, depth) = (self.top.get(), self.depth.get() + 1);
+        let depth = self.depth.get() + 1;
+        let mut before = Before { frame: self.top.get(), suspension: self.suspension.get() };
+        if depth > INLINE_FRAMES + self.more_capacity.get() {
+            self.make_room(depth);
+        }
+        match self.before(depth) {
+            Some(place) => place.set(before),
+            // Without a note of its suspension it would come into reach too early.
+            None if before.suspension != suspension => before.frame = null_mut(),
+            None => {}
+        }
         // SAFETY: the caller's contract; a function's frame begins with two words.
         unsafe {
             let function = (*frame).function;
-            (*frame).previous = previous;
+            (*frame).previous = before.frame;
             (*frame).entry = entry;
             (*frame).depth = depth as u64;
             (*frame).returns_to = if function.is_null() { 0 } else { function.add(1).read() };
             (*frame).check = (*frame).check_of(frame.addr());
         }
-        if depth > INLINE_FRAMES + self.more_capacity.get() {
-            self.make_room(depth);
-        }
-        if let Some(before) = self.before(depth) {
-            before.set(previous);
-        }
         self.top.set(frame);
         self.depth.set(depth);
+        self.suspension.set(suspension);
     }
 
     /// Takes a frame off, and whatever is above it.
@@ -264,20 +286,26 @@ impl Tries {
     pub unsafe fn leave(&self, frame: *mut TryFrame) {
         // SAFETY: the caller's contract.
         unsafe {
+            let depth = (*frame).depth as usize;
             self.top.set((*frame).previous);
-            self.depth.set(((*frame).depth as usize).saturating_sub(1));
+            self.depth.set(depth.saturating_sub(1));
+            // Where there is no note of it, it was the frame's own.
+            if let Some(before) = self.before(depth) {
+                self.suspension.set(before.get().suspension);
+            }
             (*frame).check = 0;
         }
     }
 
-    /// Takes the innermost frame off that is alive, and those above it. `None`: there is none.
-    pub fn take_alive(&self, here: usize) -> Option<*mut TryFrame> {
+    /// Takes the innermost frame off that is alive, and those above it. `None`: there is none in reach.
+    pub fn take_alive(&self, suspension: u64, here: usize) -> Option<*mut TryFrame> {
         loop {
             let top = self.top.get();
-            if top.is_null() {
+            if top.is_null() || self.suspension.get() < suspension {
                 return None;
             }
-            let is_alive = self.is_alive(top, here) && !walk::finds_another(top);
+            let is_over = self.suspension.get() > suspension;
+            let is_alive = !is_over && self.is_alive(top, here) && !walk::finds_another(top);
             self.drop_top();
             if is_alive {
                 return Some(top);
@@ -287,16 +315,17 @@ impl Tries {
 
     fn drop_top(&self) {
         let (top, depth) = (self.top.get(), self.depth.get());
-        let previous = match self.before(depth) {
+        let before = match self.before(depth) {
             Some(before) => before.get(),
-            None if self.is_intact(top) => {
+            None => Before {
                 // SAFETY: an intact frame can be read, and is what was written.
-                unsafe { (*top).previous }
-            }
-            None => null_mut(),
+                frame: if self.is_intact(top) { unsafe { (*top).previous } } else { null_mut() },
+                suspension: self.suspension.get(),
+            },
         };
-        self.top.set(previous);
+        self.top.set(before.frame);
         self.depth.set(depth.saturating_sub(1));
+        self.suspension.set(before.suspension);
     }
 
     /// Whether the frame on top may be gone back to.

@@ -10,18 +10,17 @@
 //! 4. whoever brings a span's count to zero gives its pages back and drops its hold;
 //! 5. whoever drops the last hold recycles the control block.
 
-use super::Supply;
-use super::control::Control;
+use super::Host;
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{LIVE, Memory, PERSISTENT};
 use crate::pages::span::{Span, SpanKind};
+use crate::request::control::Control;
 use crate::request::lane::{Lane, walk};
+use crate::request::span_list::SpanList;
+use core::cell::Cell;
 use core::ptr::null;
-
-/// Most bytes of regions that stay with one control block.
-const MAX_WARM_BYTES: usize = 1024 * 1024;
 
 /// Which blocks stay.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,21 +49,21 @@ pub struct Outcome {
 }
 
 /// Finishes a request whose last handle the caller dropped; nobody is in any of its lanes.
-pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
+pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
     let keeps_blocks = match survivors {
         Survivors::Live => true,
         Survivors::Kept => control.kept.load(Ordering::Relaxed),
     };
-    let strays = control.strays.list.close();
+    let strays = control.strays.close();
     let (stray_blocks, stray_bytes) = if keeps_blocks {
         // Drained blocks must not look live to the walk. Whoever frees from now on is counted live.
-        control.absorb(&control.first, strays);
-        control.take_all_handed_on(&control.first);
+        control.strays.absorb(&control.lanes.first, strays);
+        control.take_all_handed_on(&control.lanes.first);
         (0, 0)
     } else {
-        control.stray_figures()
+        control.strays.pending.figures()
     };
-    let out = control.out_of_lanes();
+    let out = control.lanes.out();
     let (large_count, large_bytes) = control.large_figures();
     let live_in_regions = (out.blocks - stray_blocks).max(0) as usize;
     let bytes_in_regions = (out.bytes - stray_bytes).max(0) as usize;
@@ -72,7 +71,9 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
         return keep_survivors(control, supply, survivors, live_in_regions);
     }
     release_large(control, supply);
-    control.forget_handed_on();
+    if !control.has_one_lane() {
+        control.exchange.forget_handed_on();
+    }
     control.lanes().for_each(|lane| reset_lane(control, lane, supply));
     Outcome {
         freed_blocks: live_in_regions + large_count,
@@ -83,60 +84,39 @@ pub fn finish<S: Supply>(control: &Control, supply: &S, survivors: Survivors) ->
 }
 
 /// Empties a lane; its regions stay with the control block as far as the process's cap allows.
-fn reset_lane<S: Supply>(control: &Control, lane: &Lane, supply: &S) {
+fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     if lane.is_untouched(control.has_one_lane()) {
         return;
     }
     lane.reset(|region| {
-        let bytes = region.bytes();
-        let is_charged = region.region.warm_bytes.get() != 0;
-        let stays = is_charged
-            || (control.warm_bytes.load(Ordering::Relaxed) + bytes <= MAX_WARM_BYTES
-                && supply.charge_warm(bytes));
+        let stays = control.warm.keeps(region, supply);
         if !stays {
             supply.give_span(region);
-        } else if !is_charged {
-            region.region.warm_bytes.set(bytes);
-            control.warm_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         stays
     });
 }
 
 /// Gives the regions back that stayed with a pooled control block; their bytes.
-pub fn release_warm<S: Supply>(control: &Control, supply: &S) -> usize {
+pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
     let mut bytes = 0;
     for region in control.lanes().flat_map(Lane::take_all_warm) {
         bytes += region.bytes();
-        uncharge(control, region, supply);
+        control.warm.let_go(region, supply);
         supply.give_span(region);
     }
     bytes
 }
 
-/// A region leaves the control block for good.
-pub fn uncharge<S: Supply>(control: &Control, region: &Span, supply: &S) {
-    let charged = region.region.warm_bytes.get();
-    if charged != 0 {
-        region.region.warm_bytes.set(0);
-        control.warm_bytes.fetch_sub(charged, Ordering::Relaxed);
-        supply.refund_warm(charged);
-    }
-}
-
-fn release_large<S: Supply>(control: &Control, supply: &S) {
-    let mut next = control.large.replace(null());
-    // SAFETY: the list holds type-stable descriptors; the caller's contract (end) or the count
-    // (close) says that nobody frees a large block any more.
-    while let Some(span) = unsafe { next.as_ref() } {
-        next = span.next.get();
-        release_large_span(span, supply);
-    }
+fn release_large<S: Host>(control: &Control, supply: &S) {
+    // Without the lock: the caller's contract (end) or the count (close, L3) says that nobody frees
+    // a large block any more.
+    control.large.take_all().for_each(|span| release_large_span(span, supply));
 }
 
 /// Gives the span or the mapping of a large block back. A header that still says live tells a later
 /// free that the request is over, one that does not tells it that the block was freed.
-pub fn release_large_span<S: Supply>(span: &Span, supply: &S) {
+pub fn release_large_span<S: Host>(span: &Span, supply: &S) {
     match span.kind() {
         SpanKind::Mapped => supply.give_mapping(span),
         _ => supply.give_span(span),
@@ -144,7 +124,7 @@ pub fn release_large_span<S: Supply>(span: &Span, supply: &S) {
 }
 
 #[cold]
-fn keep_survivors<S: Supply>(
+fn keep_survivors<S: Host>(
     control: &Control,
     supply: &S,
     survivors: Survivors,
@@ -154,7 +134,7 @@ fn keep_survivors<S: Supply>(
     control.holds.begin();
     let mut left = live_in_regions;
     for region in control.lanes().flat_map(Lane::take_regions) {
-        uncharge(control, region, supply);
+        control.warm.let_go(region, supply);
         let found = scan(region, control.id(), survivors, left);
         left -= found.surviving_blocks + found.freed_blocks;
         outcome.freed_blocks += found.freed_blocks;
@@ -192,7 +172,7 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
         if survivors == Survivors::Live || header.has(PERSISTENT) {
             let start = block - HEADER_BYTES - region.base();
             let (first, last) = (start / PAGE_BYTES, (start + stride - 1) / PAGE_BYTES);
-            found.held_pages |= (u32::MAX >> (31 - (last - first))) << first;
+            found.held_pages |= pages_mask(first, last);
             found.surviving_blocks += 1;
             found.surviving_bytes += stride;
         } else {
@@ -208,8 +188,13 @@ fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
     found
 }
 
+/// The bits of `Span::held_pages` from one page to another.
+fn pages_mask(first: usize, last: usize) -> u32 {
+    (u32::MAX >> (u32::BITS as usize - 1 - (last - first))) << first
+}
+
 /// Turns a region into a survivor span, or gives it back. Returns the bytes that stay pinned.
-fn keep_region<S: Supply>(control: &Control, supply: &S, region: &Span, found: &Scan) -> usize {
+fn keep_region<S: Host>(control: &Control, supply: &S, region: &Span, found: &Scan) -> usize {
     if found.surviving_blocks == 0 {
         region.region.count.settle(0);
         supply.give_span(region);
@@ -228,7 +213,7 @@ fn keep_region<S: Supply>(control: &Control, supply: &S, region: &Span, found: &
     pinned
 }
 
-fn give_pages_where<S: Supply>(supply: &S, region: &Span, pages: usize, mask: u32) {
+fn give_pages_where<S: Host>(supply: &S, region: &Span, pages: usize, mask: u32) {
     let mut page = 0;
     while page < pages {
         let rest = mask >> page;
@@ -244,7 +229,7 @@ fn give_pages_where<S: Supply>(supply: &S, region: &Span, pages: usize, mask: u3
 
 /// The last survivor of a span is gone. `true`: so is the last of the request, and the control
 /// block is the caller's to recycle.
-pub fn release_survivor_span<S: Supply>(control: &Control, supply: &S, region: &Span) -> bool {
+pub fn release_survivor_span<S: Host>(control: &Control, supply: &S, region: &Span) -> bool {
     let pages = region.bytes() / PAGE_BYTES;
     let held = region.region.held_pages.load(Ordering::Relaxed);
     give_pages_where(supply, region, pages, held);
@@ -252,18 +237,10 @@ pub fn release_survivor_span<S: Supply>(control: &Control, supply: &S, region: &
     control.holds.drop_one()
 }
 
-fn keep_large<S: Supply>(
-    control: &Control,
-    supply: &S,
-    survivors: Survivors,
-    outcome: &mut Outcome,
-) {
-    let mut doomed: *const Span = null();
+fn keep_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outcome: &mut Outcome) {
+    let doomed: Cell<*const Span> = Cell::new(null());
     supply.with_large_lock(control.address(), || {
-        let mut next = control.large.replace(null());
-        // SAFETY: the list holds type-stable descriptors, guarded by the lock.
-        while let Some(span) = unsafe { next.as_ref() } {
-            next = span.next.get();
+        for span in control.large.take_all() {
             // By the descriptor: the block's owner may be moving its pages.
             if survivors == Survivors::Live || span.own.kept.load(Ordering::Relaxed) {
                 outcome.surviving_blocks += 1;
@@ -274,14 +251,11 @@ fn keep_large<S: Supply>(
             } else {
                 outcome.freed_blocks += 1;
                 outcome.freed_bytes += span.own.charged_bytes.get();
-                span.next.set(doomed);
-                doomed = span;
+                span.next.set(doomed.replace(span));
             }
         }
     });
-    // SAFETY: taken off the list above: the caller's alone.
-    while let Some(span) = unsafe { doomed.as_ref() } {
-        doomed = span.next.get();
-        release_large_span(span, supply);
-    }
+    // SAFETY: descriptors that were taken off the list above: the caller's alone.
+    let doomed = unsafe { SpanList::from(doomed.get()) };
+    doomed.for_each(|span| release_large_span(span, supply));
 }

@@ -1,41 +1,35 @@
-//! Allocation and freeing where the fast path has no answer.
+//! Where an allocation, a free or a change of size goes for which the fast path has no answer.
 
-use super::{HEAP, REFUSALS, Thread, current, current_control, current_or_start};
-use crate::base::fatal;
+use super::life::current_or_start;
+use super::persistent::{align_block, alloc_persistent};
+use super::refusal::tell_refusal;
+use super::{HEAP, RUNNING_COUNT, Thread, current, current_control};
 use crate::base::os;
 use crate::base::size_class::Class;
+use crate::base::size_class::padded_size;
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
+use crate::blocks::trace::needed_size;
 use crate::blocks::trace::{Site, Trace};
-use crate::heap::{Found, needed_size, padded_size};
-use crate::lockfree::header::{Block, Header, Memory, NONE, TRACED};
+use crate::heap::found::Found;
+use crate::heap::idle::TICK_MILLISECONDS;
+use crate::lockfree::header::{Block, Header, Memory, NONE, PERSISTENT, TRACED};
 use crate::request::Shortage;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::ptr::null;
 
-/// A persistent block, whatever is active. A thread that has given its cache back, or that has no memory
-/// for one, is `None`.
-pub fn allocate_persistent(thread: Option<&Thread>, size: usize, align: usize) -> Allocated {
-    if thread.is_none() {
-        HEAP.set_up();
-    }
-    let allocated = match padded_size(size, align).map(Class::of) {
-        None => Allocated::NOTHING,
-        Some(Some(class)) => HEAP.alloc_persistent(thread.map(|thread| &thread.cache), class),
-        Some(None) => HEAP.alloc_mapped(size, align),
-    };
-    align_block(allocated, align)
-}
+/// Slow paths between two looks at the clock.
+const SLOW_PATHS_PER_LOOK: u32 = 32;
 
 /// Allocates where the fast path found nothing, or where no fast path goes. What the limit of a request
 /// refuses is said: whether its program can go on without, it alone knows.
 #[cold]
 #[inline(never)]
 pub fn alloc_slow(size: usize, align: usize) -> Allocated {
-    let allocated = allocate_active(size, align);
+    let allocated = alloc_active(size, align);
     if allocated.is_refused() {
         current_control().inspect(|control| tell_refusal(control, size));
     }
@@ -43,29 +37,34 @@ pub fn alloc_slow(size: usize, align: usize) -> Allocated {
 }
 
 /// The same, for callers that say themselves what was refused.
-pub fn allocate_active(size: usize, align: usize) -> Allocated {
+pub fn alloc_active(size: usize, align: usize) -> Allocated {
     let thread = current_and_tick();
     match thread.and_then(|thread| thread.active_lane().map(|inside| (thread, inside))) {
-        Some((thread, (control, lane))) => allocate_in(thread, control, lane, size, align),
-        None => allocate_persistent(thread, size, align),
+        Some((thread, (control, lane))) => alloc_in_lane(thread, control, lane, size, align),
+        None => alloc_persistent(thread, size, align),
     }
-}
-
-/// Says that a request was refused memory at its limit: once, and a process not too often.
-#[cold]
-pub fn tell_refusal(control: &Control, asked_bytes: usize) {
-    if !control.tells_refusal() {
-        return;
-    }
-    let Some(left_out) = REFUSALS.next(os::coarse_milliseconds()) else { return };
-    let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
-    let name = control.name.get();
-    fatal::refused_at_limit(control.serial(), name, limit, in_use, asked_bytes, left_out).print();
 }
 
 /// The same for a persistent block, whatever is active.
-pub fn alloc_persistent(size: usize, align: usize) -> Allocated {
-    allocate_persistent(current_and_tick(), size, align)
+pub fn alloc_persistent_slow(size: usize, align: usize) -> Allocated {
+    alloc_persistent(current_and_tick(), size, align)
+}
+
+impl Thread {
+    /// Now and then a slow path looks at the clock, and idle memory goes back.
+    fn tick(&self) {
+        let count = self.slow_count.get() + 1;
+        self.slow_count.set(count % SLOW_PATHS_PER_LOOK);
+        if count == SLOW_PATHS_PER_LOOK {
+            let now = os::coarse_milliseconds();
+            if now >= self.next_age.get() {
+                self.next_age.set(now + TICK_MILLISECONDS);
+                self.cache.set_share(RUNNING_COUNT.load(Ordering::Relaxed));
+                self.cache.age(|class, magazine| HEAP.put_magazine(class, magazine));
+            }
+            HEAP.tick(now);
+        }
+    }
 }
 
 /// This thread, which now and then looks at the clock.
@@ -78,7 +77,7 @@ fn current_and_tick() -> Option<&'static Thread> {
 }
 
 /// A block of a request, in a lane of it that this thread is in.
-fn allocate_in(
+fn alloc_in_lane(
     thread: &Thread,
     control: &Control,
     lane: &Lane,
@@ -86,26 +85,26 @@ fn allocate_in(
     align: usize,
 ) -> Allocated {
     if control.leaks.get().traced {
-        return allocate_traced(thread, control, lane, size, align);
+        return alloc_traced(thread, control, lane, size, align);
     }
-    align_block(allocate_plain(control, lane, size, align), align)
+    align_block(alloc_untraced(control, lane, size, align), align)
 }
 
-fn allocate_plain(control: &Control, lane: &Lane, size: usize, align: usize) -> Allocated {
+fn alloc_untraced(control: &Control, lane: &Lane, size: usize, align: usize) -> Allocated {
     let Some(padded) = padded_size(size, align) else { return Allocated::NOTHING };
     let Some(class) = Class::of(padded) else {
-        return HEAP.alloc_mapped_in(control, lane, size, align);
+        return HEAP.alloc_of_request_mapped(control, lane, size, align);
     };
     let popped = lane.bins.alloc(class);
     if popped != NONE {
         return Allocated::used(popped);
     }
-    HEAP.alloc_in(control, lane, class, size)
+    HEAP.alloc_of_request(control, lane, class, size)
 }
 
 /// A block with the record of where it was allocated behind it.
 #[cold]
-fn allocate_traced(
+fn alloc_traced(
     thread: &Thread,
     control: &Control,
     lane: &Lane,
@@ -113,7 +112,7 @@ fn allocate_traced(
     align: usize,
 ) -> Allocated {
     let Some(needed) = needed_size(size, align, true) else { return Allocated::NOTHING };
-    let allocated = allocate_plain(control, lane, needed, 16);
+    let allocated = alloc_untraced(control, lane, needed, 16);
     if allocated.block == NONE {
         return allocated;
     }
@@ -142,25 +141,6 @@ fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: u
     unsafe { Trace::here(asked_bytes, site).write(block, block_bytes) };
 }
 
-/// Moves the payload up to its alignment and writes the word that leads back.
-fn align_block(allocated: Allocated, align: usize) -> Allocated {
-    let block = allocated.block;
-    if align <= 16 || block % align == 0 || block == NONE {
-        return allocated;
-    }
-    let payload = block.next_multiple_of(align);
-    let word = Raw.header(payload);
-    word.store(Header::aligned(payload - block).0, Ordering::Relaxed);
-    allocated.at(payload)
-}
-
-/// Frees what `allocate_persistent` gave the thread for itself; `NONE` is ignored.
-pub fn free_persistent(thread: Option<&Thread>, block: Block) {
-    if block != NONE {
-        HEAP.free_found(&HEAP.find(block), thread.map(|thread| &thread.cache), None);
-    }
-}
-
 /// Frees what the fast path refused.
 #[cold]
 #[inline(never)]
@@ -168,13 +148,13 @@ pub fn free_slow(payload: usize, size: usize, align: usize) {
     let thread = current_or_start();
     let found = HEAP.judge(payload, size, align);
     HEAP.mark_aligned_freed(payload, found.block);
-    free_found(thread, &found);
+    free_judged(thread, &found);
 }
 
 /// Frees a block that was found and judged.
-pub fn free_found(thread: Option<&Thread>, found: &Found<'_>) {
+pub fn free_judged(thread: Option<&Thread>, found: &Found<'_>) {
     let lane = thread.and_then(Thread::active_lane).map(|(_, lane)| lane);
-    HEAP.free_found(found, thread.map(|thread| &thread.cache), lane);
+    HEAP.free(found, thread.map(|thread| &thread.cache), lane);
 }
 
 /// A bin is over its cap: of the cache, or of the lane this thread is in.
@@ -184,7 +164,7 @@ pub fn bin_full_slow(bins: &Bins, class: Class) {
     let Some(thread) = current() else { return };
     thread.tick();
     if bins.kind() != Kind::Lane {
-        return HEAP.bin_full(&thread.cache, class);
+        return HEAP.spill(&thread.cache, class);
     }
     if let Some((control, lane)) = thread.active_lane() {
         control.lane_bin_full(lane, class);
@@ -237,7 +217,7 @@ fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) ->
         return None;
     }
     thread.visited.set(control);
-    let lane = control.enter(|bytes| HEAP.pages.descriptors.take(bytes));
+    let lane = control.enter(|bytes| HEAP.take_descriptor_memory(bytes));
     let result = lane.map(|lane| {
         lane.bins.set_cache(&raw const thread.cache.bins);
         let result = f(lane);
@@ -263,27 +243,26 @@ pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) 
 /// The same for a block that was found, for callers that say themselves what was refused.
 pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
     let thread = current_or_start();
-    let control =
-        found.control().filter(|_| !found.header.has(crate::lockfree::header::PERSISTENT));
+    let control = found.control().filter(|_| !found.header.has(PERSISTENT));
     let (Some(thread), Some(control)) = (thread, control) else {
-        return allocate_persistent(thread, new_size, align);
+        return alloc_persistent(thread, new_size, align);
     };
     // What shrinks gives back more than it takes, though only afterwards.
     let is_shrunk = class_bytes(new_size) < found.capacity(found.block);
-    let allocate = |lane: &Lane| {
+    let alloc = |lane: &Lane| {
         let was_suspended = lane.limit_is_suspended.get();
         lane.limit_is_suspended.set(was_suspended || is_shrunk);
-        let allocated = allocate_in(thread, control, lane, new_size, align);
+        let allocated = alloc_in_lane(thread, control, lane, new_size, align);
         lane.limit_is_suspended.set(was_suspended);
         allocated
     };
     if let Some(lane) = thread.lane_inside(control) {
-        return allocate(lane);
+        return alloc(lane);
     }
-    match visit(thread, control, allocate) {
+    match visit(thread, control, alloc) {
         Some(allocated) => allocated,
         // Its request is over: the block outlives it, and so does the new one.
-        None => allocate_persistent(Some(thread), new_size, align),
+        None => alloc_persistent(Some(thread), new_size, align),
     }
 }
 

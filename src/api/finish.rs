@@ -1,0 +1,43 @@
+//! What a request is finished with for those who called: a report.
+
+use crate::api::report::Report;
+use crate::base::request_id::RequestId;
+use crate::request::control::Control;
+use crate::request::finish::{Outcome, Survivors};
+use crate::thread;
+
+/// Finishes a request whose last handle the caller dropped.
+pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report {
+    let before = report_of(control);
+    let Outcome {
+        freed_blocks,
+        freed_bytes,
+        surviving_blocks,
+        surviving_bytes,
+        pinned_bytes,
+        is_over: _,
+    } = thread::finish::finish(control, survivors);
+    Report {
+        freed_blocks: freed_blocks as u64,
+        freed_bytes,
+        surviving_blocks: surviving_blocks as u64,
+        surviving_bytes,
+        pinned_bytes,
+        ..before
+    }
+}
+
+/// A report of a request whose memory is as it was.
+pub(crate) fn report_of(control: &Control) -> Report {
+    Report {
+        id: RequestId(control.serial()),
+        name: control.name.get(),
+        peak_bytes: control.peak_bytes(),
+        freed_blocks: 0,
+        freed_bytes: 0,
+        surviving_blocks: 0,
+        surviving_bytes: 0,
+        pinned_bytes: 0,
+        still_open: false,
+    }
+}

@@ -1,0 +1,184 @@
+//! Failure and bailout: `rq_try`, `rq_bailout`, and what a function of C does that cannot go on.
+//!
+//! Functions that may bail out jump over their own frames (`siglongjmp`): nothing in them has a
+//! destructor to run by then. Each takes its stack pointer itself, at most the size of an
+//! `rq_try_frame` below its caller's, and hands it on: a frame below it is dead.
+
+use crate::api::bailout::Bailout;
+use crate::base::failure;
+use crate::base::fatal;
+use crate::base::line::Line;
+use crate::base::line::valid_part;
+use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
+use crate::c::state::State;
+use crate::c::tries::{TryFrame, stack_here};
+use crate::thread::callbacks::without_limit;
+use crate::thread::life::current_or_start;
+use crate::thread::{self, Thread};
+use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ptr::null_mut;
+
+unsafe extern "C" {
+    fn siglongjmp(place: *mut c_void, value: c_int) -> !;
+}
+
+type ErrorHandler = extern "C" fn(*const c_char);
+
+/// An `ErrorHandler`, or null.
+static ERROR_HANDLER: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+
+/// Sets the error handler.
+#[unsafe(no_mangle)]
+pub extern "C" fn rq_set_error_handler(handler: Option<ErrorHandler>) {
+    let handler = handler.map_or(null_mut(), |handler| handler as *mut c_void);
+    ERROR_HANDLER.store(handler, Ordering::Release);
+}
+
+fn tell_error_handler(thread: Option<&'static Thread>, line: &Line) {
+    /// Whether a thread tells the handler that has no memory for a state.
+    static IS_TELLING_WITHOUT_STATE: AtomicBool = AtomicBool::new(false);
+    let handler = ERROR_HANDLER.load(Ordering::Acquire);
+    if handler.is_null() {
+        return;
+    }
+    // SAFETY: only `rq_set_error_handler` stores there, and it stores a handler.
+    let handler = unsafe { core::mem::transmute::<*mut c_void, ErrorHandler>(handler) };
+    let state = thread.and_then(State::of_or_make);
+    // A handler that fails is not told of itself: that would never end.
+    let set_telling = |is_telling| match state {
+        Some(state) => state.is_telling.replace(is_telling),
+        None if thread.is_some() => IS_TELLING_WITHOUT_STATE.swap(is_telling, Ordering::Relaxed),
+        None => false,
+    };
+    if !set_telling(true) {
+        without_limit(thread, || handler(line.as_ptr().cast()));
+        set_telling(false);
+    }
+}
+
+/// Goes back to the innermost `rq_try` that is still there, if there is one.
+fn jump(thread: Option<&'static Thread>, line: &Line, here: usize) {
+    let Some((thread, state)) = thread.and_then(|t| State::of(t).map(|state| (t, state))) else {
+        return;
+    };
+    let Some(frame) = state.tries.take_alive(thread.suspension.get(), here) else { return };
+    if let Some(control) = thread.current_control() {
+        control.bailed_out.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the frame is alive.
+    thread.leave_after(unsafe { (*frame).entry });
+    // Last: callbacks of requests that were closed on the way may have bailed out themselves.
+    state.bailout_text.set(*line);
+    // SAFETY: `sigsetjmp` filled the place, in a function that has not returned; the frames between here
+    // and there are this crate's, which have nothing to run, and those of C.
+    unsafe { siglongjmp((&raw mut (*frame).place).cast(), 1) }
+}
+
+/// An allocation failed, in a function of C's whose stack pointer this is.
+#[cold]
+#[inline(never)]
+pub fn fail(bailout: Bailout, here: usize) -> ! {
+    let (thread, line) = (current_or_start(), bailout.line());
+    tell_error_handler(thread, &line);
+    jump(thread, &line, here);
+    fatal::die_of(&line)
+}
+
+#[inline(always)]
+pub fn or_fail(result: Result<*mut u8, Bailout>) -> *mut c_void {
+    match result {
+        Ok(block) => block.cast(),
+        Err(bailout) => fail(bailout, stack_here()),
+    }
+}
+
+/// Goes back to the innermost `rq_try`.
+///
+/// # Safety
+/// `reason` is null or a text; no frame on the way has destructors to run.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rq_bailout(reason: *const c_char) -> ! {
+    // SAFETY: the caller's contract.
+    unsafe { bail_out(reason, stack_here()) }
+}
+
+/// # Safety
+/// As `rq_bailout`.
+#[cold]
+#[inline(never)]
+unsafe fn bail_out(reason: *const c_char, here: usize) -> ! {
+    // SAFETY: the caller's contract.
+    let line = failure::reason(unsafe { text(reason) });
+    jump(current_or_start(), &line, here);
+    fatal::no_try(line.as_str())
+}
+
+/// The text of this thread's last bailout.
+#[unsafe(no_mangle)]
+pub extern "C" fn rq_bailout_reason() -> *const c_char {
+    match thread::current().and_then(State::of) {
+        // SAFETY: a state is type-stable, and only this thread changes its text.
+        Some(state) => unsafe { (*state.bailout_text.as_ptr()).as_ptr().cast() },
+        None => c"".as_ptr(),
+    }
+}
+
+/// Makes a frame the innermost `rq_try`.
+///
+/// # Safety
+/// The frame stays where it is until `rq_try_leave`; its `function` is set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rq_try_enter(frame: *mut TryFrame) {
+    let thread = needed_thread("rq_try");
+    let state = State::of_or_make(thread).unwrap_or_else(|| out_of_memory(size_of::<State>()));
+    let (entry, suspension) = (thread.last_entry(), thread.suspension.get());
+    // SAFETY: the caller's contract.
+    unsafe { state.tries.enter(frame, entry, suspension, stack_here()) }
+}
+
+/// The function of a frame is about to leave it.
+///
+/// # Safety
+/// As `rq_try_enter`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rq_try_leave(frame: *mut TryFrame) {
+    if let Some(state) = thread::current().and_then(State::of) {
+        // SAFETY: the caller's contract.
+        unsafe { state.tries.leave(frame) }
+    }
+}
+
+/// This thread, for functions that mean nothing without it.
+#[inline(always)]
+pub fn needed_thread(call: &'static str) -> &'static Thread {
+    match thread::current() {
+        Some(thread) => thread,
+        None => needed_thread_slow(call),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn needed_thread_slow(call: &'static str) -> &'static Thread {
+    match current_or_start() {
+        Some(thread) => thread,
+        None if thread::has_exited() => fatal::thread_has_exited(call),
+        None => out_of_memory(size_of::<Thread>()),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn out_of_memory(asked_bytes: usize) -> ! {
+    fatal::die_of(&failure::out_of_memory(asked_bytes))
+}
+
+/// # Safety
+/// `text` is null or a text that outlives what it is used for.
+pub unsafe fn text<'t>(text: *const c_char) -> &'t str {
+    if text.is_null() {
+        return "";
+    }
+    // SAFETY: the caller's contract.
+    valid_part(unsafe { CStr::from_ptr(text) }.to_bytes())
+}

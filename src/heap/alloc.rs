@@ -1,0 +1,129 @@
+//! Blocks that no bin had.
+
+use super::Heap;
+use crate::base::os;
+use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
+use crate::base::sync::Ordering;
+use crate::blocks::allocated::Allocated;
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
+use crate::pages::mappings::{Mapped, needed_bytes};
+use crate::pages::span::Span;
+use crate::persistent::cache::Cache;
+use crate::request::Shortage;
+use crate::request::control::Control;
+use crate::request::lane::Lane;
+
+/// Blocks that are no longer are had without a question.
+const ORDINARY_BYTES: usize = 1 << 30;
+
+impl Heap {
+    /// A persistent block of `class` where the cache's bin is empty.
+    #[cold]
+    fn refill_and_alloc(&self, cache: &Cache, class: Class) -> Block {
+        let tag = self.persistent_tag();
+        if cache.refill(class, |want| self.store.take(class, want, tag, self)) {
+            cache.bins.alloc(class)
+        } else {
+            NONE
+        }
+    }
+
+    /// A persistent block by any route: `cache` is `None` in a thread that has given its back.
+    pub fn alloc_persistent(&self, cache: Option<&Cache>, class: Class) -> Allocated {
+        let Some(cache) = cache else {
+            return Allocated::used(self.store.take_one(class, self.persistent_tag(), self));
+        };
+        let block = cache.bins.alloc(class);
+        if block != NONE {
+            return Allocated::used(block);
+        }
+        if class.is_large() && !cache.has_previous(class) {
+            cache.raise_cap(class);
+            return self.store.take_large(class, self.persistent_tag(), self);
+        }
+        Allocated::used(self.refill_and_alloc(cache, class))
+    }
+
+    /// A persistent block above the largest class.
+    pub fn alloc_persistent_mapped(&self, size: usize, align: usize) -> Allocated {
+        self.take_mapping(size, align, 0, self.persistent_tag().with(LARGE))
+            .map_or(Allocated::NOTHING, |(_, allocated)| allocated)
+    }
+
+    /// A block with a class, of a request in a lane of which the caller is and which has none.
+    pub fn alloc_of_request(
+        &self,
+        control: &Control,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+    ) -> Allocated {
+        match control.alloc_refilling(lane, class, asked_bytes, self) {
+            Ok((block, zeroed)) => Allocated::new(block, zeroed),
+            Err(Shortage::Limit) => Allocated::REFUSED,
+            Err(Shortage::Memory) => Allocated::NOTHING,
+        }
+    }
+
+    /// A block above the largest class, of a request in a lane of which the caller is.
+    pub fn alloc_of_request_mapped(
+        &self,
+        control: &Control,
+        lane: &Lane,
+        size: usize,
+        align: usize,
+    ) -> Allocated {
+        let Some(bytes) = needed_bytes(size, align) else { return Allocated::NOTHING };
+        if !self.may_fit(bytes) && bytes <= control.limit().unwrap_or(usize::MAX) {
+            return Allocated::NOTHING;
+        }
+        if !control.charge_or_reclaim(lane, bytes, size, self) {
+            // A length that cannot even be counted is no matter of the limit where there is none.
+            let has_limit = control.limit().is_some();
+            return if has_limit { Allocated::REFUSED } else { Allocated::NOTHING };
+        }
+        let tag = Header::tag(control.id(), LIVE | LARGE);
+        let Some((span, allocated)) = self.take_mapping(size, align, control.address(), tag) else {
+            control.refund(bytes);
+            return Allocated::NOTHING;
+        };
+        control.link_large(span, bytes, self);
+        control.note_taken(size);
+        allocated
+    }
+
+    /// Whether the system might have so much: not to be asked of it after a request was charged for it,
+    /// which others of its threads would notice. Lengths that are nothing out of the ordinary may.
+    pub(super) fn may_fit(&self, bytes: usize) -> bool {
+        bytes < ORDINARY_BYTES || self.could_fit(bytes)
+    }
+
+    /// Whether the system would have so much if everything idle went back to it.
+    fn could_fit(&self, bytes: usize) -> bool {
+        os::could_map(bytes.saturating_sub(self.idle_bytes()))
+    }
+
+    fn take_mapping(
+        &self,
+        size: usize,
+        align: usize,
+        owner: usize,
+        tag: Header,
+    ) -> Option<(&Span, Allocated)> {
+        let take = || self.mappings.take(&self.pages, size, align, owner);
+        let Mapped { span, zeroed } = take().or_else(|| {
+            // Memory that nobody uses goes only if the block could fit then.
+            let bytes = needed_bytes(size, align)?;
+            if !self.could_fit(bytes) {
+                return None;
+            }
+            self.release_all_idle();
+            take()
+        })?;
+        span.mapping.asked_bytes.set(size);
+        let block = span.base() + FIRST_PAYLOAD_OFFSET;
+        Raw.header(block).store(tag.0, Ordering::Relaxed);
+        Some((span, Allocated::new(block, zeroed)))
+    }
+}

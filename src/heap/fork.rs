@@ -1,0 +1,23 @@
+//! The heap in a process that was just forked.
+
+use super::Heap;
+use crate::request::control::Control;
+
+impl Heap {
+    /// Opens every lock that a thread held which this process, forked just now, does not have, and
+    /// makes whole what such a thread was changing. What it had in hand is lost, nothing else. `visited`
+    /// is the request that this thread visits: visitors that are not there keep nobody waiting.
+    ///
+    /// # Safety
+    /// This is the only thread of the process.
+    pub unsafe fn recover(&self, visited: *const Control) {
+        // SAFETY: the caller's contract, for each of them.
+        unsafe {
+            self.pages.descriptors.recover();
+            self.store.recover();
+            self.setup.recover(|is_done, _| *is_done = self.identity.is_chosen());
+            self.mappings.recover();
+            self.controls.recover(visited);
+        }
+    }
+}

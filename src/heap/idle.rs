@@ -1,0 +1,125 @@
+//! Memory that nobody uses goes back: some of it by time, all of it when it is asked for.
+
+use super::Heap;
+use crate::base::sync::Ordering;
+use crate::request::control::Control;
+use crate::request::finish;
+
+/// How often idle memory is looked for.
+pub const TICK_MILLISECONDS: u64 = 100;
+
+/// What the process has, but for the thread caches.
+#[derive(Clone, Copy, Default)]
+pub struct HeapFigures {
+    /// Bytes mapped from the system.
+    pub mapped: usize,
+    /// Bytes of free pages.
+    pub free: usize,
+    /// Bytes of blocks and mappings kept for the next allocation.
+    pub cached: usize,
+}
+
+impl Heap {
+    /// No less than what `release_all_idle` could give back.
+    pub(super) fn idle_bytes(&self) -> usize {
+        let (_, cached) = self.mappings.figures();
+        let (free, _) = self.pages.free_bytes();
+        self.store.most_bytes() + cached + free + self.controls.warm_bytes()
+    }
+
+    /// Gives back what has been idle since the last tick, if a tick is due.
+    pub fn tick(&self, now: u64) {
+        let due = self.next_tick.load(Ordering::Relaxed);
+        let next = now + TICK_MILLISECONDS;
+        let is_mine = now >= due
+            && self
+                .next_tick
+                .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if is_mine {
+            self.store.age(self);
+            self.mappings.decay(&self.pages, Some(now));
+            self.pages.purge(true);
+        }
+    }
+
+    /// Gives everything idle back to the system: depots, warm regions, cached mappings, free pages.
+    /// Returns the bytes that went.
+    pub fn release_all_idle(&self) -> usize {
+        self.store.release(self);
+        if self.controls.warm_bytes() != 0 {
+            self.controls.each_pooled(|control| self.release_warm_of(control));
+        }
+        self.mappings.decay(&self.pages, None) + self.pages.purge(false)
+    }
+
+    /// Gives the warm regions of one idle control block back.
+    pub fn release_warm_of(&self, control: &Control) {
+        finish::release_warm(control, self);
+    }
+
+    /// The process's figures but for the thread caches.
+    pub fn figures(&self) -> HeapFigures {
+        let (mapping_bytes, cached_mappings) = self.mappings.figures();
+        let (free, _) = self.pages.free_bytes();
+        let descriptors = self.pages.descriptors.mapped_bytes();
+        HeapFigures {
+            mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors,
+            free,
+            cached: self.store.held_bytes() + cached_mappings + self.controls.warm_bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::size_class::Class;
+    use crate::heap::tests::{free, new_cache, new_heap};
+    use crate::lockfree::header::{Block, NONE};
+    use crate::pages::chunk::CHUNK_BYTES;
+    use std::vec::Vec;
+
+    #[test]
+    fn figures_add_up_and_follow_a_block() {
+        let heap = new_heap();
+        heap.set_up();
+        let cache = new_cache(heap);
+        let class = Class::of(1 << 19).unwrap();
+        let before = heap.figures();
+        let blocks: Vec<Block> =
+            (0..20).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
+        let during = heap.figures();
+        assert!(during.mapped - before.mapped >= 20 << 19);
+        assert!(during.mapped - during.free - during.cached >= 20 << 19);
+        blocks.into_iter().for_each(|block| free(heap, &cache, block));
+        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        let after = heap.figures();
+        assert_eq!(after.mapped, during.mapped, "chunks stay for a while");
+        assert!(after.free >= 20 << 19);
+        assert_eq!(heap.release_all_idle() % CHUNK_BYTES, 0);
+        assert_eq!(heap.pages.chunk_bytes(), 0);
+    }
+
+    #[test]
+    fn a_mapping_is_reused_and_gives_back_what_is_too_much() {
+        let heap = new_heap();
+        heap.set_up();
+        let cache = new_cache(heap);
+        let first = heap.alloc_persistent_mapped(16 << 20, 16).block;
+        free(heap, &cache, first);
+        let second = heap.alloc_persistent_mapped(2 << 20, 16);
+        assert_eq!(second.block, first, "the mapping of the freed block serves the next");
+        assert!(!second.is_zeroed());
+        let (mapped, _) = heap.mappings.figures();
+        assert!(mapped >= 16 << 20);
+        heap.mappings.decay(&heap.pages, None);
+        let (mapped, cached) = heap.mappings.figures();
+        assert!(mapped < 3 << 20 && cached == 0, "{mapped} mapped, {cached} cached");
+        free(heap, &cache, second.block);
+        let third = heap.alloc_persistent_mapped(3 << 20, 16);
+        assert_ne!(third.block, NONE);
+        free(heap, &cache, third.block);
+        heap.release_all_idle();
+        assert_eq!(heap.mappings.figures(), (0, 0));
+    }
+}

@@ -1,0 +1,223 @@
+//! Judging what comes back: the live block that a payload is in, or the name of the fault.
+
+use super::Heap;
+use super::found::{Found, Place};
+use crate::base::fatal;
+use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAYLOAD_ALIGN};
+use crate::base::sync::Ordering;
+use crate::blocks::identity::PERSISTENT_SERIAL;
+use crate::blocks::memory::Raw;
+use crate::blocks::trace::needed_size;
+use crate::lockfree::header::{
+    ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, PERSISTENT, TRACED,
+};
+use crate::pages::chunk::CHUNK_BYTES;
+use crate::pages::registry::Backing;
+use crate::pages::span::{Span, SpanKind};
+use crate::request::control::Control;
+
+impl Heap {
+    /// Whether this payload's page or mapping is this heap's.
+    pub fn is_ours(&self, payload: usize) -> bool {
+        self.pages.registry.find(payload).is_some()
+    }
+
+    /// Finds the block of a payload that is freed or resized with this layout. Fatal, with the name
+    /// of the fault, when it is not a live block of this heap with that layout.
+    pub fn judge(&self, payload: usize, size: usize, align: usize) -> Found<'_> {
+        let found = self.find(payload);
+        let is_traced = found.header.has(TRACED);
+        let needed = needed_size(size, align, is_traced);
+        let fits = match (found.class(), needed.and_then(Class::of)) {
+            (Some(class), Some(needed_class)) => class == needed_class,
+            (None, None) => {
+                let asked = found.span.mapping.asked_bytes.get();
+                if is_traced { Some(asked) == needed } else { asked == size }
+            }
+            _ => false,
+        };
+        if !fits {
+            let capacity = match found.place {
+                Place::Mapped(_) => found.span.mapping.asked_bytes.get(),
+                _ => found.capacity(payload),
+            };
+            fatal::another_layout(payload, capacity, size);
+        }
+        found
+    }
+
+    /// Finds the live block of a payload, whatever its layout. An address that no block can have is
+    /// named before anything is read by it.
+    pub fn find(&self, payload: usize) -> Found<'_> {
+        if payload % PAYLOAD_ALIGN != 0 || payload == 0 {
+            fatal::not_a_block(payload);
+        }
+        let span = match self.pages.registry.find(payload) {
+            None => fatal::not_a_block(payload),
+            // Chunk numbers are longer than mappings.
+            Some(Backing::Mapping(span)) if is_inside(payload, span.base(), span.end()) => span,
+            Some(Backing::Mapping(_)) => fatal::not_a_block(payload),
+            Some(Backing::Chunk(chunk)) => {
+                if !is_inside(payload, chunk.base(), chunk.base() + CHUNK_BYTES) {
+                    fatal::not_a_block(payload);
+                }
+                match chunk.span(chunk.page_of(payload - HEADER_BYTES)) {
+                    Some(span) => span,
+                    // The inside of a span of one block, or a free page.
+                    None => self.find_aligned_or_die(payload),
+                }
+            }
+        };
+        let word = Header(Raw.header(payload).load(Ordering::Relaxed));
+        match word.aligned_distance() {
+            Some(distance) if leads_back(span, payload, distance) => {
+                if word.has(FREED) {
+                    fatal::double_free(payload);
+                }
+                self.live_block(payload, payload - distance, span)
+            }
+            _ => self.live_block(payload, payload, span),
+        }
+    }
+
+    /// A page that names no span: an over-aligned payload far inside a span of one block, or misuse.
+    fn find_aligned_or_die(&self, payload: usize) -> &Span {
+        // The page lies in a mapped chunk, so its words can be read.
+        let word = Header(Raw.header(payload).load(Ordering::Relaxed));
+        let base = word.aligned_distance().and_then(|distance| payload.checked_sub(distance));
+        if let Some(Backing::Chunk(chunk)) = base.and_then(|base| self.pages.registry.find(base)) {
+            let page = base.map_or(0, |base| chunk.page_of(base - HEADER_BYTES));
+            if let Some(span) = chunk.span(page) {
+                if payload < span.end() {
+                    return span;
+                }
+            }
+        }
+        self.die_of_a_free_page(payload, word)
+    }
+
+    /// A header read from a page that is free: what it was tells what happened.
+    fn die_of_a_free_page(&self, payload: usize, word: Header) -> ! {
+        let serial = self.identity.serial_of(word.id());
+        if word.has(ALIGNED) && word.has(FREED) {
+            fatal::double_free(payload);
+        }
+        if serial == PERSISTENT_SERIAL && word.has(PERSISTENT) && !word.has(LIVE) {
+            fatal::double_free(payload);
+        }
+        if self.identity.was_issued(serial) && !word.has(ALIGNED) {
+            die_of_a_request(payload, serial, word);
+        }
+        fatal::not_a_block(payload)
+    }
+
+    /// Looks at the header of a block and says what is wrong with it, if anything is.
+    fn live_block<'h>(&'h self, payload: usize, block: Block, span: &'h Span) -> Found<'h> {
+        if !starts_a_block(span, block) {
+            fatal::not_a_block(payload);
+        }
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        let owner = match span.owner() {
+            0 => None,
+            // SAFETY: a span's owner is a control block's address.
+            owner => Some(unsafe { Control::at(owner) }),
+        };
+        let serial = self.identity.serial_of(header.id());
+        if span.kind() == SpanKind::Cached && serial == PERSISTENT_SERIAL {
+            fatal::double_free(payload);
+        }
+        if serial != owner.map_or(PERSISTENT_SERIAL, Control::serial) {
+            if self.identity.was_issued(serial) {
+                die_of_a_request(payload, serial, header);
+            }
+            if span.kind() == SpanKind::Region && !is_cut(span, bump_in(span, owner), block) {
+                fatal::not_a_block(payload);
+            }
+            fatal::header_overwritten(payload, header.0);
+        }
+        let Some(place) = place_of(span, header, owner) else {
+            fatal::header_overwritten(payload, header.0);
+        };
+        if !header.has(LIVE) || header.has(FREED) {
+            fatal::double_free(payload);
+        }
+        Found { block, header, span, place }
+    }
+}
+
+/// Where a block lies whose header says whose it is; `None`: its class or its flags are not what blocks
+/// of its span have.
+fn place_of(span: &Span, header: Header, owner: Option<&'static Control>) -> Option<Place> {
+    let class = Class::from_index(header.class_index());
+    let of_span = class.filter(|class| class.index() == span.class_index());
+    let (is_large, is_aligned) = (header.has(LARGE), header.has(ALIGNED));
+    let (flags_are_right, place) = match (span.kind(), owner) {
+        (SpanKind::Slab, None) => (header.has(PERSISTENT) && !is_large, of_span.map(Place::Slab)),
+        (SpanKind::Region, Some(control)) => {
+            (!is_large, class.map(|class| Place::Region(class, control)))
+        }
+        (SpanKind::Large, Some(control)) => {
+            (is_large, of_span.map(|class| Place::Large(class, control)))
+        }
+        (SpanKind::Mapped, owner) => {
+            (is_large, (header.class_index() == 0).then_some(Place::Mapped(owner)))
+        }
+        _ => return None,
+    };
+    place.filter(|_| flags_are_right && !is_aligned)
+}
+
+/// How far a region is cut: its lane knows while it is the lane's first.
+fn bump_in(span: &Span, owner: Option<&Control>) -> usize {
+    let cut_end = span.region.cut_end.get();
+    let inside = |bump: &usize| *bump > span.base() && *bump <= span.end();
+    owner
+        .and_then(|control| control.lanes().map(|lane| lane.bins.bump()).find(inside))
+        .map_or(cut_end, |bump| bump.max(cut_end))
+}
+
+/// Whether an `ALIGNED` word leads to a place in the same span.
+fn leads_back(span: &Span, payload: usize, distance: usize) -> bool {
+    payload.checked_sub(distance).is_some_and(|block| block >= span.base() + FIRST_PAYLOAD_OFFSET)
+}
+
+/// A header of a request that its place does not belong to: the request is over, or the block had
+/// been given back before.
+fn die_of_a_request(payload: usize, serial: u64, header: Header) -> ! {
+    if header.has(LARGE) && !header.has(LIVE) {
+        fatal::double_free(payload);
+    }
+    fatal::ended_request(payload, serial)
+}
+
+/// Whether a payload and the word before it lie in memory from `start` to `end`.
+fn is_inside(payload: usize, start: usize, end: usize) -> bool {
+    payload >= start + HEADER_BYTES && payload < end
+}
+
+/// Whether a payload can begin here at all, by the span's geometry.
+fn starts_a_block(span: &Span, block: Block) -> bool {
+    let Some(offset) = block.checked_sub(span.base() + FIRST_PAYLOAD_OFFSET) else { return false };
+    match span.kind() {
+        SpanKind::Slab => Class::from_index(span.class_index()).is_some_and(|class| {
+            offset % class.stride_bytes() == 0
+                && offset / class.stride_bytes() < class.slab_count() as usize
+        }),
+        SpanKind::Region => offset % PAYLOAD_ALIGN == 0,
+        _ => offset == 0,
+    }
+}
+
+/// Whether a region's blocks, walked from its start, include this one. For a last message: stops at
+/// the first header that is none.
+fn is_cut(span: &Span, end: usize, block: Block) -> bool {
+    let mut at = span.base() + FIRST_PAYLOAD_OFFSET;
+    while at < block && at < end {
+        let header = Header(Raw.header(at).load(Ordering::Relaxed));
+        match Class::from_index(header.class_index()) {
+            Some(class) => at += class.stride_bytes(),
+            None => return false,
+        }
+    }
+    at == block && at < end
+}

@@ -1,0 +1,115 @@
+//! Where pages come from: what is free, else reaped, else new, else everything idle.
+
+use super::Heap;
+use crate::base::fatal;
+use crate::base::os;
+use crate::base::size_class::HEADER_BYTES;
+use crate::lockfree::header::Block;
+use crate::pages::page_heap::Taken;
+use crate::pages::registry::Backing;
+use crate::pages::span::{Span, SpanKind};
+use crate::pages::supply::Supply;
+
+/// How often a span is looked for in a chunk that was just mapped for it.
+const GROWTH_ATTEMPTS: usize = 4;
+/// What depots must hold before they are reaped to avoid growth: less is not worth the walk.
+const REAP_WORTH_BYTES: usize = 2 * 1024 * 1024;
+/// And this part of the chunks.
+const REAP_WORTH_DIVISOR: usize = 8;
+
+impl Heap {
+    /// Reaps cold magazines before the process grows, if the depots hold enough to be worth it.
+    fn reap_before_growth(&self) -> bool {
+        let held = self.store.depot_bytes();
+        held >= REAP_WORTH_BYTES
+            && held >= self.pages.chunk_bytes() / REAP_WORTH_DIVISOR
+            && self.store.reap_some(self)
+    }
+}
+
+impl Supply for Heap {
+    fn take_span(
+        &self,
+        kind: SpanKind,
+        class: usize,
+        pages: usize,
+        owner: usize,
+    ) -> Option<Taken<'_>> {
+        let take = || self.pages.take_span(kind, class, pages, owner);
+        // Other threads may take all of a new chunk first, but not often.
+        let grow = || (0..GROWTH_ATTEMPTS).find_map(|_| self.pages.grow().then(take).flatten());
+        take()
+            .or_else(|| self.reap_before_growth().then(take).flatten())
+            .or_else(grow)
+            // The last resort before null: everything idle, then what is mapped once more.
+            .or_else(|| {
+                self.release_all_idle();
+                take().or_else(grow)
+            })
+    }
+
+    fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span {
+        match self.pages.registry.find(block) {
+            Some(Backing::Chunk(chunk)) => match chunk.span(chunk.page_of(block - HEADER_BYTES)) {
+                Some(span) if span.kind() == kind => span,
+                _ => fatal::header_overwritten(block, 0),
+            },
+            _ => fatal::header_overwritten(block, 0),
+        }
+    }
+
+    fn give_span(&self, span: &Span) {
+        self.pages.give_span(span);
+    }
+
+    fn give_pages(&self, base: usize, pages: usize) {
+        self.pages.give_pages(base, pages);
+    }
+
+    fn give_descriptor(&self, span: &Span) {
+        self.pages.give_descriptor(span);
+    }
+
+    fn give_mapping(&self, span: &Span) {
+        self.mappings.give(&self.pages, span, os::coarse_milliseconds());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::os::injected::refuse_after;
+    use crate::base::size_class::Class;
+    use crate::heap::tests::{free, new_cache, new_heap, one_of_everything, one_request};
+    use crate::lockfree::header::NONE;
+
+    #[test]
+    fn every_mapping_refused_in_turn_loses_nothing() {
+        let mut refusals = 0;
+        for calls in 0..40 {
+            let heap = new_heap();
+            refuse_after(calls);
+            heap.set_up();
+            let cache = new_cache(heap);
+            let mut blocks = one_of_everything(heap, &cache);
+            blocks.extend(one_request(heap));
+            let refused = blocks.contains(&NONE) || blocks.len() < one_of_everything_count() + 5;
+            refusals += usize::from(refused);
+            refuse_after(u64::MAX);
+            let again = one_of_everything(heap, &cache);
+            assert!(!again.contains(&NONE), "refused after {calls} calls, it does not recover");
+            assert_eq!(one_request(heap).iter().map(|&b| free(heap, &cache, b)).count(), 5);
+            let live = blocks.into_iter().chain(again).filter(|&block| block != NONE);
+            live.for_each(|block| free(heap, &cache, block));
+            heap.check();
+            cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+            heap.release_all_idle();
+            assert_eq!(heap.pages.chunk_bytes(), 0, "refused after {calls} calls, chunks are lost");
+            assert_eq!(heap.mappings.figures(), (0, 0), "refused after {calls} calls");
+        }
+        assert!((5..40).contains(&refusals), "{refusals} of 40 runs met a refusal");
+    }
+
+    fn one_of_everything_count() -> usize {
+        Class::all().step_by(5).count() + 3
+    }
+}

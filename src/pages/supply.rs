@@ -1,0 +1,29 @@
+//! What others ask for pages: the page heap and the mappings, and whatever their owner does before it
+//! says that there is no memory.
+
+use crate::lockfree::header::Block;
+use crate::pages::page_heap::Taken;
+use crate::pages::span::{Span, SpanKind};
+
+/// Where spans come from and go back to.
+pub trait Supply {
+    /// A span, from what is free, else reaped, else new. `None`: the system has no more memory.
+    fn take_span(
+        &self,
+        kind: SpanKind,
+        class: usize,
+        pages: usize,
+        owner: usize,
+    ) -> Option<Taken<'_>>;
+    /// The span of a block that is free and on a list: fatal if it is not of this kind, since a link was
+    /// overwritten then.
+    fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span;
+    /// Gives a span of a chunk back.
+    fn give_span(&self, span: &Span);
+    /// Gives some pages of a span back.
+    fn give_pages(&self, base: usize, pages: usize);
+    /// Gives a descriptor back whose pages are gone.
+    fn give_descriptor(&self, span: &Span);
+    /// Gives the mapping of a mapped block back.
+    fn give_mapping(&self, span: &Span);
+}

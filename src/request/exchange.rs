@@ -1,0 +1,142 @@
+//! What the lanes of a request hand on to one another, so that what one frees comes round to the
+//! one that needs it.
+//!
+//! | field | written by | read by |
+//! |---|---|---|
+//! | `lists` | who enters a second lane, once; stays with the control block | who is inside |
+//! | `by_class` | see `stray`: who is inside a lane pushes and drains, nobody closes | |
+
+use crate::base::size_class::{CLASS_COUNT, Class};
+use crate::base::sync::{AtomicPtr, Ordering};
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::NONE;
+use crate::lockfree::pool::ALIGN;
+use crate::lockfree::stray::StrayList;
+use crate::request::lane::{Lane, shared_cap};
+use crate::request::strays::Pending;
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+
+/// The lists, once there are any.
+pub struct Exchange {
+    lists: AtomicPtr<Lists>,
+}
+
+/// Free blocks by class.
+#[repr(align(64))]
+struct Lists {
+    by_class: [StrayList; CLASS_COUNT],
+}
+
+const _: () = assert!(NONE == 0, "zeros are empty, open lists");
+const _: () = assert!(align_of::<Lists>() <= ALIGN, "memory for ever is aligned for the lists");
+
+impl Exchange {
+    /// No lists.
+    pub const fn new() -> Self {
+        Self { lists: AtomicPtr::new(null_mut()) }
+    }
+
+    /// Makes the lists, if there are none, of what `memory` gives: zeroed, for ever. Without memory
+    /// bins are not bounded, and only memory is lost.
+    pub fn provide(&self, memory: &impl Fn(usize) -> Option<usize>) {
+        if self.lists().is_some() {
+            return;
+        }
+        if let Some(address) = memory(size_of::<Lists>()) {
+            // Who loses the race leaves its own unused.
+            let _ = self.lists.compare_exchange(
+                null_mut(),
+                with_exposed_provenance_mut(address),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+        }
+    }
+
+    fn lists(&self) -> Option<&Lists> {
+        // SAFETY: null, or the lists of this control block, which are for ever; zeros are lists.
+        unsafe { self.lists.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// A lane's bin is over its cap: what came last goes round to the other lanes. What the bin
+    /// still has it keeps: it took it when it had nothing.
+    pub fn relieve(&self, lane: &Lane, class: Class, pending: &Pending) {
+        let bin = lane.bins.bin(class);
+        // What the bin took when it had nothing, and the one block that saves the next way here.
+        let kept = bin.cap().saturating_sub(shared_cap(class)) + 1;
+        if bin.count() > kept {
+            self.hand_on(lane, class, bin.count() - kept, pending);
+        }
+    }
+
+    /// Hands on what a lane's bins hold over their usual caps.
+    pub fn hand_excess_on(&self, lane: &Lane, pending: &Pending) {
+        for class in Class::all() {
+            let (bin, cap) = (lane.bins.bin(class), shared_cap(class));
+            bin.set_cap(cap);
+            if bin.count() > cap {
+                self.hand_on(lane, class, bin.count() - cap, pending);
+            }
+        }
+    }
+
+    /// Hands on the `count` blocks that came last into a bin that has more.
+    fn hand_on(&self, lane: &Lane, class: Class, count: u32, pending: &Pending) {
+        let bin = lane.bins.bin(class);
+        let Some(lists) = self.lists() else {
+            return bin.set_cap(u32::MAX);
+        };
+        let (first, last) = bin.take_top(count);
+        pending.add(count as usize, count as usize * class.stride_bytes());
+        // These lists are never closed.
+        let _ = lists.by_class[class.index()].push(&Raw, first, last);
+    }
+
+    /// Takes what other lanes handed on of a class into the lane's empty bin; whether there was
+    /// any.
+    pub fn take_handed_on(&self, lane: &Lane, class: Class, pending: &Pending) -> bool {
+        let Some(lists) = self.lists() else {
+            return false;
+        };
+        let list = &lists.by_class[class.index()];
+        if list.is_empty() {
+            return false;
+        }
+        let mut count = 0;
+        for block in list.drain().blocks(&Raw) {
+            lane.bins.put(block, class);
+            count += 1;
+        }
+        pending.take(count, count * class.stride_bytes());
+        lane.bins.bin(class).set_cap(count as u32 + shared_cap(class));
+        count > 0
+    }
+
+    /// Takes all that lanes handed on into one lane's bins.
+    pub fn take_all_handed_on(&self, lane: &Lane, pending: &Pending) {
+        Class::all().for_each(|class| {
+            self.take_handed_on(lane, class, pending);
+        });
+    }
+
+    /// Forgets all that lanes handed on: its regions go.
+    pub fn forget_handed_on(&self) {
+        if let Some(lists) = self.lists() {
+            lists.by_class.iter().for_each(|list| {
+                list.drain();
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_empty_open_lists() {
+        // SAFETY: atomics of any value; that these are lists is what is tested.
+        let lists: Lists = unsafe { core::mem::zeroed() };
+        assert!(lists.by_class.iter().all(StrayList::is_empty));
+    }
+}

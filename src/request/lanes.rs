@@ -1,0 +1,133 @@
+//! The lanes of a request: one for each thread that is in it at once.
+//!
+//! | field | written by | read by |
+//! |---|---|---|
+//! | `first`, further lanes | see `lane` | |
+//! | `others` | who adds a lane; lanes stay with the control block | anybody |
+//! | `shared` | who opens the request; who enters a second lane | anybody |
+
+use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
+use crate::blocks::bin::Kind;
+use crate::lockfree::header::Header;
+use crate::lockfree::pool::ALIGN;
+use crate::request::lane::{Lane, Out};
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+
+/// The lanes.
+#[repr(C)]
+pub struct Lanes {
+    /// The lane of a request that one thread at a time is in.
+    pub first: Lane,
+    /// The others, linked by `Lane::next`.
+    others: AtomicPtr<Lane>,
+    /// Whether more than one lane was entered.
+    shared: AtomicBool,
+}
+
+const _: () = assert!(align_of::<Lane>() <= ALIGN, "memory for ever is aligned for a lane");
+
+impl Lanes {
+    /// One lane, of no request.
+    pub fn new() -> Self {
+        Self {
+            first: Lane::new(),
+            others: AtomicPtr::new(null_mut()),
+            shared: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens the first lane to a new request, which nobody else knows yet; `tag` is the header of
+    /// its live blocks. The other lanes are opened by who enters them.
+    #[inline]
+    pub fn open(&self, tag: Header) {
+        self.first.bins.open(Kind::Lane, tag);
+        if self.shared.load(Ordering::Relaxed) {
+            self.shared.store(false, Ordering::Relaxed);
+            self.first.set_shared(false);
+        }
+    }
+
+    /// Whether there is only the first lane.
+    #[inline]
+    pub fn is_one(&self) -> bool {
+        !self.shared.load(Ordering::Relaxed)
+    }
+
+    /// The lanes that were entered, as far as is known: the first, and all if it was not enough.
+    #[inline]
+    pub fn entered(&self) -> impl Iterator<Item = &Lane> {
+        self.all().take(if self.is_one() { 1 } else { usize::MAX })
+    }
+
+    /// All lanes, those of earlier requests too.
+    #[inline]
+    fn all(&self) -> impl Iterator<Item = &Lane> {
+        let mut next: *const Lane = &raw const self.first;
+        let mut first = true;
+        core::iter::from_fn(move || {
+            // SAFETY: lanes are part of the control block or type-stable, and published whole.
+            let lane = unsafe { next.as_ref()? };
+            let link = if first { &self.others } else { &lane.next };
+            first = false;
+            next = link.load(Ordering::Acquire);
+            Some(lane)
+        })
+    }
+
+    /// Takes the first lane if it is idle.
+    #[inline]
+    pub fn enter_first(&self) -> Option<&Lane> {
+        self.first.occupancy.try_enter().then_some(&self.first)
+    }
+
+    /// More than one lane is entered: from here on bins are bounded, also those of occupied lanes.
+    pub fn share(&self) {
+        if !self.shared.swap(true, Ordering::Relaxed) {
+            self.all().for_each(|lane| lane.set_shared(true));
+        }
+    }
+
+    /// Takes an idle lane, else a new one from `memory`, which gives zeroed memory for ever.
+    pub fn enter_any(
+        &self,
+        tag: Header,
+        memory: &impl Fn(usize) -> Option<usize>,
+    ) -> Option<&Lane> {
+        if let Some(lane) = self.all().find(|lane| lane.occupancy.try_enter()) {
+            lane.bins.open(Kind::Lane, tag);
+            return Some(lane);
+        }
+        let place = with_exposed_provenance_mut::<Lane>(memory(size_of::<Lane>())?);
+        // SAFETY: fresh memory of a lane's size and alignment.
+        let lane = unsafe {
+            place.write(Lane::new());
+            &*place
+        };
+        lane.bins.open(Kind::Lane, tag);
+        lane.set_shared(true);
+        lane.occupancy.try_enter();
+        let mut first = self.others.load(Ordering::Relaxed);
+        loop {
+            lane.next.store(first, Ordering::Relaxed);
+            match self.others.compare_exchange_weak(
+                first,
+                place,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(lane),
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// What the lanes have outside their bins, all together.
+    pub fn out(&self) -> Out {
+        let alone = self.is_one();
+        let nothing = Out { blocks: 0, bytes: 0 };
+        self.entered().map(|lane| lane.out(alone)).fold(nothing, |sum, out| Out {
+            blocks: sum.blocks + out.blocks,
+            bytes: sum.bytes + out.bytes,
+        })
+    }
+}

@@ -1,0 +1,50 @@
+//! Warm regions: empty ones that stay with a control block for its next request.
+//!
+//! | field | written by | read by |
+//! |---|---|---|
+//! | `bytes` | who keeps a region or lets go of it, by read-modify-write | the same |
+
+use super::Host;
+use crate::base::sync::{AtomicUsize, Ordering};
+use crate::pages::span::Span;
+
+/// Most bytes of regions that stay with one control block.
+const MAX_WARM_BYTES: usize = 1024 * 1024;
+
+/// What a control block is charged for.
+pub struct Warm {
+    /// Bytes of regions, also of those that the request uses again.
+    bytes: AtomicUsize,
+}
+
+impl Warm {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self { bytes: AtomicUsize::new(0) }
+    }
+
+    /// Whether an empty region stays: it did already, or the caps of the control block and of the
+    /// process let it.
+    pub fn keeps<S: Host>(&self, region: &Span, supply: &S) -> bool {
+        let bytes = region.bytes();
+        let is_charged = region.region.warm_bytes.get() != 0;
+        let stays = is_charged
+            || (self.bytes.load(Ordering::Relaxed) + bytes <= MAX_WARM_BYTES
+                && supply.charge_warm(bytes));
+        if stays && !is_charged {
+            region.region.warm_bytes.set(bytes);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        stays
+    }
+
+    /// A region leaves the control block for good.
+    pub fn let_go<S: Host>(&self, region: &Span, supply: &S) {
+        let charged = region.region.warm_bytes.get();
+        if charged != 0 {
+            region.region.warm_bytes.set(0);
+            self.bytes.fetch_sub(charged, Ordering::Relaxed);
+            supply.refund_warm(charged);
+        }
+    }
+}

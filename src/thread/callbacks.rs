@@ -1,0 +1,167 @@
+//! What the user of a request gave to be called before its memory goes, and how such code is called:
+//! inside the request, past its limit, out of reach of bailouts, and so that no panic goes further.
+
+use super::cancel::without_cancellation;
+use super::entries::EntryName;
+use super::life::current_or_start;
+use super::{EntryKind, Thread};
+use crate::blocks::memory::Raw;
+use crate::request::control::Control;
+use crate::request::lane::Lane;
+use core::alloc::Layout;
+use core::panic::AssertUnwindSafe;
+use core::ptr::with_exposed_provenance_mut;
+use std::boxed::Box;
+
+/// A callback on its request's list. The first word is the list's.
+#[repr(C)]
+struct Node {
+    next: usize,
+    /// Frees the node and calls what it has.
+    run: unsafe fn(*mut Node),
+}
+
+/// A node with its closure.
+#[repr(C)]
+struct Callback<F> {
+    node: Node,
+    call: F,
+}
+
+/// # Safety
+/// `node` is the first part of a `Callback<F>` that `add_callback` made, and nobody else's.
+unsafe fn run<F: FnOnce()>(node: *mut Node) {
+    // SAFETY: the caller's contract.
+    let callback = unsafe { Box::from_raw(node.cast::<Callback<F>>()) };
+    let Callback { node: _, call } = *callback;
+    call();
+}
+
+/// Has something called inside the request before its memory goes: the last added first. The caller is
+/// inside the request or has a handle, so the list is open. `Err`: no memory, for so many bytes.
+pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) -> Result<(), usize> {
+    let layout = Layout::new::<Callback<F>>();
+    // SAFETY: a node has a size.
+    let place = in_persistent(|| unsafe { std::alloc::alloc(layout) }).cast::<Callback<F>>();
+    if place.is_null() {
+        return Err(layout.size());
+    }
+    let callback = Callback { node: Node { next: 0, run: run::<F> }, call };
+    // SAFETY: fresh memory for it.
+    unsafe { place.write(callback) };
+    let node = place.expose_provenance();
+    // The list is never closed.
+    let _ = control.on_end.push(&Raw, node, node);
+    Ok(())
+}
+
+/// Runs the callbacks inside the request, those that they add too. The caller has dropped the last
+/// handle; it has one again afterwards. A panic ends the callback it comes from.
+#[cold]
+pub fn run_callbacks(control: &'static Control) {
+    control.handles.reopen();
+    let thread = current_or_start();
+    let name = thread.and_then(|thread| thread.enter(control, EntryKind::Guard));
+    without_limit(thread, || {
+        loop {
+            let mut has_run = false;
+            for node in control.on_end.drain().blocks(&Raw) {
+                has_run = true;
+                let node = with_exposed_provenance_mut::<Node>(node);
+                // SAFETY: `add_callback` made the node, and it is off the list.
+                let call = || unsafe { ((*node).run)(node) };
+                call_contained(call);
+            }
+            if !has_run {
+                break;
+            }
+        }
+    });
+    if let (Some(thread), Some(name)) = (thread, name) {
+        // The handle is the caller's again.
+        thread.leave_keeping_handle(name);
+    }
+}
+
+/// Panics out of panics' payloads that are dropped, one after the other.
+const MAX_PAYLOADS: usize = 16;
+
+/// Calls what the user gave. A panic ends it and goes no further; nor does one of the payload's drop.
+fn call_contained(call: impl FnOnce()) {
+    let mut result = std::panic::catch_unwind(AssertUnwindSafe(call));
+    for _ in 0..MAX_PAYLOADS {
+        let Err(payload) = result else { return };
+        result = std::panic::catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    }
+    // This might never end.
+    core::mem::forget(result);
+}
+
+/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts
+/// to whoever called and of cancellation: Rust frames lie between.
+pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) -> R {
+    let _suspended = thread.map(Suspended::new);
+    without_cancellation(f)
+}
+
+/// A thread whose request's limit is suspended and that no bailout leaves, until it is dropped.
+struct Suspended {
+    thread: &'static Thread,
+    lane: Option<&'static Lane>,
+    was_suspended: bool,
+    /// The suspension around this one.
+    suspension: u64,
+    catching_count: usize,
+}
+
+impl Suspended {
+    fn new(thread: &'static Thread) -> Self {
+        let lane = thread.active_lane().map(|(_, lane)| lane);
+        let suspension = thread.last_suspension.get() + 1;
+        thread.last_suspension.set(suspension);
+        Self {
+            thread,
+            lane,
+            was_suspended: lane.is_some_and(|lane| lane.limit_is_suspended.replace(true)),
+            suspension: thread.suspension.replace(suspension),
+            catching_count: thread.catching_count.replace(0),
+        }
+    }
+}
+
+impl Drop for Suspended {
+    fn drop(&mut self) {
+        self.thread.catching_count.set(self.catching_count);
+        self.thread.suspension.set(self.suspension);
+        if let Some(lane) = self.lane {
+            lane.limit_is_suspended.set(self.was_suspended);
+        }
+    }
+}
+
+/// Being in the persistent lifetime, until it is dropped.
+struct InPersistent {
+    thread: &'static Thread,
+    name: EntryName,
+}
+
+impl InPersistent {
+    fn new() -> Option<Self> {
+        let thread = current_or_start()?;
+        let name = thread.enter_persistent(EntryKind::Persistent)?;
+        Some(Self { thread, name })
+    }
+}
+
+impl Drop for InPersistent {
+    fn drop(&mut self) {
+        // Such an entry has no handle.
+        self.thread.leave_keeping_handle(self.name);
+    }
+}
+
+/// Runs `f` with persistent allocations, as far as the thread has room to say so.
+pub fn in_persistent<R>(f: impl FnOnce() -> R) -> R {
+    let _inside = InPersistent::new();
+    f()
+}

@@ -1,0 +1,139 @@
+//! Being inside: entries are pushed and left here, and nothing that an entry owns is let go of. Whoever
+//! leaves one has its handle afterwards.
+
+use super::entries::{Entry, EntryKind, EntryName};
+use super::persistent::{alloc_persistent, free_persistent};
+use super::sentinels::TRACED;
+use super::{HEAP, Thread, local};
+use crate::lockfree::header::NONE;
+use crate::request::control::Control;
+use crate::request::lane::Lane;
+use core::ptr::with_exposed_provenance_mut;
+
+impl Thread {
+    #[inline]
+    fn make_room(&self) -> bool {
+        self.entries.has_room() || self.make_room_slow()
+    }
+
+    #[cold]
+    fn make_room_slow(&self) -> bool {
+        let block = alloc_persistent(Some(self), self.entries.wanted_bytes(), 16).block;
+        if block == NONE {
+            return false;
+        }
+        // SAFETY: a fresh block of that size.
+        let before = unsafe { self.entries.grow(with_exposed_provenance_mut(block)) };
+        free_persistent(Some(self), before.expose_provenance());
+        true
+    }
+
+    /// Enters a request; the entry takes over a handle that the caller has for it (T2).
+    /// `None`: out of memory, and the handle is still the caller's.
+    #[inline]
+    pub fn enter(&self, control: &'static Control, kind: EntryKind) -> Option<EntryName> {
+        if !self.make_room() {
+            return None;
+        }
+        let lane = match self.lane_inside(control) {
+            Some(lane) => lane,
+            None => {
+                let lane = control.enter(|bytes| HEAP.take_descriptor_memory(bytes))?;
+                lane.occupant.set(self.address());
+                lane
+            }
+        };
+        lane.entry_count.set(lane.entry_count.get() + 1);
+        lane.bins.set_cache(&raw const self.cache.bins);
+        let is_traced = control.leaks.get().traced;
+        let bins = if is_traced { &raw const TRACED } else { &raw const lane.bins };
+        Some(self.push(Entry::new(kind, bins).in_lane(control, lane)))
+    }
+
+    /// What a lane knows the thread by.
+    fn address(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
+    /// The lane of a request that this thread is in already.
+    #[inline]
+    pub fn lane_inside<'c>(&self, control: &'c Control) -> Option<&'c Lane> {
+        let is_here = |lane: &&Lane| lane.occupant.get() == self.address();
+        let first = Some(&control.lanes.first).filter(is_here);
+        if first.is_some() || control.has_one_lane() {
+            first
+        } else {
+            control.lanes().find(is_here)
+        }
+    }
+
+    /// The lane the thread allocates from, and its request; `None`: its allocations are persistent.
+    pub fn active_lane(&self) -> Option<(&'static Control, &'static Lane)> {
+        let (_, newest) = self.entries.newest()?;
+        // SAFETY: an entry's lane is this thread's, and its handle keeps the control block (T2).
+        unsafe { newest.lane.as_ref().map(|lane| (&*newest.control, lane)) }
+    }
+
+    /// Enters the persistent lifetime.
+    pub fn enter_persistent(&self, kind: EntryKind) -> Option<EntryName> {
+        self.make_room().then(|| self.push(Entry::new(kind, &raw const self.cache.bins)))
+    }
+
+    #[inline]
+    fn push(&self, entry: Entry) -> EntryName {
+        local::set_active(entry.bins);
+        self.entries.push(entry)
+    }
+
+    /// Leaves an entry, whatever is newer, and hands its handle to the caller. `None`: it has none, or was
+    /// left before.
+    #[inline]
+    pub fn leave_keeping_handle(&self, name: EntryName) -> Option<&'static Control> {
+        let entry = self.entries.remove(name)?;
+        let cache = &raw const self.cache.bins;
+        local::set_active(self.entries.newest().map_or(cache, |(_, newest)| newest.bins));
+        // SAFETY: null, or a lane of this thread's.
+        if let Some(lane) = unsafe { entry.lane.as_ref() } {
+            let left = lane.entry_count.get() - 1;
+            lane.entry_count.set(left);
+            if left == 0 {
+                lane.occupant.set(0);
+                lane.occupancy.leave();
+            }
+        }
+        let idle_room = self.entries.take_idle_room(false);
+        if !idle_room.is_null() {
+            free_persistent(Some(self), idle_room.expose_provenance());
+        }
+        // SAFETY: null, or a control block, which is type-stable.
+        unsafe { entry.control.as_ref() }
+    }
+
+    /// Leaves the newest entry that `begin_request` made; its request, whose handle the caller has
+    /// now.
+    pub fn leave_hook(&self) -> Option<&'static Control> {
+        self.leave_keeping_handle(self.innermost(EntryKind::Hook)?)
+    }
+
+    /// The request of the newest entry that is in one.
+    pub fn current_control(&self) -> Option<&'static Control> {
+        let of_kind = |kind| self.entries.newest_of(kind);
+        let (_, entry) = [of_kind(EntryKind::Guard), of_kind(EntryKind::Hook)]
+            .into_iter()
+            .flatten()
+            .max_by_key(|(name, _)| name.order())?;
+        // SAFETY: a live entry's handle keeps its control block (T2).
+        unsafe { entry.control.as_ref() }
+    }
+
+    /// The newest entry of a kind.
+    pub fn innermost(&self, kind: EntryKind) -> Option<EntryName> {
+        self.entries.newest_of(kind).map(|(name, _)| name)
+    }
+
+    /// The order of the entry that was made last.
+    #[cfg(feature = "capi")]
+    pub fn last_entry(&self) -> u64 {
+        self.entries.last_order()
+    }
+}

@@ -1,0 +1,178 @@
+//! How a thread starts, by its first slow path, and how it exits.
+
+use super::entries::Entries;
+use super::local;
+use super::persistent::free_persistent;
+use super::sentinels::EXITED;
+use super::{ALL, HEAP, RUNNING_COUNT, Thread, current, fork, has_exited, pin};
+use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::blocks::trace::Site;
+use crate::lockfree::pool::{Pool, Successors};
+use crate::request::control::Control;
+use core::cell::Cell;
+use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+
+/// Threads that are not in use.
+static POOL: Pool = Pool::new();
+
+struct ThreadMemory;
+
+impl Successors for ThreadMemory {
+    fn successor(&self, address: usize) -> &AtomicU64 {
+        // SAFETY: only threads are pooled here, and they are type-stable.
+        unsafe { &(*with_exposed_provenance::<Thread>(address)).successor }
+    }
+}
+
+/// This thread, made known to the heap if it is not. `None`: it has exited, or there is no memory.
+pub fn current_or_start() -> Option<&'static Thread> {
+    current().or_else(start)
+}
+
+#[cold]
+fn start() -> Option<&'static Thread> {
+    if has_exited() {
+        return None;
+    }
+    HEAP.set_up();
+    let thread = take_thread()?;
+    let running = RUNNING_COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+    thread.cache.open(HEAP.persistent_tag(), running);
+    // Before anything that may allocate: from here on this thread's allocations find its cache.
+    local::set_thread(core::ptr::from_ref(thread).cast());
+    local::set_active(&raw const thread.cache.bins);
+    on_exit(thread);
+    fork::handle();
+    Some(thread)
+}
+
+fn take_thread() -> Option<&'static Thread> {
+    if let Some(address) = POOL.take(&ThreadMemory) {
+        // SAFETY: only threads are pooled here.
+        return Some(unsafe { &*with_exposed_provenance::<Thread>(address) });
+    }
+    let address = HEAP.take_descriptor_memory(size_of::<Thread>())?;
+    let place = with_exposed_provenance_mut::<Thread>(address);
+    // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for what
+    // holds an enum or is not all zeros when empty: written here.
+    let thread = unsafe {
+        (&raw mut (*place).entries).write(Entries::new());
+        (&raw mut (*place).site).write(Cell::new(Site::NONE));
+        &*place
+    };
+    thread.entries.settle();
+    let mut first = ALL.load(Ordering::Relaxed);
+    loop {
+        thread.all_next.set(first);
+        match ALL.compare_exchange_weak(first, place, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return Some(thread),
+            Err(now) => first = now,
+        }
+    }
+}
+
+// ---- exit ------------------------------------------------------------------------------------
+
+/// Key whose destructor runs at thread exit, plus one; 0: not made yet.
+static EXIT_KEY: AtomicUsize = AtomicUsize::new(0);
+
+/// Registers the thread's exit. Without a key (a process may have 1024), or where this code may be
+/// unloaded before, the cache of a thread that exits stays as it is: memory is lost, nothing
+/// breaks.
+fn on_exit(thread: &'static Thread) {
+    // Outside of any lock of ours: the loader has its own.
+    if let Some(key) = pin::is_pinned().then(exit_key).flatten() {
+        // SAFETY: the key exists; the value is not null, so the destructor runs.
+        unsafe { libc::pthread_setspecific(key, core::ptr::from_ref(thread).cast()) };
+    }
+}
+
+fn exit_key() -> Option<libc::pthread_key_t> {
+    if EXIT_KEY.load(Ordering::Acquire) == 0 {
+        let _guard = fork::EXIT_KEY_LOCK.lock();
+        if EXIT_KEY.load(Ordering::Relaxed) == 0 {
+            let mut key = 0;
+            // SAFETY: `key` is writable; the destructor takes what `pthread_setspecific` was given.
+            let result = unsafe { libc::pthread_key_create(&raw mut key, Some(exit)) };
+            if result != 0 {
+                return None;
+            }
+            EXIT_KEY.store(key as usize + 1, Ordering::Release);
+        }
+    }
+    Some((EXIT_KEY.load(Ordering::Relaxed) - 1) as libc::pthread_key_t)
+}
+
+/// A `DropHandle`; null: no request was ever opened.
+static DROP_HANDLE: AtomicPtr<()> = AtomicPtr::new(null_mut());
+
+type DropHandle = fn(&'static Control);
+
+/// Says how a handle is dropped that a thread has when it exits. (That may finish a request, whose
+/// callbacks may start a thread: it stands above this file.)
+pub fn drop_handles_by(drop_handle: DropHandle) {
+    DROP_HANDLE.store(drop_handle as *mut (), Ordering::Relaxed);
+}
+
+fn drop_handle(control: &'static Control) {
+    let drop_handle = DROP_HANDLE.load(Ordering::Relaxed);
+    // SAFETY: only `drop_handles_by` stores there. A handle was had from a thread that opened its request,
+    // which stored before, or saw that somebody had.
+    let drop_handle = unsafe { core::mem::transmute::<*mut (), DropHandle>(drop_handle) };
+    drop_handle(control);
+}
+
+extern "C" fn exit(_thread: *mut libc::c_void) {
+    let Some(thread) = current() else { return close_late() };
+    while let Some((name, _)) = thread.entries.newest() {
+        if let Some(control) = thread.leave_keeping_handle(name) {
+            drop_handle(control);
+        }
+    }
+    // Nothing of this thread is to be seen by the next one that has its memory.
+    let extension = thread.extension.get();
+    if !extension.is_null() {
+        // SAFETY: an extension stays as long as the thread's memory, for ever.
+        unsafe { ((*extension).clear)(extension) };
+    }
+    thread.catching_count.set(0);
+    thread.suspension.set(0);
+    for control in thread.stash.iter().take(thread.stash_count.replace(0)) {
+        // SAFETY: stashed control blocks are this thread's.
+        HEAP.recycle(unsafe { &*control.get() });
+    }
+    let room = thread.entries.take_idle_room(true);
+    free_persistent(Some(thread), room.expose_provenance());
+    local::set_active(&raw const EXITED);
+    local::set_thread(null());
+    thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
+    RUNNING_COUNT.fetch_sub(1, Ordering::Relaxed);
+    POOL.put(&ThreadMemory, core::ptr::from_ref(thread).expose_provenance());
+}
+
+// ---- requests of an exited thread --------------------------------------------------------------
+
+/// `begin_request` in a thread that has exited: as with `Request::run` there, what it allocates is
+/// persistent. The request is closed by its end, or when the C library runs destructors again.
+pub fn begin_late(control: &'static Control) {
+    control.begun_before.set(local::late());
+    local::set_late(control);
+    if let Some(key) = exit_key() {
+        // SAFETY: the key exists; the value is not null, so the destructor runs once more.
+        unsafe { libc::pthread_setspecific(key, core::ptr::from_ref(control).cast()) };
+    }
+}
+
+/// Takes the request that `begin_late` was called with last, and its handle.
+pub fn leave_late() -> Option<&'static Control> {
+    // SAFETY: null, or a control block, which is type-stable.
+    let control = unsafe { local::late().as_ref() }?;
+    local::set_late(control.begun_before.get());
+    Some(control)
+}
+
+fn close_late() {
+    while let Some(control) = leave_late() {
+        drop_handle(control);
+    }
+}

@@ -1,0 +1,82 @@
+//! How a request is opened, and handles of it are made.
+
+use super::life::{current_or_start, drop_handles_by};
+use super::requests::count_opened_without_thread;
+use super::{HEAP, Thread, finish};
+use crate::base::environment;
+use crate::base::fatal;
+use crate::base::sync::{AtomicU8, Ordering};
+use crate::request::control::{Control, Opening};
+
+pub use super::requests::open_count;
+
+/// What the environment says of all requests, as these flags; 0: it was not looked at yet.
+static OF_ALL_REQUESTS: AtomicU8 = AtomicU8::new(0);
+const IS_KNOWN: u8 = 1;
+const ARE_TRACED: u8 = 2;
+const HIDE_LIMITS: u8 = 4;
+
+/// Opens a request with one handle, the caller's. `None`: out of memory.
+#[inline]
+pub fn open(opening: &Opening) -> Option<&'static Control> {
+    match current_or_start() {
+        Some(thread) => thread.open(opening),
+        None => open_without_thread(opening),
+    }
+}
+
+impl Thread {
+    #[inline]
+    fn open(&self, opening: &Opening) -> Option<&'static Control> {
+        let control = self.take_control()?;
+        open_as(control, self.take_serial(), opening);
+        self.opened_count.add(1);
+        Some(control)
+    }
+}
+
+/// Opens a request in a thread that has exited or has no memory for a cache.
+fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
+    HEAP.set_up();
+    let control = HEAP.take_control()?;
+    open_as(control, HEAP.draw_serials(), opening);
+    count_opened_without_thread();
+    Some(control)
+}
+
+#[inline]
+fn open_as(control: &Control, serial: u64, opening: &Opening) {
+    // Whoever sees the flags sees what was stored before: how handles are dropped.
+    if OF_ALL_REQUESTS.load(Ordering::Acquire) == IS_KNOWN {
+        return HEAP.open_request(control, serial, opening);
+    }
+    open_slow(control, serial, opening);
+}
+
+/// The same for the first request of a process, and where the environment says something of all.
+#[cold]
+fn open_slow(control: &Control, serial: u64, opening: &Opening) {
+    drop_handles_by(finish::drop_handle);
+    let mut flags = IS_KNOWN;
+    if environment::flag(c"RQMALLOC_TRACE") == Some(true) {
+        flags |= ARE_TRACED;
+    }
+    if environment::flag(c"RQMALLOC_REPORT_LIMIT") == Some(false) {
+        flags |= HIDE_LIMITS;
+    }
+    OF_ALL_REQUESTS.store(flags, Ordering::Release);
+    let mut opening = *opening;
+    opening.leaks.traced |= flags & ARE_TRACED != 0;
+    opening.leaks.reported |= flags & ARE_TRACED != 0;
+    opening.hides_limit |= flags & HIDE_LIMITS != 0;
+    HEAP.open_request(control, serial, &opening);
+}
+
+/// One more handle, for who has one. Fatal when there are so many that counting them would soon fail:
+/// only forgetting handles in a loop gets there.
+pub fn add_handle(control: &Control) {
+    let before = control.handles.add();
+    if before > u32::MAX / 2 {
+        fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
+    }
+}

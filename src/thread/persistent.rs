@@ -1,0 +1,41 @@
+//! Persistent blocks for a thread, whatever is active in it, and for what has no thread.
+
+use super::{HEAP, Thread};
+use crate::base::size_class::Class;
+use crate::base::size_class::padded_size;
+use crate::base::sync::Ordering;
+use crate::blocks::allocated::Allocated;
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Block, Header, Memory, NONE};
+
+/// A persistent block. A thread that has given its cache back, or that has no memory for one, is `None`.
+pub fn alloc_persistent(thread: Option<&Thread>, size: usize, align: usize) -> Allocated {
+    if thread.is_none() {
+        HEAP.set_up();
+    }
+    let allocated = match padded_size(size, align).map(Class::of) {
+        None => Allocated::NOTHING,
+        Some(Some(class)) => HEAP.alloc_persistent(thread.map(|thread| &thread.cache), class),
+        Some(None) => HEAP.alloc_persistent_mapped(size, align),
+    };
+    align_block(allocated, align)
+}
+
+/// Frees what `alloc_persistent` gave the thread for itself; `NONE` is ignored.
+pub fn free_persistent(thread: Option<&Thread>, block: Block) {
+    if block != NONE {
+        HEAP.free(&HEAP.find(block), thread.map(|thread| &thread.cache), None);
+    }
+}
+
+/// Moves the payload up to its alignment and writes the word that leads back.
+pub fn align_block(allocated: Allocated, align: usize) -> Allocated {
+    let block = allocated.block;
+    if align <= 16 || block % align == 0 || block == NONE {
+        return allocated;
+    }
+    let payload = block.next_multiple_of(align);
+    let word = Raw.header(payload);
+    word.store(Header::aligned(payload - block).0, Ordering::Relaxed);
+    allocated.at(payload)
+}

@@ -1,0 +1,38 @@
+//! What is said of a request that was refused memory at its limit: whether its program can go on
+//! without, it alone knows.
+
+use crate::base::failure::MEMORY_LIMIT;
+use crate::base::line::Line;
+use crate::base::os;
+use crate::lockfree::refusals::Refusals;
+use crate::request::control::Control;
+use core::fmt::Write;
+
+/// What was said of requests that were refused memory at their limit.
+static REFUSALS: Refusals = Refusals::new();
+
+/// Says that a request was refused memory at its limit: once, and a process not too often.
+#[cold]
+pub fn tell_refusal(control: &Control, asked_bytes: usize) {
+    if !control.tells_refusal() {
+        return;
+    }
+    let Some(left_out) = REFUSALS.next(os::coarse_milliseconds()) else { return };
+    line(control, asked_bytes, left_out).print();
+}
+
+/// The request, and how many others were not said since the last that was.
+fn line(control: &Control, asked_bytes: usize, left_out: u64) -> Line {
+    let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
+    let mut line = Line::EMPTY;
+    // A line that is too long is cut.
+    let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", control.serial());
+    if let Some(name) = control.name.get() {
+        let _ = write!(line, "name {name}, ");
+    }
+    let _ = write!(line, "limit {limit}, in use {in_use}, asked {asked_bytes})");
+    if left_out > 0 {
+        let _ = write!(line, " and {left_out} more");
+    }
+    line
+}

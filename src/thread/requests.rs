@@ -1,0 +1,74 @@
+//! What a thread has for requests to come, and how many it opened and finished.
+
+use super::{HEAP, MAX_STASHED, Thread, current, each_thread};
+use crate::base::sync::{AtomicUsize, Ordering};
+use crate::blocks::identity::SERIALS_PER_DRAW;
+use crate::request::control::Control;
+
+/// Requests opened and finished by threads that have no cache; the others count their own.
+static OPENED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
+static FINISHED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
+
+impl Thread {
+    /// A control block that is nobody's. `None`: out of memory.
+    #[inline]
+    pub fn take_control(&self) -> Option<&'static Control> {
+        let count = self.stash_count.get();
+        if count == 0 {
+            return HEAP.take_control();
+        }
+        self.stash_count.set(count - 1);
+        // SAFETY: stashed control blocks are this thread's.
+        Some(unsafe { &*self.stash[count - 1].get() })
+    }
+
+    /// Keeps a control block whose request is over, if there is room.
+    pub fn stash_control(&self, control: &'static Control) -> bool {
+        let count = self.stash_count.get();
+        if count == MAX_STASHED {
+            return false;
+        }
+        control.retire();
+        self.stash[count].set(control);
+        self.stash_count.set(count + 1);
+        true
+    }
+
+    /// The serial of a request to be.
+    #[inline]
+    pub fn take_serial(&self) -> u64 {
+        if self.next_serial.get() == self.end_serial.get() {
+            let first = HEAP.draw_serials();
+            self.next_serial.set(first);
+            self.end_serial.set(first + SERIALS_PER_DRAW);
+        }
+        let serial = self.next_serial.get();
+        self.next_serial.set(serial + 1);
+        serial
+    }
+}
+
+/// Counts a request that was opened without a thread.
+pub fn count_opened_without_thread() {
+    OPENED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts a request that this thread has finished.
+pub fn count_finished() {
+    match current() {
+        Some(thread) => thread.finished_count.add(1),
+        None => {
+            FINISHED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How many requests are open just now.
+pub fn open_count() -> usize {
+    // What was finished is read first, so that the difference is never negative.
+    let mut finished = FINISHED_WITHOUT_THREAD.load(Ordering::Relaxed);
+    each_thread(|thread| finished += thread.finished_count.get());
+    let mut opened = OPENED_WITHOUT_THREAD.load(Ordering::Relaxed);
+    each_thread(|thread| opened += thread.opened_count.get());
+    opened.saturating_sub(finished)
+}
