@@ -57,7 +57,7 @@ impl Model {
                 return false;
             }
             match free_outside(&self.blocks, block, header, &self.list, generation) {
-                FreeOutside::Done => return true,
+                FreeOutside::Pushed | FreeOutside::Left => return true,
                 FreeOutside::Adopted => {
                     self.free_persistent(index);
                     return true;
@@ -181,7 +181,7 @@ fn double_free_against_close() {
                     .compare_exchange(header.0, free, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
             }
-            free_outside(&model.blocks, block, header, &model.list, 5) == FreeOutside::Done
+            free_outside(&model.blocks, block, header, &model.list, 5) != FreeOutside::Changed
         };
         let other = model.clone();
         let freer = thread::spawn(move || free(&other));

@@ -59,7 +59,7 @@ fn stray_push_against_drain() {
         let model = Model::new(2);
         let other = model.clone();
         let pusher = thread::spawn(move || {
-            [0, 1].into_iter().for_each(|index| assert_eq!(other.free(index), FreeOutside::Done));
+            [0, 1].into_iter().for_each(|index| assert_eq!(other.free(index), FreeOutside::Pushed));
         });
         let mut taken = model.drain();
         pusher.join().unwrap();
@@ -75,7 +75,7 @@ fn two_strays_against_drain() {
         let model = Model::new(2);
         let pushers = [0, 1].map(|index| {
             let other = model.clone();
-            thread::spawn(move || assert_eq!(other.free(index), FreeOutside::Done))
+            thread::spawn(move || assert_eq!(other.free(index), FreeOutside::Pushed))
         });
         let mut taken = model.drain();
         pushers.into_iter().for_each(|pusher| pusher.join().unwrap());
@@ -89,9 +89,9 @@ fn two_strays_against_drain() {
 fn stray_push_against_two_drains() {
     explore(4, || {
         let model = Model::new(2);
-        assert_eq!(model.free(0), FreeOutside::Done);
+        assert_eq!(model.free(0), FreeOutside::Pushed);
         let drainers = [model.clone(), model.clone()].map(|other| thread::spawn(move || other.drain()));
-        assert_eq!(model.free(1), FreeOutside::Done);
+        assert_eq!(model.free(1), FreeOutside::Pushed);
         let mut taken: Vec<usize> =
             drainers.into_iter().flat_map(|drainer| drainer.join().unwrap()).collect();
         taken.extend(model.drain());
@@ -128,7 +128,7 @@ fn double_free_by_two_threads() {
         };
         let freer = thread::spawn(move || free(&other));
         let freed = [free(&model), freer.join().unwrap()];
-        let done = freed.iter().filter(|&&freed| freed == FreeOutside::Done).count();
+        let done = freed.iter().filter(|&&freed| freed == FreeOutside::Pushed).count();
         assert_eq!(done, 1, "of all the frees of one block exactly one is done: {freed:?}");
         model.assert_taken(model.drain(), 0..1);
     });

@@ -14,15 +14,16 @@ pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report 
         freed_bytes,
         surviving_blocks,
         surviving_bytes,
-        pinned_bytes,
-        is_over: _,
+        span_bytes,
+        reusable_bytes,
     } = thread::finish::finish(control, survivors);
     Report {
         freed_blocks: freed_blocks as u64,
         freed_bytes,
         surviving_blocks: surviving_blocks as u64,
         surviving_bytes,
-        pinned_bytes,
+        span_bytes,
+        reusable_bytes,
         ..before
     }
 }
@@ -30,14 +31,15 @@ pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report 
 /// A report of a request whose memory is as it was.
 pub(crate) fn report_of(control: &Control) -> Report {
     Report {
-        id: RequestId(control.serial()),
+        id: RequestId(control.serial().0),
         name: control.name.get(),
         peak_bytes: control.peak_bytes(),
         freed_blocks: 0,
         freed_bytes: 0,
         surviving_blocks: 0,
         surviving_bytes: 0,
-        pinned_bytes: 0,
+        span_bytes: 0,
+        reusable_bytes: 0,
         still_open: false,
     }
 }

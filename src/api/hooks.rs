@@ -41,7 +41,7 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     if !entered {
         drop_handle(control);
     }
-    entered.then(|| RequestId(control.serial()))
+    entered.then(|| RequestId(control.serial().0))
 }
 
 /// Ends this thread's innermost request that `begin_request` began: frees every block of it but
@@ -59,7 +59,7 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
 /// # Panics
 /// When no request of `begin_request` is open on this thread.
 pub unsafe fn end_request() -> Report {
-    match finish(Survivors::Kept) {
+    match finish(Survivors::None) {
         Some(report) => report,
         None => panic!("end_request: no request is open on this thread"),
     }

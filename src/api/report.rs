@@ -28,7 +28,7 @@ pub struct Report {
     /// Their bytes.
     pub surviving_bytes: usize,
     /// Bytes of the pages that the survivors keep.
-    pub pinned_bytes: usize,
+    pub span_bytes: usize,
     /// Other handles are alive: the request was only left, and nothing was freed.
     pub still_open: bool,
 }
@@ -49,7 +49,7 @@ impl fmt::Display for Report {
         if self.surviving_blocks > 0 {
             let (blocks, bytes) = (Blocks(self.surviving_blocks), Bytes(self.surviving_bytes));
             let verb = if self.surviving_blocks == 1 { "survives" } else { "survive" };
-            write!(f, ", {blocks} {verb} ({bytes}, pinning {})", Bytes(self.pinned_bytes))?;
+            write!(f, ", {blocks} {verb} ({bytes}, pinning {})", Bytes(self.span_bytes))?;
         }
         if self.freed_blocks == 0 && self.surviving_blocks == 0 {
             f.write_str(", nothing left behind")?;
@@ -136,7 +136,7 @@ mod tests {
         freed_bytes: 0,
         surviving_blocks: 0,
         surviving_bytes: 0,
-        pinned_bytes: 0,
+        span_bytes: 0,
         still_open: false,
     };
 
@@ -148,7 +148,7 @@ mod tests {
         let report = Report {
             surviving_blocks: 2,
             surviving_bytes: 2_500_000,
-            pinned_bytes: 32_768,
+            span_bytes: 32_768,
             ..REPORT
         };
         assert_eq!(

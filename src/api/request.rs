@@ -57,7 +57,7 @@ impl Request {
 
     /// Its number.
     pub fn id(&self) -> RequestId {
-        RequestId(self.control.serial())
+        RequestId(self.control.serial().0)
     }
 
     /// Enters the request: until the guard is dropped, what this thread allocates belongs to it.
@@ -197,7 +197,7 @@ impl Request {
     /// # Errors
     /// Gives the request back when other handles are alive or somebody is inside.
     pub unsafe fn end(self) -> Result<Report, Self> {
-        self.finish_if_only(Survivors::Kept)
+        self.finish_if_only(Survivors::None)
     }
 
     fn finish_if_only(self, survivors: Survivors) -> Result<Report, Self> {
@@ -227,12 +227,12 @@ impl Drop for Request {
 /// [`close`](Request::close) or [`end`](Request::end).
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {}", self.control.serial())?;
+        write!(f, "request {}", self.id())?;
         if let Some(name) = self.control.name.get() {
             write!(f, " ({name})")?;
         }
         let inside = self.control.lanes().filter(|lane| lane.occupancy.is_taken()).count();
-        let others = self.control.handles.count().saturating_sub(1);
+        let others = self.control.stub().state.look().handles().saturating_sub(1);
         let plural = |count, one, more| if count == 1 { one } else { more };
         if others == 0 {
             return f.write_str(": open, no other handle is alive");
@@ -304,5 +304,5 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    HEAP.find(payload).control().map(|control| RequestId(control.serial()))
+    HEAP.find(payload).owner().map(|owner| RequestId(owner.serial.0))
 }

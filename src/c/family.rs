@@ -44,7 +44,7 @@ impl Family {
     /// What a block's header says.
     fn of(found: &Found<'_>) -> Self {
         // A block that was persisted is its request's, whichever family frees it.
-        let is_persistent = found.control().is_none() && !found.header.has(EARLY);
+        let is_persistent = found.owner().is_none() && !found.header.has(EARLY);
         Self::of_flag(is_persistent)
     }
 
@@ -211,7 +211,7 @@ pub unsafe fn resize(
         return Err(failure(allocated, found.control(), size));
     }
     // A survivor, or an early block: it is persistent now, and of the family it was of.
-    if Family::of(&found) == Family::Request && HEAP.find(fresh).control().is_none() {
+    if Family::of(&found) == Family::Request && HEAP.find(fresh).owner().is_none() {
         make_early(fresh);
     }
     let count = capacity.min(size).min(copy_size);

@@ -1,15 +1,15 @@
 //! Judging what comes back: the live block that a payload is in, or the name of the fault.
 
 use super::Heap;
-use super::found::{Found, Place};
+use super::found::{Found, Owner, Place};
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
-use crate::blocks::identity::PERSISTENT_SERIAL;
+use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::needed_size;
 use crate::lockfree::header::{
-    ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, PERSISTENT, TRACED,
+    ALIGNED, Block, FREED, Header, Hole, LARGE, LIVE, Memory, TRACED,
 };
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
@@ -102,10 +102,10 @@ impl Heap {
         if word.has(ALIGNED) && word.has(FREED) {
             fatal::double_free(payload);
         }
-        if serial == PERSISTENT_SERIAL && word.has(PERSISTENT) && !word.has(LIVE) {
+        if serial == Serial::PERSISTENT && !word.has(LIVE) {
             fatal::double_free(payload);
         }
-        if self.identity.was_issued(serial) && !word.has(ALIGNED) {
+        if !word.has(ALIGNED) && self.controls.stubs.was_issued(serial) {
             die_of_a_request(payload, serial, word);
         }
         fatal::not_a_block(payload)
@@ -116,63 +116,122 @@ impl Heap {
         if !starts_a_block(span, block) {
             fatal::not_a_block(payload);
         }
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        let owner = match span.owner() {
-            0 => None,
-            // SAFETY: a span's owner is a control block's address.
-            owner => Some(unsafe { Control::at(owner) }),
-        };
+        loop {
+            let word = Raw.header(block).load(Ordering::Relaxed);
+            if let Some(found) = self.judge_header(payload, block, span, Header(word)) {
+                return found;
+            }
+            if Raw.header(block).load(Ordering::Relaxed) == word {
+                fatal::header_overwritten(payload, word);
+            }
+            // Its request was closed meanwhile, and the block adopted.
+        }
+    }
+
+    /// `None`: the header is none that a block of the span has, or was another one by then.
+    fn judge_header<'h>(
+        &'h self,
+        payload: usize,
+        block: Block,
+        span: &'h Span,
+        header: Header,
+    ) -> Option<Found<'h>> {
         let serial = self.identity.serial_of(header.id());
-        if span.kind() == SpanKind::Cached && serial == PERSISTENT_SERIAL {
-            fatal::double_free(payload);
-        }
-        if serial != owner.map_or(PERSISTENT_SERIAL, Control::serial) {
-            if self.identity.was_issued(serial) {
-                die_of_a_request(payload, serial, header);
+        let class = Class::from_index(header.class_index());
+        let of_span = class.filter(|class| class.index() == span.class_index());
+        let is_persistent = serial == Serial::PERSISTENT;
+        let place = match span.kind() {
+            SpanKind::Cached if is_persistent => fatal::double_free(payload),
+            SpanKind::Slab if is_persistent => Place::Slab(of_span?),
+            SpanKind::Region if is_persistent => Place::Adopted(class?),
+            SpanKind::Region => match self.owner(serial) {
+                Some(owner) => Place::Region(class?, owner),
+                None => return self.die_of_a_stale_header(payload, block, span, header),
+            },
+            SpanKind::Large | SpanKind::Mapped => {
+                if header.id() != span.own.header_id.load(Ordering::Relaxed) {
+                    return self.die_of_a_stale_header(payload, block, span, header);
+                }
+                let owner = self.owner(Serial(span.owner()));
+                if span.kind() == SpanKind::Large {
+                    Place::Large(of_span?, owner)
+                } else {
+                    (header.class_index() == 0).then_some(Place::Mapped(owner))?
+                }
             }
-            if span.kind() == SpanKind::Region && !is_cut(span, bump_in(span, owner), block) {
-                fatal::not_a_block(payload);
-            }
-            fatal::header_overwritten(payload, header.0);
-        }
-        let Some(place) = place_of(span, header, owner) else {
-            fatal::header_overwritten(payload, header.0);
+            _ => return self.die_of_a_stale_header(payload, block, span, header),
         };
+        let has_own_pages = matches!(place, Place::Large(..) | Place::Mapped(_));
+        if header.has(LARGE) != has_own_pages || header.has(ALIGNED) {
+            return None;
+        }
         if !header.has(LIVE) || header.has(FREED) {
+            // A free from outside whose request was closed meanwhile looks so, too, but not twice.
             fatal::double_free(payload);
         }
-        Found { block, header, span, place }
+        Some(Found { block, header, span, place })
+    }
+
+    /// The request with this serial, unless it is over; `None` for that of persistent blocks too.
+    fn owner(&self, serial: Serial) -> Option<Owner> {
+        let stub = self.controls.stubs.find(serial.index())?;
+        stub.has(serial.generation()).then_some(Owner { stub, serial })
+    }
+
+    /// The header of a block names a request that is over, or nothing that ever was. `None`: it has changed
+    /// meanwhile.
+    fn die_of_a_stale_header<'h>(
+        &'h self,
+        payload: usize,
+        block: Block,
+        span: &Span,
+        header: Header,
+    ) -> Option<Found<'h>> {
+        let serial = self.identity.serial_of(header.id());
+        if Raw.header(block).load(Ordering::Acquire) != header.0 {
+            return None;
+        }
+        if self.controls.stubs.was_issued(serial) {
+            die_of_a_request(payload, serial, header);
+        }
+        if Hole::of(header).is_some() {
+            fatal::double_free(payload);
+        }
+        if span.kind() == SpanKind::Region && !self.is_cut(span, block) {
+            fatal::not_a_block(payload);
+        }
+        fatal::header_overwritten(payload, header.0)
+    }
+
+    /// Whether a region's blocks, walked from its start, include this one. Only used to word a fatal error;
+    /// stops at the first word that is no header.
+    fn is_cut(&self, span: &Span, block: Block) -> bool {
+        let end = match self.owner(Serial(span.owner())) {
+            Some(owner) => bump_in(span, owner.control()),
+            None => span.end(),
+        };
+        let mut at = span.base() + FIRST_PAYLOAD_OFFSET;
+        while at < block && at < end {
+            let header = Header(Raw.header(at).load(Ordering::Relaxed));
+            at += match (Hole::of(header), Class::from_index(header.class_index())) {
+                (Some(hole), _) if hole.is_in_use => Hole::WORD_BYTES,
+                (Some(hole), _) if hole.bytes > 0 => hole.bytes,
+                (None, Some(class)) => class.stride_bytes(),
+                _ => return false,
+            };
+        }
+        at == block && at < end
     }
 }
 
-/// Where a block lies whose header says whose it is; `None`: its class or its flags are not what blocks
-/// of its span have.
-fn place_of(span: &Span, header: Header, owner: Option<&'static Control>) -> Option<Place> {
-    let class = Class::from_index(header.class_index());
-    let of_span = class.filter(|class| class.index() == span.class_index());
-    let (is_large, is_aligned) = (header.has(LARGE), header.has(ALIGNED));
-    let (flags_are_right, place) = match (span.kind(), owner) {
-        (SpanKind::Slab, None) => (header.has(PERSISTENT) && !is_large, of_span.map(Place::Slab)),
-        (SpanKind::Region, Some(control)) => {
-            (!is_large, class.map(|class| Place::Region(class, control)))
-        }
-        (SpanKind::Large, Some(control)) => {
-            (is_large, of_span.map(|class| Place::Large(class, control)))
-        }
-        (SpanKind::Mapped, owner) => {
-            (is_large, (header.class_index() == 0).then_some(Place::Mapped(owner)))
-        }
-        _ => return None,
-    };
-    place.filter(|_| flags_are_right && !is_aligned)
-}
-
-/// How far a region is cut: its lane knows while it is the lane's first.
-fn bump_in(span: &Span, owner: Option<&Control>) -> usize {
+/// How far a region is cut: a lane knows while its range is in it.
+fn bump_in(span: &Span, control: &Control) -> usize {
     let cut_end = span.region.cut_end.get();
     let inside = |bump: &usize| *bump > span.base() && *bump <= span.end();
-    owner
-        .and_then(|control| control.lanes().map(|lane| lane.bins.bump()).find(inside))
+    control
+        .lanes()
+        .map(|lane| lane.bins.bump())
+        .find(inside)
         .map_or(cut_end, |bump| bump.max(cut_end))
 }
 
@@ -183,11 +242,11 @@ fn leads_back(span: &Span, payload: usize, distance: usize) -> bool {
 
 /// A header of a request that its place does not belong to: the request is over, or the block had
 /// been given back before.
-fn die_of_a_request(payload: usize, serial: u64, header: Header) -> ! {
+fn die_of_a_request(payload: usize, serial: Serial, header: Header) -> ! {
     if header.has(LARGE) && !header.has(LIVE) {
         fatal::double_free(payload);
     }
-    fatal::ended_request(payload, serial)
+    fatal::ended_request(payload, serial.0)
 }
 
 /// Whether a payload and the word before it lie in memory from `start` to `end`.
@@ -206,18 +265,4 @@ fn starts_a_block(span: &Span, block: Block) -> bool {
         SpanKind::Region => offset % PAYLOAD_ALIGN == 0,
         _ => offset == 0,
     }
-}
-
-/// Whether a region's blocks, walked from its start, include this one. For a last message: stops at
-/// the first header that is none.
-fn is_cut(span: &Span, end: usize, block: Block) -> bool {
-    let mut at = span.base() + FIRST_PAYLOAD_OFFSET;
-    while at < block && at < end {
-        let header = Header(Raw.header(at).load(Ordering::Relaxed));
-        match Class::from_index(header.class_index()) {
-            Some(class) => at += class.stride_bytes(),
-            None => return false,
-        }
-    }
-    at == block && at < end
 }

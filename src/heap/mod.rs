@@ -18,6 +18,7 @@ use crate::base::os;
 use crate::base::sync::{AtomicU64, Lock, step};
 use crate::blocks::identity::Identity;
 use crate::lockfree::header::Header;
+use crate::pages::adopted::AdoptedSpans;
 use crate::pages::mappings::Mappings;
 use crate::pages::page_heap::PageHeap;
 use crate::persistent::store::{SLOTS_BYTES, Store};
@@ -30,6 +31,7 @@ pub struct Heap {
     setup: Lock<bool>,
     pages: PageHeap,
     mappings: Mappings,
+    adopted: AdoptedSpans,
     store: Store,
     controls: Controls,
     next_tick: AtomicU64,
@@ -43,6 +45,7 @@ impl Heap {
             setup: Lock::new(false),
             pages: PageHeap::new(),
             mappings: Mappings::new(),
+            adopted: AdoptedSpans::new(),
             store: Store::new(),
             controls: Controls::new(),
             next_tick: AtomicU64::new(0),
@@ -77,11 +80,6 @@ impl Heap {
     /// The header of a live persistent block of class 0.
     pub fn persistent_tag(&self) -> Header {
         self.identity.persistent_tag()
-    }
-
-    /// Draws serials for a thread: `SERIALS_PER_DRAW` from the one returned on.
-    pub fn draw_serials(&self) -> u64 {
-        self.identity.draw_serials()
     }
 
     /// Zeroed memory for ever, for what is type-stable. `None`: the system has no more.

@@ -116,6 +116,39 @@ impl Header {
     }
 }
 
+/// Not a header but a word before free memory of an adopted span: a *hole*. No block has both flags.
+const HOLE: u64 = ALIGNED | SWEPT;
+/// Blocks of a request are cut from the hole, behind its word.
+const IN_USE: u64 = LARGE;
+
+/// Free memory between the blocks of an adopted span.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hole {
+    /// Its length, the word included.
+    pub bytes: usize,
+    /// Whether a request cuts from it: then blocks follow the word.
+    pub is_in_use: bool,
+}
+
+impl Hole {
+    /// Bytes of a hole before the first block that is cut from it.
+    pub const WORD_BYTES: usize = 16;
+
+    /// The word before it.
+    pub const fn word(self) -> Header {
+        let in_use = if self.is_in_use { IN_USE } else { 0 };
+        Header::tag(self.bytes as u64, HOLE | in_use)
+    }
+
+    /// What a word says that stands before free memory.
+    pub const fn of(word: Header) -> Option<Self> {
+        if word.0 & !ID_MASK & !IN_USE != HOLE {
+            return None;
+        }
+        Some(Self { bytes: word.id() as usize, is_in_use: word.has(IN_USE) })
+    }
+}
+
 impl core::fmt::Debug for Header {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "id {:#x} class {}", self.id(), self.class_index())?;

@@ -20,8 +20,10 @@ use crate::lockfree::stray::{Refusal, StrayList};
 /// What became of a free from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FreeOutside {
-    /// The block is on the request's list, or left to whoever closes the request.
-    Done,
+    /// The block is on the request's list.
+    Pushed,
+    /// The block is left to the thread that closes the request.
+    Left,
     /// The block is persistent by now, and the caller's to free as such: its header does not change
     /// any more.
     Adopted,
@@ -47,7 +49,7 @@ pub fn free_outside<M: Memory>(
             header.compare_exchange(judged.0, late.0, Ordering::Release, Ordering::Acquire),
             refusal,
         ) {
-            (Ok(_), Refusal::Closed) => FreeOutside::Done,
+            (Ok(_), Refusal::Closed) => FreeOutside::Left,
             (Ok(_), Refusal::OtherRequest) => FreeOutside::Ended,
             (Err(_), _) => FreeOutside::Changed,
         };
@@ -60,11 +62,11 @@ pub fn free_outside<M: Memory>(
         return FreeOutside::Changed;
     }
     if list.push(memory, generation, block).is_ok() {
-        return FreeOutside::Done;
+        return FreeOutside::Pushed;
     }
     let late = claimed.with(LATE);
     match header.compare_exchange(claimed.0, late.0, Ordering::Release, Ordering::Acquire) {
-        Ok(_) => FreeOutside::Done,
+        Ok(_) => FreeOutside::Left,
         Err(_) => FreeOutside::Adopted,
     }
 }

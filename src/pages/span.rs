@@ -20,7 +20,7 @@
 
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::lockfree::header::Block;
-use crate::lockfree::lifecycle::SpanCount;
+use crate::lockfree::token::AdoptedCount;
 use crate::lockfree::looseness::Looseness;
 use crate::lockfree::pool::Successors;
 use core::cell::Cell;
@@ -62,10 +62,14 @@ pub struct RegionState {
     pub cut_end: Gauge,
     /// Address of the lane whose occupant sweeps it; 0: nobody does.
     pub sweeper: AtomicUsize,
-    /// Survivors, from when its request is closed.
-    pub count: SpanCount,
-    /// Which of its pages survivors hold.
+    /// Blocks of it that were adopted, and the token once it is an adopted span.
+    pub count: AdoptedCount,
+    /// Adopted: which of its pages were not given back.
     pub held_pages: AtomicU32,
+    /// Whether a block of it was persisted while its request was open.
+    pub has_persisted: AtomicBool,
+    /// Adopted: whether it is listed in the store.
+    pub listed: Cell<bool>,
     /// Bytes that its control block is charged for as warm memory.
     pub warm_bytes: Gauge,
 }
@@ -77,10 +81,8 @@ pub struct OwnState {
     /// Bytes of the block that its `Trace` stands at the end of, from when it is written there; 0: the
     /// block has none.
     pub traced_bytes: AtomicUsize,
-    /// `persist` was called on it.
-    pub kept: AtomicBool,
-    /// Taken off its request's list by the closer.
-    pub detached: Cell<bool>,
+    /// The id that the block's header was made with.
+    pub header_id: AtomicU64,
 }
 
 /// What is known of a mapping, in use or kept for the next block.
@@ -144,11 +146,12 @@ impl Span {
         self.region.sweeper.store(0, Ordering::Relaxed);
         self.region.count.arm();
         self.region.held_pages.store(0, Ordering::Relaxed);
+        self.region.has_persisted.store(false, Ordering::Relaxed);
+        self.region.listed.set(false);
         self.region.warm_bytes.set(0);
         self.own.charged_bytes.set(0);
         self.own.traced_bytes.store(0, Ordering::Relaxed);
-        self.own.kept.store(false, Ordering::Relaxed);
-        self.own.detached.set(false);
+        self.own.header_id.store(0, Ordering::Relaxed);
         self.mapping.asked_bytes.set(0);
         self.mapping.cached_at.set(0);
         self.mapping.looseness.open();
@@ -194,9 +197,10 @@ impl Span {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Address of the control block of the request the blocks belong to; 0: persistent.
-    pub fn owner(&self) -> usize {
-        self.owner.load(Ordering::Relaxed)
+    /// Serial of the request that the block of the span belongs to, or that cuts the region; 0: none, its
+    /// blocks are persistent.
+    pub fn owner(&self) -> u64 {
+        self.owner.load(Ordering::Relaxed) as u64
     }
 
     /// Changes where a mapping stands and how long it is.
@@ -220,8 +224,8 @@ impl Span {
     }
 
     /// Changes whose the blocks are.
-    pub fn set_owner(&self, owner: usize) {
-        self.owner.store(owner, Ordering::Relaxed);
+    pub fn set_owner(&self, owner: u64) {
+        self.owner.store(owner as usize, Ordering::Relaxed);
     }
 
     /// One past the last address.

@@ -60,6 +60,10 @@ pub struct Lane {
     range_start: Gauge,
     range_region: Cell<*const Span>,
     region_count: Cell<usize>,
+    /// Adopted spans that the lane was lent, the one that holes are taken from first.
+    lent: Cell<*const Span>,
+    /// Where the next hole of that one is looked for.
+    lent_at: Cell<usize>,
     /// What a sweep has joined, by class: free blocks to cut others from.
     pieces: [Cell<Block>; FIRST_LARGE_CLASS],
     piece_count: Gauge,
@@ -204,6 +208,40 @@ impl Lane {
         self.set_range(0, 0, null());
     }
 
+    /// Takes holes of this span from now on, from its start.
+    pub fn borrow(&self, span: &Span) {
+        span.next.set(self.lent.replace(span));
+        self.lent_at.set(span.base() + HEADER_BYTES);
+    }
+
+    /// The spans that the lane was lent, the one that holes are taken from first.
+    pub fn lent(&self) -> SpanList<'_> {
+        list(self.lent.get())
+    }
+
+    /// The same, which are the caller's to settle.
+    pub fn take_lent(&self) -> SpanList<'_> {
+        self.lent_at.set(0);
+        list(self.lent.replace(null()))
+    }
+
+    /// Where the next hole is looked for; 0: no span has any.
+    pub fn lent_at(&self) -> usize {
+        self.lent_at.get()
+    }
+
+    /// The last span that was lent has no hole before this place; 0: none at all.
+    pub fn set_lent_at(&self, at: usize) {
+        self.lent_at.set(at);
+    }
+
+    /// Cuts from a hole of a lent span from now on. Its word says that it is in use.
+    pub fn cut_from_hole(&self, start: usize, end: usize) {
+        self.retire_range();
+        self.region_count.set(self.region_count.get() + 1);
+        self.set_range(start, end, null());
+    }
+
     /// The regions, the one that is being cut first.
     pub fn regions(&self) -> SpanList<'_> {
         list(self.regions.get())
@@ -297,7 +335,7 @@ impl Lane {
 
     /// Whether the lane has no region and its bins hold nothing: nothing to forget either.
     pub fn is_untouched(&self, alone: bool) -> bool {
-        alone && self.regions.get().is_null()
+        alone && self.regions.get().is_null() && self.lent.get().is_null()
     }
 
     /// Takes regions off the lane that `is_free` says no block of is in use.
@@ -346,25 +384,4 @@ pub struct Out {
     pub blocks: isize,
     /// Bytes of stride.
     pub bytes: isize,
-}
-
-/// The blocks of a region from its start to `cut_end`, each checked as it is passed.
-/// Fatal when a header was overwritten: the walk could not go on.
-pub fn walk(span: &Span, id: u64) -> impl Iterator<Item = (Block, Header, Class)> + use<> {
-    let mut at = span.base() + HEADER_BYTES;
-    let end = span.region.cut_end.get();
-    core::iter::from_fn(move || {
-        if at >= end {
-            return None;
-        }
-        let block = at + HEADER_BYTES;
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        match Class::from_index(header.class_index()) {
-            Some(class) if header.id() == id && at + class.stride_bytes() <= end => {
-                at += class.stride_bytes();
-                Some((block, header, class))
-            }
-            _ => fatal::header_overwritten(block, header.0),
-        }
-    })
 }

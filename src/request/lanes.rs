@@ -61,7 +61,7 @@ impl Lanes {
 
     /// All lanes, those of earlier requests too.
     #[inline]
-    fn all(&self) -> impl Iterator<Item = &Lane> {
+    pub fn all(&self) -> impl Iterator<Item = &Lane> {
         let mut next: *const Lane = &raw const self.first;
         let mut first = true;
         core::iter::from_fn(move || {

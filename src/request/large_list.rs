@@ -56,12 +56,9 @@ impl LargeList {
         step();
     }
 
-    /// Takes a large block's span off the list, its bytes off the footprint and then counts it out;
-    /// `false`: a closer has done so. Afterwards the request may be over (L3).
-    pub fn unlink(&self, span: &Span, footprint: &Footprint) -> bool {
-        if span.own.detached.get() {
-            return false;
-        }
+    /// Takes a large block's span off the list, its bytes off the footprint and then counts it out.
+    /// Afterwards the request may be over (L4).
+    pub fn unlink(&self, span: &Span, footprint: &Footprint) {
         let (previous, next) = (span.previous.get(), span.next.get());
         // SAFETY: neighbours on the list, guarded by the lock.
         match unsafe { previous.as_ref() } {
@@ -80,7 +77,6 @@ impl LargeList {
         footprint.refund(bytes);
         step();
         self.count.drop_one();
-        true
     }
 
     /// A large block needs another number of bytes now; `growth_bytes` more are charged for

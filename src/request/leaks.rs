@@ -156,7 +156,7 @@ fn tally<S: Host>(
 /// The sums: nothing that takes memory.
 fn summary(control: &Control, tallies: &Tallies) -> Leaks {
     Leaks {
-        id: RequestId(control.serial()),
+        id: RequestId(control.serial().0),
         name: control.name.get(),
         blocks: tallies.iter().map(|tally| tally.0).sum(),
         bytes: tallies.iter().map(|tally| tally.1).sum(),

@@ -80,7 +80,7 @@ impl Control {
 
     /// Bytes of the request's free blocks, as far as is known; strays among them now.
     fn free_bytes(&self, lane: &Lane) -> usize {
-        self.strays.drain_into(lane);
+        self.stub().drain_into(lane);
         self.lanes().map(|lane| lane.free_figures().1).sum()
     }
 

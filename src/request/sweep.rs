@@ -18,7 +18,8 @@ use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
-use crate::request::lane::{Lane, walk};
+use crate::request::lane::Lane;
+use crate::request::region::{Ids, walk};
 
 /// Lanes that are swept at once.
 const MAX_LANES: usize = 32;
@@ -31,7 +32,7 @@ pub fn is_due(control: &Control, lane: &Lane) -> bool {
 /// What a sweep could get back, as far as is known: what is in the lane's bins and on its way
 /// between lanes.
 fn free_bytes_in_reach(control: &Control, lane: &Lane) -> usize {
-    lane.free_figures().1 + control.strays.pending.figures().1.max(0) as usize
+    lane.free_figures().1 + control.stub().pending.figures().1.max(0) as usize
 }
 
 /// Lanes that the caller occupies.
@@ -66,15 +67,16 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let free_bytes = free_bytes_in_reach(control, lane);
     control.take_all_handed_on(lane);
     let occupied = Occupied::take(control, lane);
-    let has_one_lane = control.has_one_lane();
+    // Holes of spans that a lane was lent are not walked.
+    let walks_all = control.has_one_lane() && lane.lent().next().is_none();
     let sweeper = core::ptr::from_ref(lane).addr();
-    if !has_one_lane {
+    if !walks_all {
         let regions = occupied.each().flat_map(Lane::regions);
         regions.for_each(|region| region.region.sweeper.store(sweeper, Ordering::Relaxed));
     }
     // A block whose region is not walked by this sweep stays where it is (W1).
     let is_walked = |block| {
-        has_one_lane
+        walks_all
             || supply.span_of_free(block, SpanKind::Region).region.sweeper.load(Ordering::Relaxed)
                 == sweeper
     };
@@ -82,7 +84,7 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
     occupied.leave();
     if !control.has_one_lane() {
-        control.exchange.hand_excess_on(lane, &control.strays.pending);
+        control.exchange.hand_excess_on(lane, control.stub().pending());
     }
     control.pace.note_sweep(gained, free_bytes);
 }
@@ -131,11 +133,11 @@ struct Piece {
 
 /// Sweeps the regions of one lane; the bytes that went back or were joined to larger blocks.
 fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize {
-    let id = control.id();
+    let ids = control.ids();
     let mut gained = 0;
-    for region in swept.take_regions_where(|region| is_one_piece(region, id)) {
+    for region in swept.take_regions_where(|region| is_one_piece(region, ids)) {
         region.region.sweeper.store(0, Ordering::Relaxed);
-        let blocks = walk(region, id).count();
+        let blocks = walk(region, ids).count();
         let bytes = region.region.cut_end.get() - region.base() - HEADER_BYTES;
         swept.recount(-(blocks as isize), -(bytes as isize));
         control.footprint.refund(region.bytes());
@@ -146,8 +148,12 @@ fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize 
     for region in swept.regions() {
         region.region.sweeper.store(0, Ordering::Relaxed);
         let mut piece = Piece::default();
-        for (block, header, class) in walk(region, id) {
+        for (block, header, class) in walk(region, ids) {
             if header.has(SWEPT) {
+                // A persisted block, or what was one, lies between.
+                if piece.start + piece.bytes != block - HEADER_BYTES {
+                    gained += recut(swept, core::mem::take(&mut piece));
+                }
                 if piece.blocks == 0 {
                     piece.start = block - HEADER_BYTES;
                 }
@@ -162,8 +168,9 @@ fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize 
     gained
 }
 
-fn is_one_piece(region: &Span, id: u64) -> bool {
-    walk(region, id).all(|(_, header, _)| header.has(SWEPT))
+fn is_one_piece(region: &Span, ids: Ids) -> bool {
+    !region.region.has_persisted.load(Ordering::Relaxed)
+        && walk(region, ids).all(|(_, header, _)| header.has(SWEPT))
 }
 
 /// Gives a piece to the lane whose region it lies in; its bytes, if it was more than one block.

@@ -66,8 +66,6 @@ pub struct Thread {
     pub cache: Cache,
     successor: AtomicU64,
     all_next: Cell<*const Thread>,
-    next_serial: Cell<u64>,
-    end_serial: Cell<u64>,
     stash: [Cell<*const Control>; MAX_STASHED],
     stash_count: Cell<usize>,
     /// Requests this thread opened and finished; for figures.

@@ -3,6 +3,7 @@
 use super::life::{current_or_start, drop_handles_by};
 use super::requests::count_opened_without_thread;
 use super::{HEAP, Thread, finish};
+use crate::lockfree::state::MAX_HANDLES;
 use crate::base::environment;
 use crate::base::fatal;
 use crate::base::sync::{AtomicU8, Ordering};
@@ -29,7 +30,7 @@ impl Thread {
     #[inline]
     fn open(&self, opening: &Opening) -> Option<&'static Control> {
         let control = self.take_control()?;
-        open_as(control, self.take_serial(), opening);
+        open_as(control, opening)?;
         self.opened_count.add(1);
         Some(control)
     }
@@ -39,23 +40,23 @@ impl Thread {
 fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
     HEAP.set_up();
     let control = HEAP.take_control()?;
-    open_as(control, HEAP.draw_serials(), opening);
+    open_as(control, opening)?;
     count_opened_without_thread();
     Some(control)
 }
 
 #[inline]
-fn open_as(control: &Control, serial: u64, opening: &Opening) {
+fn open_as(control: &Control, opening: &Opening) -> Option<()> {
     // Whoever sees the flags sees what was stored before: how handles are dropped.
     if OF_ALL_REQUESTS.load(Ordering::Acquire) == IS_KNOWN {
-        return HEAP.open_request(control, serial, opening);
+        return HEAP.open_request(control, opening);
     }
-    open_slow(control, serial, opening);
+    open_slow(control, opening)
 }
 
 /// The same for the first request of a process, and where the environment says something of all.
 #[cold]
-fn open_slow(control: &Control, serial: u64, opening: &Opening) {
+fn open_slow(control: &Control, opening: &Opening) -> Option<()> {
     drop_handles_by(finish::drop_handle);
     let mut flags = IS_KNOWN;
     if environment::flag(c"RQMALLOC_TRACE") == Some(true) {
@@ -69,14 +70,14 @@ fn open_slow(control: &Control, serial: u64, opening: &Opening) {
     opening.leaks.traced |= flags & ARE_TRACED != 0;
     opening.leaks.reported |= flags & ARE_TRACED != 0;
     opening.hides_limit |= flags & HIDE_LIMITS != 0;
-    HEAP.open_request(control, serial, &opening);
+    HEAP.open_request(control, &opening)
 }
 
 /// One more handle, for who has one. Fatal when there are so many that counting them would soon fail:
 /// only forgetting handles in a loop gets there.
 pub fn add_handle(control: &Control) {
-    let before = control.handles.add();
-    if before > u32::MAX / 2 {
-        fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
+    let before = control.stub().state.add_handle();
+    if before > MAX_HANDLES {
+        fatal::broken("handles of a request", before as usize, MAX_HANDLES as usize);
     }
 }

@@ -26,7 +26,7 @@ fn line(control: &Control, asked_bytes: usize, left_out: u64) -> Line {
     let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
     let mut line = Line::EMPTY;
     // A line that is too long is cut.
-    let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", control.serial());
+    let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", RequestId(control.serial().0));
     if let Some(name) = control.name.get() {
         let _ = write!(line, "name {name}, ");
     }

@@ -2,7 +2,6 @@
 
 use super::{HEAP, MAX_STASHED, Thread, current, each_thread};
 use crate::base::sync::{AtomicUsize, Ordering};
-use crate::blocks::identity::SERIALS_PER_DRAW;
 use crate::request::control::Control;
 
 /// Requests opened and finished by threads that have no cache; the others count their own.
@@ -32,19 +31,6 @@ impl Thread {
         self.stash[count].set(control);
         self.stash_count.set(count + 1);
         true
-    }
-
-    /// The serial of a request to be.
-    #[inline]
-    pub fn take_serial(&self) -> u64 {
-        if self.next_serial.get() == self.end_serial.get() {
-            let first = HEAP.draw_serials();
-            self.next_serial.set(first);
-            self.end_serial.set(first + SERIALS_PER_DRAW);
-        }
-        let serial = self.next_serial.get();
-        self.next_serial.set(serial + 1);
-        serial
     }
 }
 
