@@ -9,7 +9,7 @@ compile_error!("rqmalloc's block header holds 48-bit addresses and ids: 64-bit t
 
 extern crate std;
 
-// From the bottom up: a wing names lower wings only. `ci/layers` knows the order from here.
+// From the bottom up: a wing names only lower wings. `ci/layers` reads the order from here.
 mod base;
 mod lockfree;
 mod pages;

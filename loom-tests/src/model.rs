@@ -1,10 +1,10 @@
-//! What the models share: memory that notices when two accesses are not ordered.
+//! What the models share: memory that notices two accesses that are not ordered.
 
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lockfree::header::{Block, Header, Memory};
 use loom::cell::UnsafeCell;
 
-/// Runs `scenario` in every interleaving with at most so many preemptions, and with every value
+/// Runs `scenario` in every interleaving with at most this many preemptions, and with every value
 /// that a relaxed load may see.
 pub fn explore(preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -12,7 +12,7 @@ pub fn explore(preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) 
     builder.check(scenario);
 }
 
-/// What plain memory is in the crate. An access that is not ordered with every conflicting one
+/// Stands for the crate's plain memory. An access that is not ordered with every conflicting one
 /// before it stops the model with "Causality violation".
 pub struct Plain<T>(UnsafeCell<T>);
 
@@ -21,7 +21,7 @@ pub struct Plain<T>(UnsafeCell<T>);
 unsafe impl<T: Send> Sync for Plain<T> {}
 
 impl<T> Plain<T> {
-    /// Memory that holds `value`.
+    /// Memory with `value` in it.
     pub fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
     }
@@ -44,36 +44,37 @@ struct Words {
     payload: Plain<Block>,
 }
 
-/// Some blocks: a header each, and a payload of one word, which is the link while the block is
+/// Some blocks: each has a header and a payload of one word, which is the link while the block is
 /// free.
 pub struct Blocks(Box<[Words]>);
 
 const BLOCK_BYTES: usize = 16;
 
 impl Blocks {
-    /// `count` blocks with this header.
+    /// Makes `count` blocks with this header.
     pub fn new(count: usize, header: Header) -> Self {
         let words = |_| Words { header: AtomicU64::new(header.0), payload: Plain::new(0) };
         Self((0..count).map(words).collect())
     }
 
-    /// The block with this index.
+    /// Returns the block with this index.
     pub fn block(&self, index: usize) -> Block {
         assert!(index < self.0.len(), "block {index} of {}", self.0.len());
         (index + 1) * BLOCK_BYTES
     }
 
-    /// The index of a block.
+    /// Returns the index of a block.
     pub fn index(&self, block: Block) -> usize {
         block / BLOCK_BYTES - 1
     }
 
-    /// What the owner of a live block does with it, and whoever gives its page to somebody else.
+    /// Writes to the payload, as a live block's owner does, and so does a thread that gives its
+    /// page away.
     pub fn use_payload(&self, block: Block) {
         self.words(block).payload.write(|word| *word = Block::MAX);
     }
 
-    /// The header as it is just now.
+    /// Returns the header as it is now.
     pub fn look(&self, block: Block) -> Header {
         Header(self.header(block).load(Ordering::Relaxed))
     }

@@ -7,7 +7,7 @@ use rqmalloc_loom_tests::lockfree::bitmap::PageBitmap;
 use rqmalloc_loom_tests::model::{Plain, explore};
 use std::collections::BTreeMap;
 
-/// A chunk of two words of which these pages are free; every other one is somebody else's for good.
+/// A chunk of two words in which these pages are free; all others belong to somebody else for good.
 struct Chunk {
     free: PageBitmap<2>,
     contents: BTreeMap<usize, Plain<u32>>,
@@ -23,7 +23,8 @@ impl Chunk {
         })
     }
 
-    /// What an owner does: panics when the page has another, or had one whose writes are not seen.
+    /// Uses the pages as their owner: panics if a page has another owner, or had one whose writes
+    /// are not seen.
     fn use_pages(&self, first: usize, count: usize) {
         for page in first..first + count {
             let contents = self.contents.get(&page).expect("a claimed page was free");
@@ -40,7 +41,7 @@ impl Chunk {
     }
 }
 
-/// The run of both words can be had once; who does not get it takes nothing from who does.
+/// The run across both words is granted once; the loser takes nothing from the winner.
 #[test]
 fn two_threads_take_the_last_pages() {
     explore(3, || {
@@ -56,7 +57,7 @@ fn two_threads_take_the_last_pages() {
     });
 }
 
-/// A run that is claimed in one word and refused in the other is rolled back whole.
+/// A run that is claimed in one word and refused in the other is rolled back completely.
 #[test]
 fn run_of_two_words_against_one_of_its_pages() {
     explore(3, || {
@@ -73,11 +74,11 @@ fn run_of_two_words_against_one_of_its_pages() {
         let page = taker.join().unwrap();
         assert!(run != page, "B1: the page in the second word has one owner");
         let left = if run { 0 } else { 1 };
-        assert_eq!(chunk.free.free_count(), left, "what a refused claim had claimed is free again");
+        assert_eq!(chunk.free.free_count(), left, "what a refused claim had taken is free again");
     });
 }
 
-/// Who claims a page sees what its last owner wrote to it before giving it back.
+/// The claimer of a page sees what its last owner wrote before giving it back.
 #[test]
 fn page_given_against_page_taken() {
     explore(3, || {
@@ -91,11 +92,11 @@ fn page_given_against_page_taken() {
             .collect();
         chunk.take_use_give(1);
         others.into_iter().for_each(|other| _ = other.join().unwrap());
-        assert_eq!(chunk.free.free_count(), 2, "every page that was given back is free");
+        assert_eq!(chunk.free.free_count(), 2, "every page given back is free");
     });
 }
 
-/// A chunk is released only when all of it is free, and after all that its pages' owners did.
+/// A chunk is released only if all of it is free, and after everything its pages' owners did.
 #[test]
 fn chunk_release_against_page_taken() {
     explore(3, || {
@@ -111,11 +112,11 @@ fn chunk_release_against_page_taken() {
         });
         let released = chunk.free.take_all();
         if released {
-            // Unmapping is a write to every page: here to the one that somebody uses.
+            // Unmapping writes to every page: here, to the one that is in use.
             chunk.use_pages(127, 1);
         }
         let used = user.join().unwrap();
-        assert!(released || used, "B1: a claim is refused only for another that succeeds");
+        assert!(released || used, "B1: a claim is refused only because another succeeds");
         let left = if released { 0 } else { 128 };
         assert_eq!(chunk.free.free_count(), left, "no page is lost and none is free twice");
     });

@@ -1,5 +1,5 @@
-//! `budget`: what is granted never passes the limit, what is accepted as a limit is never below what is
-//! in use, and a mark says why it was set.
+//! `budget`: grants never exceed the limit, an accepted limit is never below what is in use, and a
+//! mark says why it was set.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -13,7 +13,7 @@ fn budget(used: u32, limit: u32) -> Arc<Budget> {
     Arc::new(budget)
 }
 
-/// Two lanes at the boundary: only one of them gets the last pages.
+/// Two lanes at the boundary: only one gets the last pages.
 #[test]
 fn two_charges_at_the_limit() {
     explore(3, || {
@@ -21,12 +21,12 @@ fn two_charges_at_the_limit() {
         let others = [budget.clone(), budget.clone()];
         let threads = others.map(|other| thread::spawn(move || other.charge(2, 0).is_some()));
         let granted = threads.map(|thread| u32::from(thread.join().unwrap())).iter().sum::<u32>();
-        assert_eq!(granted, 1, "G1: of two charges that do not fit together one is granted");
+        assert_eq!(granted, 1, "G1: of two charges that do not both fit, one is granted");
         assert_eq!(budget.used(), 3, "G1: what is in use is what was granted");
     });
 }
 
-/// A limit that is lowered while a lane grows: never is more in use than a limit that was accepted.
+/// A limit is lowered while a lane grows: never is more in use than an accepted limit.
 #[test]
 fn limit_lowered_against_charge() {
     explore(3, || {
@@ -40,7 +40,7 @@ fn limit_lowered_against_charge() {
     });
 }
 
-/// What one lane gives back another can have; nothing is lost or counted twice.
+/// What one lane gives back, another can have; nothing is lost or counted twice.
 #[test]
 fn refund_against_charge_and_limit() {
     explore(3, || {
@@ -52,12 +52,12 @@ fn refund_against_charge_and_limit() {
         let lifted = budget.set_limit(NO_LIMIT);
         giver.join().unwrap();
         let granted = lane.join().unwrap();
-        assert!(lifted, "no limit is never below what is in use");
+        assert!(lifted, "`NO_LIMIT` is never below what is in use");
         assert_eq!(budget.used(), if granted { 3 } else { 1 }, "every change is counted once");
     });
 }
 
-/// The mark is seen with what it says.
+/// A mark is seen together with its reason.
 #[test]
 fn mark_set_against_check() {
     explore(3, || {
@@ -66,7 +66,7 @@ fn mark_set_against_check() {
         let why = Marked { in_use_bytes: 7, asked_bytes: 9 };
         let lane = thread::spawn(move || other.set(why));
         let seen = mark.get();
-        assert!(seen.is_none() || seen == Some(why), "G2: a mark that is seen says why");
+        assert!(seen.is_none() || seen == Some(why), "G2: a mark that is seen has its reason");
         lane.join().unwrap();
         assert_eq!(mark.get(), Some(why));
     });

@@ -1,9 +1,10 @@
 //! Scenarios: closing a request while its blocks come back from outside, in the order that
 //! `src/request/finish.rs` documents.
 //!
-//! The types are the shipped ones; what joins them here (`finish`, `free_from_outside`, ..) follows
-//! the functions of the same name in `src/request` (`finish.rs`, `control.rs`, `strays.rs`,
-//! `large_list.rs`) and in `src/heap/free.rs` line by line, without figures.
+//! The types are the shipped ones; the functions that join them here (`finish`,
+//! `free_from_outside`, ..) follow those of the same name in `src/request` (`finish.rs`,
+//! `control.rs`, `strays.rs`, `large_list.rs`) and in `src/heap/free.rs` line by line, without
+//! figures.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -29,16 +30,16 @@ struct Lanes {
     bins: Vec<Block>,
 }
 
-/// The control block. What is `Plain` may be touched only by who the table in `control.rs` allows,
-/// so recycling it too early stops the model.
+/// The control block. A `Plain` field may be touched only by the threads that the table in
+/// `control.rs` allows, so recycling it too early stops the model.
 struct Control {
     successor: AtomicU64,
-    /// The request's id, which stands in the headers of its blocks.
+    /// The request's id, which is in the headers of its blocks.
     id: Plain<u64>,
     handles: Handles,
     holds: Holds,
     stray: StrayList,
-    /// Bytes of the strays; here a block has one.
+    /// Bytes of the strays; here every block has one.
     stray_bytes: AtomicU64,
     occupancy: Occupancy,
     lanes: Plain<Lanes>,
@@ -80,7 +81,7 @@ struct System {
 }
 
 impl System {
-    /// The control block is the caller's, as if just taken from the pool.
+    /// A system whose control block is the caller's, as if just taken from the pool.
     fn new() -> Arc<Self> {
         let region = |_| Region {
             count: SpanCount(AtomicU64::new(0)),
@@ -135,7 +136,7 @@ impl System {
         self.control.handles.open();
     }
 
-    /// Cuts a block in the lane; its region is made if it is new.
+    /// Cuts a block in the lane, making its region if it is new.
     fn allocate(&self, region: usize, index: usize) -> Block {
         let block = self.block(region, index);
         let id = self.control.id.read(|id| *id);
@@ -159,7 +160,7 @@ impl System {
         drop(guard);
     }
 
-    /// A block freed by who is in the lane.
+    /// Frees a block in the lane, as its occupant.
     fn free_in_lane(&self, block: Block) {
         let header = self.memory.look(block).without(LIVE);
         self.memory.header(block).store(header.0, Ordering::Relaxed);
@@ -187,7 +188,8 @@ impl System {
 
     // ---- close -------------------------------------------------------------------------------
 
-    /// `finish::finish` and `keep_survivors`; whether the control block is the caller's to recycle.
+    /// `finish::finish` and `keep_survivors`; returns whether the control block is the caller's to
+    /// recycle.
     fn finish(&self) -> bool {
         let control = &self.control;
         let strays = control.stray.close();
@@ -244,12 +246,12 @@ impl System {
 
     /// `finish::release_survivor_span`.
     fn release_survivor_span(&self, region: usize) -> bool {
-        self.regions[region].held.read(|held| assert!(*held > 0, "the closer said what it holds"));
+        self.regions[region].held.read(|held| assert!(*held > 0, "the closer noted its count"));
         self.give_region(region);
         self.control.holds.drop_one()
     }
 
-    /// The pages go to somebody else, who writes to them.
+    /// Gives the pages to somebody else, who writes to them.
     fn give_region(&self, region: usize) {
         for index in 0..BLOCKS_PER_REGION {
             self.memory.use_payload(self.block(region, index));
@@ -259,7 +261,7 @@ impl System {
 
     // ---- frees from outside ------------------------------------------------------------------
 
-    /// `Heap::free_in_region` of a thread that is not in the request.
+    /// `Heap::free_in_region` in a thread outside the request.
     fn free_from_outside(&self, block: Block) {
         self.memory.use_payload(block);
         let id = self.memory.look(block).id();
@@ -288,8 +290,8 @@ impl System {
         }
     }
 
-    /// `LargeList::unlink`, under the lock. The block keeps the control block until its count is
-    /// off, so that comes last, and the closer that reads a count of zero sees the list without it.
+    /// `LargeList::unlink`, under the lock. The block keeps the control block until it is off the
+    /// count, so that comes last, and a closer that reads a count of zero sees the list without it.
     fn unlink_large(&self) -> bool {
         let _guard = self.large_lock.lock();
         if self.large.detached.read(|detached| *detached) {
@@ -301,7 +303,7 @@ impl System {
         true
     }
 
-    // ---- what holds when all threads were joined -----------------------------------------------
+    // ---- what must be true after all threads were joined --------------------------------------
 
     fn assert_over(&self, regions: usize) {
         for (index, region) in self.regions.iter().enumerate() {
@@ -315,7 +317,7 @@ impl System {
     }
 }
 
-/// Spawns a thread for each of these blocks that frees it.
+/// Spawns a thread for each of these blocks, to free it.
 fn free_all<const COUNT: usize>(
     system: &Arc<System>,
     blocks: [Block; COUNT],
@@ -330,8 +332,8 @@ fn join<const COUNT: usize>(threads: [thread::JoinHandle<()>; COUNT]) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// The free comes before the close, in the middle of it or after: the region goes back once, the
-/// control block once, and both after everybody's last access.
+/// The free comes before the close, in the middle of it or after: the region and the control block
+/// each go back once, after everybody's last access.
 #[test]
 fn close_against_stray_free() {
     explore(4, || {
@@ -361,8 +363,8 @@ fn close_against_two_stray_frees() {
     }
 }
 
-/// The request is closed; of the two that free its last survivors one returns the span, and one
-/// recycles the control block.
+/// The request is closed; of the two threads that free its last survivors, one returns the span and
+/// one recycles the control block.
 #[test]
 fn last_survivor_freed_by_two_threads() {
     for second in [(0, 1), (1, 0)] {
@@ -378,7 +380,7 @@ fn last_survivor_freed_by_two_threads() {
 }
 
 /// A new request takes the control block as soon as it is pooled, while the old one's last survivor
-/// is still on its way: the new request sees nothing of it, and what is left of the free touches
+/// is still on its way: the new request sees nothing of it, and the rest of the free touches
 /// nothing of the new request.
 #[test]
 fn begin_reuses_control_block_while_old_survivor_is_freed() {
@@ -404,7 +406,7 @@ fn begin_reuses_control_block_while_old_survivor_is_freed() {
     });
 }
 
-/// The same with the new request opened by a third thread.
+/// As above, with the new request opened by a third thread.
 #[test]
 fn another_thread_begins_while_old_survivor_is_freed() {
     explore(4, || {
@@ -432,8 +434,8 @@ fn another_thread_begins_while_old_survivor_is_freed() {
     });
 }
 
-/// A thread outside grows a block of the request: it visits a lane and leaves a new block there, or comes
-/// too late; then it frees what it has.
+/// A thread outside grows a block of the request: it visits a lane and leaves a new block there, or
+/// comes too late; then it frees what it has.
 #[test]
 fn foreign_block_grown_against_last_drop() {
     explore(4, || {
@@ -477,7 +479,7 @@ fn large_block_freed_against_close() {
         if reused {
             let footprint = system.control.footprint.load(Ordering::Relaxed);
             let figures = [system.control.large_count.count(), footprint];
-            assert_eq!(figures, [0, 0], "Q1: who frees an old block touches no new request");
+            assert_eq!(figures, [0, 0], "Q1: freeing an old block touches no new request");
             system.recycled.write(|times| *times = 0);
             system.drop_handle();
         }

@@ -1,4 +1,4 @@
-//! `depot`: a magazine is in one slot or outside (D1), and who takes it sees its blocks linked.
+//! `depot`: a magazine is in one slot or outside (D1), and its taker sees its blocks linked.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -34,7 +34,7 @@ impl Model {
         })
     }
 
-    /// Links two blocks to a magazine, as their owner.
+    /// Links two blocks into a magazine, as their owner.
     fn link(&self, number: usize) -> Magazine {
         let (first, second) = (self.memory.block(2 * number), self.memory.block(2 * number + 1));
         self.memory.set_link(second, NONE);
@@ -42,7 +42,7 @@ impl Model {
         Magazine { head: first, count: 2 }
     }
 
-    /// What a new owner does: walks the magazine and uses its blocks. Returns its number.
+    /// Walks the magazine and uses its blocks, as their new owner. Returns its number.
     fn use_up(&self, magazine: Magazine) -> usize {
         let mut block: Block = magazine.head;
         for _ in 0..magazine.count {
@@ -50,12 +50,12 @@ impl Model {
             self.memory.use_payload(block);
             block = next;
         }
-        assert_eq!(block, NONE, "who takes a magazine sees the links its giver made");
+        assert_eq!(block, NONE, "the taker of a magazine sees the links its giver made");
         self.memory.index(magazine.head) / 2
     }
 }
 
-/// The lock orders the giver's links before the taker's walk; the one slot holds one magazine.
+/// The lock orders the giver's links before the taker's walk; there is one slot for one magazine.
 #[test]
 fn magazine_in_against_magazine_out() {
     explore(4, || {
@@ -70,7 +70,7 @@ fn magazine_in_against_magazine_out() {
     });
 }
 
-/// Of two magazines for one slot one is refused, and the refused one is whole and its giver's.
+/// Of two magazines for one slot one is refused, and stays whole and its giver's.
 #[test]
 fn two_magazines_for_one_slot() {
     explore(4, || {
@@ -82,14 +82,14 @@ fn two_magazines_for_one_slot() {
         let giver = thread::spawn(move || give(&other, 1));
         let outcomes = [give(&model, 0), giver.join().unwrap()];
         let refused = outcomes.iter().filter_map(|outcome| outcome.err()).collect::<Vec<_>>();
-        assert_eq!(refused.len(), 1, "one slot holds one magazine");
+        assert_eq!(refused.len(), 1, "one slot has room for one magazine");
         let kept = model.depot.take().map(|magazine| model.use_up(magazine));
         assert_eq!(kept, Some(1 - refused[0]), "`put` gives back the magazine it was given");
         assert!(model.depot.take().is_none(), "D1: a refused magazine is not in a slot");
     });
 }
 
-/// Puts at the top and takes from the bottom of a full ring wrap round without losing one.
+/// Puts at the top and takes from the bottom of a full ring wrap around without losing a magazine.
 #[test]
 fn magazine_in_against_reaping() {
     explore(4, || {
@@ -107,18 +107,18 @@ fn magazine_in_against_reaping() {
         }
         let reaped = reaper.join().unwrap();
         assert_eq!(model.depot.check(|magazine| assert_eq!(magazine.count, 2)), Ok(()));
-        assert!(reaped.is_none_or(|number| number == 0), "the coldest is the one put first");
+        assert!(reaped.is_none_or(|number| number == 0), "the oldest is the one put first");
         let left = core::iter::from_fn(|| model.depot.take());
         let left = left.map(|magazine| model.use_up(magazine)).collect::<Vec<_>>();
         match reaped {
-            // A reaper that looked at the hint too early finds nothing.
+            // The reaper looked at the hint too early and found nothing.
             None => assert_eq!(left, [1, 0], "D1: nothing is lost"),
             Some(_) => assert!(left == [2, 1] || left == [1], "D1: nothing is lost: {left:?}"),
         }
     });
 }
 
-/// Two takers of one magazine, at the top and at the bottom.
+/// Two takers of one magazine, one at the top and one at the bottom.
 #[test]
 fn two_takers_of_one_magazine() {
     explore(4, || {

@@ -1,4 +1,4 @@
-//! `lifecycle`: the last one decides, and after everybody else (L1).
+//! `lifecycle`: the last one decides, after everybody else (L1).
 
 use loom::sync::Arc;
 use loom::thread;
@@ -6,7 +6,7 @@ use rqmalloc_loom_tests::base::sync::{AtomicBool, AtomicU64, Ordering};
 use rqmalloc_loom_tests::lockfree::lifecycle::{Handles, Holds, Occupancy, SpanCount};
 use rqmalloc_loom_tests::model::{Plain, explore};
 
-/// Lane hand-over publishes the bins: who enters sees all that the last occupant did.
+/// Handing a lane over publishes the bins: the next occupant sees all that the last one did.
 #[test]
 fn lane_left_against_lane_entered() {
     struct Lane {
@@ -32,8 +32,8 @@ fn lane_left_against_lane_entered() {
         let visits = threads
             .into_iter()
             .fold(here, |visits, thread| visits + u32::from(thread.join().unwrap()));
-        assert!(visits > 0, "a lane that is idle lets somebody in");
-        assert!(!lane.occupancy.is_taken(), "who left has made it idle");
+        assert!(visits > 0, "an idle lane lets somebody in");
+        assert!(!lane.occupancy.is_taken(), "the last occupant has made it idle");
         lane.bins.read(|seen| assert_eq!(*seen, visits, "one occupant at a time"));
     });
 }
@@ -48,7 +48,7 @@ struct Request {
 }
 
 impl Request {
-    /// With one handle.
+    /// Opens a request with one handle.
     fn open() -> Arc<Self> {
         let handles = Handles::new();
         handles.open();
@@ -61,7 +61,7 @@ impl Request {
         })
     }
 
-    /// What a thread with a handle does: enters the lane if it is idle, and uses what is its own.
+    /// Works as a thread with a handle: enters the lane if it is idle, and uses what is its own.
     fn work(&self, who: usize) {
         self.own[who].write(|uses| *uses += 1);
         if self.lane.try_enter() {
@@ -70,7 +70,7 @@ impl Request {
         }
     }
 
-    /// The finisher is alone: everything done under a handle happens before.
+    /// Finishes the request, alone in it: everything done under a handle happened before.
     fn finish(&self) {
         self.finished.write(|times| *times += 1);
         self.bins.write(|visits| *visits += 1);
@@ -83,7 +83,7 @@ impl Request {
         }
     }
 
-    /// Whoever dropped the last handle waits for visitors.
+    /// Waits for visitors, as the thread that dropped the last handle, and finishes.
     fn wait_and_finish(&self) {
         while self.handles.try_own().is_none() {
             thread::yield_now();
@@ -91,7 +91,7 @@ impl Request {
         self.finish();
     }
 
-    /// What a thread does that holds a live block and no handle. It never finishes anything.
+    /// Works as a thread with a live block and no handle. It never finishes anything.
     fn visit(&self, who: usize) {
         if self.handles.try_visit() {
             self.work(who);
@@ -99,14 +99,14 @@ impl Request {
         }
     }
 
-    /// After every thread was joined.
+    /// Called after every thread was joined.
     fn assert_finished_once(&self) {
         assert_eq!(self.handles.count(), 0, "every handle was dropped");
         self.finished.read(|times| assert_eq!(*times, 1, "L1: exactly one finishes the request"));
     }
 }
 
-/// Everything done under a handle happens before the finish, which the last one does.
+/// Everything done under a handle happens before the finish, which the last handle's thread does.
 #[test]
 fn last_handle_dropped_against_enter() {
     explore(3, || {
@@ -125,7 +125,8 @@ fn last_handle_dropped_against_enter() {
     });
 }
 
-/// `close` of who may be the only one: it finishes, or it changes nothing and drops its handle.
+/// `close` by a thread that may be the only holder: it finishes, or it changes nothing and drops
+/// its handle.
 #[test]
 fn close_if_only_against_drop() {
     explore(3, || {
@@ -147,7 +148,8 @@ fn close_if_only_against_drop() {
     });
 }
 
-/// Who holds a live block, but no handle, visits or comes too late; a visitor works before the finish.
+/// A thread with a live block but no handle visits or comes too late; a visitor works before the
+/// finish.
 #[test]
 fn visit_against_last_drop() {
     explore(3, || {
@@ -163,7 +165,7 @@ fn visit_against_last_drop() {
     });
 }
 
-/// The same against a `close` by the only holder, which a visitor does not keep from it.
+/// A visit against a `close` by the only holder, which it does not prevent.
 #[test]
 fn visit_against_close_if_only() {
     explore(3, || {
@@ -171,7 +173,7 @@ fn visit_against_close_if_only() {
         let other = request.clone();
         let thread = thread::spawn(move || other.visit(0));
         request.work(1);
-        assert!(request.handles.drop_if_only(), "a visitor is no holder");
+        assert!(request.handles.drop_if_only(), "a visitor has no handle");
         request.wait_and_finish();
         thread.join().unwrap();
         request.assert_finished_once();
@@ -179,7 +181,7 @@ fn visit_against_close_if_only() {
 }
 
 /// A survivor span: the closer settles it while survivors are freed; the last one gives it back
-/// after everybody's last use, and sees which pages the closer held.
+/// after everybody's last use, and sees which pages the closer has kept.
 #[test]
 fn span_settled_against_survivors_freed() {
     struct Span {
@@ -259,7 +261,7 @@ fn last_hold_dropped_recycles() {
 }
 
 /// A handle is cloned and handed to a third thread while the first one ends the request: the end is
-/// refused while any of them is alive, or comes after all that was done under them.
+/// refused while any of them is alive, or comes after everything done under them.
 #[test]
 fn end_against_handle_being_cloned() {
     explore(3, || {
@@ -288,8 +290,8 @@ fn end_against_handle_being_cloned() {
     });
 }
 
-/// Whoever drops the last handle first runs the request's callbacks inside it, under the handle it makes
-/// anew; who visits meanwhile works before the finish or comes too late.
+/// The thread that drops the last handle first runs the request's callbacks inside it, under a
+/// handle it makes anew; a visitor works before the finish or comes too late.
 #[test]
 fn callbacks_of_the_finisher_against_visit() {
     struct WithCallbacks {
@@ -325,8 +327,8 @@ fn callbacks_of_the_finisher_against_visit() {
     });
 }
 
-/// Whoever drops the last handle, by a drop or by a `close`, sees the callbacks that holders before it
-/// have added.
+/// The thread that drops the last handle, by a drop or by a `close`, sees the callbacks that
+/// earlier holders have added.
 #[test]
 fn callback_added_against_last_drop() {
     for closes in [false, true] {

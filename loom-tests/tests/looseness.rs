@@ -1,4 +1,4 @@
-//! `looseness`: the length of a mapping is one thread's at a time (Z1).
+//! `looseness`: only one thread at a time may change the length of a mapping (Z1).
 
 use loom::sync::Arc;
 use loom::thread;
@@ -17,7 +17,7 @@ impl Mapping {
         Arc::new(Self { looseness: Looseness(AtomicU32::new(0)), pages: Plain::new(5) })
     }
 
-    /// What a tick does.
+    /// Gives the excess back, as a tick does.
     fn give_back(&self) {
         if self.looseness.claim() {
             self.pages.write(|pages| *pages = 2);
@@ -25,7 +25,7 @@ impl Mapping {
         }
     }
 
-    /// The block is freed: its owner does with the mapping what it likes.
+    /// Frees the block: its owner may do anything with the mapping.
     fn free(&self) -> usize {
         while self.looseness.try_tighten().is_none() {
             thread::yield_now();
@@ -45,7 +45,7 @@ fn freed_against_given_back() {
         mapping.looseness.loosen();
         let pages = mapping.free();
         tick.join().unwrap();
-        assert!(pages == 6 || pages == 2, "freed whole, or after its end was given back");
+        assert!(pages == 6 || pages == 2, "freed whole, or after its excess was given back");
         assert_eq!(mapping.pages.read(|&pages| pages), 0, "nothing is given back afterwards");
     });
 }
@@ -64,7 +64,7 @@ fn freed_against_two_that_give_back() {
     });
 }
 
-/// The owner that finds the mapping tight sees what was done to it.
+/// An owner that finds the mapping tight sees what was done to it.
 #[test]
 fn loosened_again_after_it_was_given_back() {
     explore(3, || {

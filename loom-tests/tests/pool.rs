@@ -19,7 +19,7 @@ impl Successors for Objects {
     }
 }
 
-/// A pool, and objects of which none is in it.
+/// A pool, and objects that are all outside it.
 struct Model {
     pool: Pool,
     objects: Objects,
@@ -31,8 +31,8 @@ impl Model {
         Arc::new(Self { pool: Pool::new(), objects: Objects((0..count).map(object).collect()) })
     }
 
-    /// What an owner does: stops the model when the object has another, or had one whose writes
-    /// are not seen.
+    /// Owns an object: stops the model if the object has another owner, or had one whose writes are
+    /// not seen.
     fn own(&self, index: usize) {
         self.objects.0[index].contents.write(|owners| *owners += 1);
     }
@@ -58,7 +58,7 @@ impl Model {
     }
 }
 
-/// P2: the take acquires what the put released, at its first look and after a swap that failed.
+/// P2: the take acquires what the put released, at its first look and after a failed swap.
 #[test]
 fn put_against_take() {
     explore(4, || {
@@ -87,7 +87,7 @@ fn two_takers_of_one_object() {
 }
 
 /// A taker sleeps between its look at the successor and its swap, while another one takes both
-/// objects and puts the first back: the successor is not on the stack any more.
+/// objects and puts the first back: the successor is no longer on the stack.
 #[test]
 fn take_against_two_takes_and_a_put() {
     explore(4, || {
@@ -109,7 +109,7 @@ fn take_against_two_takes_and_a_put() {
     });
 }
 
-/// Objects handed to and fro by three threads.
+/// Three threads hand objects to and fro.
 #[test]
 fn three_threads_take_and_put() {
     explore(2, || {

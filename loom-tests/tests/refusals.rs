@@ -1,11 +1,11 @@
-//! Lines about refusals: never more than may be written, and none is left out uncounted.
+//! Lines about refusals: never more than allowed, and none is left out uncounted.
 
 use loom::sync::Arc;
 use loom::thread;
 use rqmalloc_loom_tests::lockfree::refusals::{LINES_PER_SECOND, Refusals};
 use rqmalloc_loom_tests::model::explore;
 
-/// The last line of a second is asked for twice at once.
+/// Two threads ask for the last line of a second at once.
 #[test]
 fn two_ask_for_the_last_line() {
     explore(3, || {
@@ -18,14 +18,14 @@ fn two_ask_for_the_last_line() {
             move || refusals.next(10)
         });
         let said = [refusals.next(10), other.join().unwrap()];
-        assert_eq!(said.iter().flatten().count(), 1, "one line was left");
+        assert_eq!(said.iter().flatten().count(), 1, "there was one line left");
         let of_next_second = refusals.next(1_010);
         let left_out: u64 = said.iter().chain([&of_next_second]).flatten().sum();
-        assert_eq!(left_out, 1, "whoever got no line is counted once");
+        assert_eq!(left_out, 1, "the thread without a line is counted once");
     });
 }
 
-/// Two seconds begin at once.
+/// Two threads begin a second at once.
 #[test]
 fn a_new_second_begins_in_two_threads() {
     explore(3, || {
@@ -38,6 +38,6 @@ fn a_new_second_begins_in_two_threads() {
             move || refusals.next(1_010)
         });
         let said = [refusals.next(1_010), other.join().unwrap()];
-        assert_eq!(said.iter().flatten().sum::<u64>(), 2, "what was left out is said once");
+        assert_eq!(said.iter().flatten().sum::<u64>(), 2, "what was left out is reported once");
     });
 }

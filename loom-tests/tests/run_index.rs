@@ -17,7 +17,7 @@ struct Group<const WORDS: usize> {
 }
 
 impl<const WORDS: usize> Group<WORDS> {
-    /// No page is free, and the bits of these lengths say that there are some.
+    /// A chunk without free pages, in whose index the bits of these lengths are set all the same.
     fn full_with_stale_hints(hints: [bool; 2]) -> Arc<Self> {
         let word = |index: usize| AtomicU64::new(u64::from(hints[index]) << SLOT);
         Arc::new(Self {
@@ -35,7 +35,7 @@ impl<const WORDS: usize> Group<WORDS> {
         self.publish();
     }
 
-    /// A search that was led here.
+    /// Searches the chunk, as a thread that a hint led here.
     fn search(&self, count: usize) -> bool {
         let found = self.pages.take(count, || self.publish()).is_some();
         if !found {
@@ -55,7 +55,7 @@ impl<const WORDS: usize> Group<WORDS> {
     }
 }
 
-/// Of a giver and of a searcher that clears the bit one sees what the other did.
+/// Of a giver and a searcher that clears the bit, one sees what the other did.
 #[test]
 fn page_given_against_search_in_vain() {
     explore(4, || {
@@ -68,8 +68,8 @@ fn page_given_against_search_in_vain() {
     });
 }
 
-/// Two searchers that clear against one that gives: a clear decided before the give and done after
-/// it is taken back.
+/// Two searchers that clear against one that gives: a clear that was decided before the give and
+/// done after it is taken back.
 #[test]
 fn page_given_against_two_searches_in_vain() {
     explore(2, || {
@@ -82,8 +82,8 @@ fn page_given_against_two_searches_in_vain() {
     });
 }
 
-/// Two runs that become one: at least one of the givers sees the whole of it, and the other does
-/// not unsay it.
+/// Two runs become one: at least one of the givers sees all of it, and the other does not undo
+/// that.
 #[test]
 fn two_gives_that_make_one_run() {
     for hint in [false, true] {
@@ -98,8 +98,8 @@ fn two_gives_that_make_one_run() {
     }
 }
 
-/// A claim that is rolled back is a give: its pages were missing meanwhile, and a search that found
-/// none has cleared the bit.
+/// Rolling a claim back is a give: its pages were missing meanwhile, and a search that found none
+/// has cleared the bit.
 #[test]
 fn claim_rolled_back_against_search_in_vain() {
     explore(4, || {

@@ -31,7 +31,7 @@ impl Model {
         free_outside(&self.memory, block, judged, &self.list, GENERATION)
     }
 
-    /// What a drainer does with what it took: the blocks are its own now. Their indices.
+    /// Makes the drained blocks the drainer's own, and returns their indices.
     fn take_in(&self, chain: Chain) -> Vec<usize> {
         let own = |block| {
             settle_stray(&self.memory, block);
@@ -84,7 +84,7 @@ fn two_strays_against_drain() {
     });
 }
 
-/// Two lanes drain at once: a block goes to one of them.
+/// Two lanes drain at once: each block goes to one of them.
 #[test]
 fn stray_push_against_two_drains() {
     explore(4, || {

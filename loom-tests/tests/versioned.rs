@@ -1,4 +1,4 @@
-//! Words that are read while they are written.
+//! Words that are read while they are written (V1, V2).
 
 use loom::sync::Arc;
 use loom::thread;
@@ -10,7 +10,7 @@ fn words(value: u64) -> [u64; 2] {
     [value, value + 100]
 }
 
-/// Of the memory that a record is written to nothing is known.
+/// A record is written to memory with unknown contents.
 fn written_once(garbage: u64) -> Arc<Versioned<2>> {
     let versioned = Versioned {
         version: AtomicU64::new(garbage),

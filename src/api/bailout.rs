@@ -1,4 +1,4 @@
-//! Giving up one request from anywhere inside it: an unwinding with a payload of its own and no panic
+//! Giving up one request from anywhere inside it: an unwinding with its own payload and no panic
 //! message, caught by `Request::catch`.
 
 use crate::api::limit::LimitExceeded;
@@ -18,17 +18,17 @@ use std::panic::{catch_unwind, resume_unwind};
 pub enum Bailout {
     /// [`bailout`] was called with this reason.
     Called(&'static str),
-    /// The request came to its memory limit, or to the mark below it.
+    /// The request reached its memory limit, or the mark below it.
     Limit(LimitExceeded),
     /// The system had no more memory for a block of this size.
     OutOfMemory(usize),
     /// `count * size + offset` is more than any block may have.
     Overflow {
-        /// How many.
+        /// The number of elements.
         count: usize,
-        /// Of what size.
+        /// The size of each.
         size: usize,
-        /// And so much more.
+        /// The bytes on top.
         offset: usize,
     },
 }
@@ -58,13 +58,13 @@ impl From<LimitExceeded> for Bailout {
     }
 }
 
-/// Gives up what this thread is doing for a request: unwinds to the nearest [`Request::catch`], or to
-/// whoever polls the nearest [`scope`](crate::Request), running destructors on the way. No panic message is printed.
-/// ZendMM's `zend_bailout`, but that one jumps over destructors.
+/// Gives up what this thread is doing for a request: unwinds to the nearest [`Request::catch`], or
+/// to the code that polls the nearest [`scope`](crate::Request), running destructors on the way. No
+/// panic message is printed. ZendMM's `zend_bailout`, except that destructors are not jumped over.
 ///
 /// # Panics
-/// With the reason as its message when no `catch` or `scope` is up the stack. In a program built with
-/// `panic = "abort"` every bailout ends the process.
+/// If no `catch` or `scope` is up the stack, with the reason in the message. In a program built
+/// with `panic = "abort"` every bailout ends the process.
 pub fn bailout(reason: &'static str) -> ! {
     raise(Bailout::Called(reason))
 }
@@ -83,7 +83,7 @@ pub(crate) fn is_catching() -> bool {
     thread::current().is_some_and(|thread| thread.catching_count.get() > 0)
 }
 
-/// From when it is made until it is dropped bailouts are caught, by who made it.
+/// While it exists, bailouts are caught by the code that made it.
 pub(crate) struct Catching(Option<&'static Thread>);
 
 impl Catching {
@@ -104,7 +104,7 @@ impl Drop for Catching {
     }
 }
 
-/// Runs `f`; a bailout out of it is given back, any other panic goes on.
+/// Runs `f` and returns a bailout that comes out of it; any other panic goes on.
 pub(crate) fn catching<R>(f: impl FnOnce() -> R) -> Result<R, Bailout> {
     let result = {
         let _catching = Catching::new();
@@ -117,23 +117,23 @@ pub(crate) fn catching<R>(f: impl FnOnce() -> R) -> Result<R, Bailout> {
 }
 
 impl Request {
-    /// Runs `f` inside the request, and gives the request up where `f` bails out: by [`bailout`], at the
-    /// memory limit in [`zend`](crate::zend)'s functions, or with the request marked when `f` returns
-    /// (then what it returned is dropped). The value is an error then, the process and other requests go
-    /// on. ZendMM's `zend_try` and `zend_catch`.
+    /// Runs `f` inside the request, and gives the request up if `f` bails out: by [`bailout`], at
+    /// the memory limit in [`zend`](crate::zend)'s functions, or because the request is marked when
+    /// `f` returns (what it returned is then dropped). The result is then an error; the process and
+    /// other requests go on. ZendMM's `zend_try` and `zend_catch`.
     ///
-    /// An allocation that was refused at the limit gives the request up by itself only if it ends in one of
-    /// these: a failed `try_reserve` that `f` can do without does not.
+    /// An allocation refused at the limit gives the request up only if it leads to one of these: a
+    /// failed `try_reserve` that `f` can do without does not.
     ///
-    /// Destructors run as for a panic. Nothing else is freed: what was not is freed by
-    /// [`end`](Self::end), or reported by [`close`](Self::close). `f` may leave what it shares with others
-    /// half done, as with [`catch_unwind`].
+    /// Destructors run as in a panic. Nothing else is freed: the rest is freed by
+    /// [`end`](Self::end), or reported by [`close`](Self::close). `f` may leave what it shares with
+    /// others half done, as with [`catch_unwind`].
     ///
     /// # Errors
-    /// Why the request was given up.
+    /// Returns why the request was given up.
     ///
     /// # Panics
-    /// When `f` panics, or as [`enter`](Self::enter) does.
+    /// If `f` panics, or as [`enter`](Self::enter) does.
     pub fn catch<R>(&self, f: impl FnOnce() -> R) -> Result<R, Bailout> {
         let _entered = self.enter();
         let result = catching(f).and_then(|value| match self.given_up() {

@@ -1,4 +1,4 @@
-//! What a request is finished with for those who called: a report.
+//! Finishing a request for callers that get a report.
 
 use crate::api::report::Report;
 use crate::base::request_id::RequestId;
@@ -28,7 +28,7 @@ pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report 
     }
 }
 
-/// A report of a request whose memory is as it was.
+/// Returns the report of a request whose memory has not changed.
 pub(crate) fn report_of(control: &Control) -> Report {
     Report {
         id: RequestId(control.serial().0),

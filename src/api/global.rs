@@ -16,23 +16,24 @@ use core::ptr::{null_mut, with_exposed_provenance_mut};
 /// assert!(rqmalloc::is_installed());
 /// ```
 ///
-/// Out of memory is a null pointer. Misuse (a double free, a layout that is not the block's, a
-/// pointer that is no block) ends the process with one line on standard error that names it.
+/// When out of memory, allocation returns null. Misuse (a double free, a layout that is not the
+/// block's, a pointer that is not to a block) ends the process with one line on standard error that
+/// names it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RqMalloc;
 
-/// The payload of a block; null for none.
+/// Returns a pointer to a block's payload; null for `NONE`.
 #[inline(always)]
 pub(crate) fn pointer(block: Block) -> *mut u8 {
     if block == NONE { null_mut() } else { with_exposed_provenance_mut(block) }
 }
 
-/// Alignment of every payload: layouts up to it take the fast path.
+/// The alignment of every payload: layouts up to it take the fast path.
 pub(crate) const PAYLOAD_ALIGN: usize = 16;
 
-// Under Miri the blocks are the system allocator's, so that programs which install this allocator can
-// still be checked; requests then account for nothing.
-// SAFETY: as the system allocator's.
+// Under Miri the blocks are the system allocator's, so that programs which install this allocator
+// can still be checked; requests then count nothing.
+// SAFETY: the system allocator keeps the contract.
 #[cfg(miri)]
 unsafe impl GlobalAlloc for RqMalloc {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -53,8 +54,9 @@ unsafe impl GlobalAlloc for RqMalloc {
     }
 }
 
-// SAFETY: a block is handed out by one list at a time and its payload holds its layout: its class's
-// payload is no smaller, its address 16-byte aligned or moved up to the alignment. Nothing unwinds.
+// SAFETY: a block is handed out by one list at a time, and its payload fits its layout: its class's
+// payload is no smaller, and its address is 16-byte aligned or moved up to the alignment. Nothing
+// unwinds.
 #[cfg(not(miri))]
 unsafe impl GlobalAlloc for RqMalloc {
     #[inline]
@@ -73,8 +75,8 @@ unsafe impl GlobalAlloc for RqMalloc {
     #[inline]
     unsafe fn dealloc(&self, payload: *mut u8, layout: Layout) {
         let block = payload.expose_provenance();
-        // A misaligned header is an ordinary mismatch to the machine; checked builds want it named
-        // before the word is looked at.
+        // To the machine a misaligned header is an ordinary mismatch; builds with debug assertions
+        // name it before the word is read.
         if cfg!(debug_assertions) && block % PAYLOAD_ALIGN != 0 {
             route::free_slow(block, layout.size(), layout.align());
         }
@@ -122,10 +124,11 @@ unsafe impl GlobalAlloc for RqMalloc {
     }
 }
 
-/// The second compare of a free inside a request: a handler drops what it was handed.
+/// Makes the second compare of a free inside a request, with the cache's tag: a handler drops what
+/// it was handed.
 #[inline(always)]
 fn free_persistent_inside(bins: &Bins, block: Block, class: Class) -> bool {
-    // SAFETY: null in a sentinel, else the bins of this thread's cache, which are for ever.
+    // SAFETY: null in a sentinel, else the bins of this thread's cache (M1).
     let Some(cache) = (unsafe { bins.cache().as_ref() }) else { return false };
     match cache.free(block, class) {
         Freed::Refused => return false,
@@ -170,7 +173,7 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
             if bins.stretch(block, old, new) {
                 return payload;
             }
-            // What is active is the block's own lifetime.
+            // The active bins are those of the block's own lifetime.
             let fresh = bins.alloc(new);
             match fresh {
                 NONE if new < old => route::alloc_beside(block, size, align, new_size).block,
@@ -188,8 +191,8 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
     };
     let fresh = pointer(allocated);
     if !fresh.is_null() {
-        // SAFETY: both payloads hold as much, and a fresh block overlaps no live one. The old block
-        // is the caller's, with this layout.
+        // SAFETY: both payloads are at least that long, and a fresh block overlaps no live one. The
+        // old block is the caller's, with this layout.
         unsafe {
             fresh.copy_from_nonoverlapping(payload, size.min(new_size));
             GlobalAlloc::dealloc(&RqMalloc, payload, layout);
@@ -199,28 +202,28 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
 }
 
 /// Decrees that the block at `payload`, allocated inside a request, outlives it: a *survivor*. It
-/// stays valid after `end_request` and is freed like any other block, by whoever has it. A block
-/// that is persistent already stays so.
+/// stays valid after `end_request` and is freed like any other block, by any thread. A block that
+/// is already persistent stays so.
 ///
 /// # Safety
 /// `payload` points to a live block of this allocator, and no other thread frees or resizes it
-/// during the call. (A pointer that is no live block ends the process with the fault's name, as far
-/// as it can be told.)
+/// during the call. (A pointer to anything else ends the process with the name of the fault, where
+/// it can be told.)
 pub unsafe fn persist(payload: *mut u8) {
     if !cfg!(miri) {
         HEAP.persist(payload.expose_provenance());
     }
 }
 
-/// Gives memory that nobody uses back to the operating system: this thread's cache, the process's
-/// stores of free blocks, pages and mappings. Returns the bytes that went. The caches of other
-/// threads stay as they are.
+/// Gives unused memory back to the operating system: this thread's cache, and the process's stores
+/// of free blocks, pages and mappings. Returns the bytes given back. The caches of other threads
+/// stay as they are.
 pub fn trim() -> usize {
     thread::trim()
 }
 
-/// Whether the program's global allocator is `RqMalloc`, directly or through a wrapper. `false` under
-/// Miri, where the system allocator stands in.
+/// Whether the program's global allocator is `RqMalloc`, directly or through a wrapper. `false`
+/// under Miri, where the system allocator stands in.
 pub fn is_installed() -> bool {
     let probe = std::boxed::Box::new(core::hint::black_box(0u8));
     let address = core::hint::black_box(&raw const *probe).expose_provenance();
@@ -240,7 +243,7 @@ pub fn check_structures() {
     HEAP.check();
 }
 
-/// How many bytes the block at `payload` holds; for tests of the size classes.
+/// Returns how many bytes the block at `payload` has; for tests of the size classes.
 ///
 /// # Safety
 /// `payload` points to a live block of this allocator.

@@ -11,22 +11,23 @@ use crate::thread::open::open;
 use crate::thread::{self, EntryKind, life};
 use std::alloc::{Layout, handle_alloc_error};
 
-/// Begins a request: from here to its end, what this thread allocates belongs to it. Nests: the
-/// blocks of an inner request never belong to the outer.
+/// Begins a request: from here to its end, what this thread allocates belongs to it. Requests nest:
+/// the blocks of an inner one never belong to the outer.
 ///
-/// A panic that passes the end leaves the request open; [`Request::run`](crate::Request::run) does
+/// A panic that skips the end leaves the request open; [`Request::run`](crate::Request::run) does
 /// not have that problem.
 ///
-/// On a thread that has given back what the allocator had for it, where only its last thread-local
-/// destructors run, what it allocates is persistent, as with [`Request::run`](crate::Request::run).
+/// On a thread that has given back everything the allocator had for it and only runs its last
+/// thread-local destructors, what it allocates is persistent, as with
+/// [`Request::run`](crate::Request::run).
 ///
 /// # Panics
-/// As a failed allocation does when there is no memory for its control block.
+/// If there is no memory for its control block, as a failed allocation does.
 pub fn begin_request() -> RequestId {
     begin(&Opening::default()).unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()))
 }
 
-/// Begins a request that is opened in this way. `None`: out of memory.
+/// Begins a request opened with these settings. `None`: out of memory.
 pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     let control = open(opening)?;
     let entered = match thread::current() {
@@ -44,20 +45,20 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     entered.then(|| RequestId(control.serial().0))
 }
 
-/// Ends this thread's innermost request that `begin_request` began: frees every block of it but
+/// Ends this thread's innermost request begun by `begin_request`: frees all of its blocks except
 /// those that [`persist`](crate::persist) kept, in time that does not depend on how many there are.
 ///
-/// When other handles of the request are alive, or somebody else is inside, the request is only
-/// left, nothing is freed, and [`Report::still_open`] says so.
+/// If other handles of the request are alive or a thread is still inside, the request is only left,
+/// nothing is freed, and [`Report::still_open`] says so.
 ///
 /// # Safety
 /// Every use and every free of this request's blocks, by any thread, happens before this call;
 /// nothing that is used or dropped later points to one. `std::thread::scope` without an explicit
-/// `join`, and channels, do *not* give that for memory that the other thread frees: use
+/// `join`, and channels, do *not* guarantee that for memory that the other thread frees: use
 /// [`close_request`] there.
 ///
 /// # Panics
-/// When no request of `begin_request` is open on this thread.
+/// If no request begun by `begin_request` is open on this thread.
 pub unsafe fn end_request() -> Report {
     match finish(Survivors::None) {
         Some(report) => report,
@@ -65,14 +66,15 @@ pub unsafe fn end_request() -> Report {
     }
 }
 
-/// Closes this thread's innermost request that `begin_request` began, the safe end: blocks that are
-/// still live stay valid until they are freed, by whoever, and everything else goes back at once.
+/// Closes this thread's innermost request begun by `begin_request`, the safe way to end it: blocks
+/// that are still live stay valid until they are freed, by any thread, and everything else is given
+/// back at once.
 ///
-/// When other handles of the request are alive, or somebody else is inside, the request is only
-/// left, and [`Report::still_open`] says so.
+/// If other handles of the request are alive or a thread is still inside, the request is only left,
+/// and [`Report::still_open`] says so.
 ///
 /// # Panics
-/// When no request of `begin_request` is open on this thread.
+/// If no request begun by `begin_request` is open on this thread.
 pub fn close_request() -> Report {
     match finish(Survivors::Live) {
         Some(report) => report,
@@ -80,8 +82,8 @@ pub fn close_request() -> Report {
     }
 }
 
-/// Leaves this thread's innermost request that `begin` began, and finishes it if nobody else is inside.
-/// `None`: there is none.
+/// Leaves this thread's innermost request begun by `begin`, and finishes it if no other handle is
+/// alive. `None`: there is no such request.
 pub(crate) fn finish(survivors: Survivors) -> Option<Report> {
     let control: &'static Control = match thread::current() {
         Some(thread) => thread.leave_hook()?,

@@ -1,25 +1,25 @@
-//! What is said of a request's memory limit.
+//! What callers learn about a request's memory limit.
 
 use crate::base::failure;
 use crate::base::line::Line;
 use crate::request::control::Control;
 use core::fmt;
 
-/// A request has come to its memory limit, or to the mark below it: it should be given up, by returning
-/// or by [`bailout`](crate::bailout), while allocation still goes on into the reserve.
+/// A request has reached its memory limit, or the mark below it: it should be given up, by
+/// returning or by [`bailout`](crate::bailout), while allocation still goes on into the reserve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct LimitExceeded {
     /// The limit in bytes of pages.
     pub limit_bytes: usize,
-    /// What was in use when the request came to the mark or the limit, in bytes of pages.
+    /// What was in use when the request reached the mark or the limit, in bytes of pages.
     pub in_use_bytes: usize,
     /// The size of the block that was asked for then.
     pub asked_bytes: usize,
 }
 
 impl LimitExceeded {
-    /// What there is to say of this request.
+    /// Returns why this request is marked, or was refused memory; `None`: it was neither.
     pub(crate) fn of(control: &Control) -> Option<Self> {
         let marked = control.marked()?;
         Some(Self {
@@ -42,13 +42,13 @@ impl fmt::Display for LimitExceeded {
 
 impl core::error::Error for LimitExceeded {}
 
-/// A memory limit was refused since the request holds more already. Nothing has changed.
+/// A new memory limit was refused because the request already holds more. Nothing has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct LimitBelowUse {
     /// The limit that was refused, in bytes of pages.
     pub limit_bytes: usize,
-    /// What is in use, in bytes of pages, after what could be reclaimed was.
+    /// What is in use, in bytes of pages, after everything reclaimable was reclaimed.
     pub in_use_bytes: usize,
 }
 

@@ -1,28 +1,28 @@
-//! What is said about requests and about the process.
+//! Reports on requests and on the process.
 
 use crate::base::quantity::{Blocks, Bytes};
 use crate::base::request_id::RequestId;
 use crate::thread;
 use core::fmt;
 
-/// What became of a request's memory. Its `Display` is one line for a person.
+/// What became of a request's memory. Displayed, it is one line for people to read.
 ///
 /// Bytes of blocks include each block's header and what its size class adds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 #[must_use = "the report says what survived, and whether the request is still open"]
 pub struct Report {
-    /// The request.
+    /// The request's number.
     pub id: RequestId,
-    /// What its builder called it.
+    /// What its builder called the request.
     pub name: Option<&'static str>,
-    /// The most memory the request held at a time, in bytes of whole pages.
+    /// The most memory the request held at any one time, in bytes of whole pages.
     pub peak_bytes: usize,
-    /// Blocks that were live and are freed now.
+    /// Blocks that were live and have been freed.
     pub freed_blocks: u64,
     /// Their bytes.
     pub freed_bytes: usize,
-    /// Blocks that stay valid until they are freed, by whoever: what was live when the request was
+    /// Blocks that stay valid until they are freed, by any thread: those live when the request was
     /// closed, or kept by [`persist`](crate::persist).
     pub surviving_blocks: u64,
     /// Their bytes.
@@ -58,13 +58,13 @@ impl fmt::Display for Report {
     }
 }
 
-/// What a request uses just now. Exact while nobody allocates or frees in it; never negative.
+/// What a request uses now. Exact while nobody allocates or frees in it; never negative.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Usage {
     /// Blocks that are handed out and not freed.
     pub live_blocks: u64,
-    /// Their bytes, headers and what size classes add included.
+    /// Their bytes, including headers and what size classes add.
     pub live_bytes: usize,
     /// Bytes of the pages the request holds.
     pub footprint_bytes: usize,
@@ -104,8 +104,8 @@ impl fmt::Display for Stats {
     }
 }
 
-/// What the process uses just now. Walks the stores of free blocks: for a look now and then, not
-/// for every request.
+/// Returns what the process uses now. Walks the stores of free blocks: meant for a look now and
+/// then, not for every request.
 pub fn stats() -> Stats {
     let heap = thread::HEAP.figures();
     let mut cached = heap.cached;

@@ -1,4 +1,4 @@
-//! `Request`: a handle of a request, and the guard of being inside one.
+//! `Request`: a handle of a request, and the guard for being inside one.
 
 use crate::api::finish::finish;
 use crate::api::limit::{LimitBelowUse, LimitExceeded};
@@ -21,8 +21,8 @@ use core::mem::ManuallyDrop;
 use core::panic::{RefUnwindSafe, UnwindSafe};
 use std::alloc::{Layout, handle_alloc_error};
 
-/// A request: a lifetime that blocks belong to, and a handle of it. Clones are handles of the same
-/// request; when the last one is dropped, and nobody is inside, the request is closed as by
+/// A handle of a request: of a lifetime that blocks belong to. Clones are handles of the same
+/// request; when the last one is dropped, and no thread is inside, the request is closed as by
 /// [`close`](Self::close).
 ///
 /// ```
@@ -39,7 +39,7 @@ pub struct Request {
     pub(super) control: &'static Control,
 }
 
-// A panic leaves a request as whole as it was: what a closure does in it is the closure's own.
+// A panic leaves a request itself intact: what a closure does inside it is the closure's own.
 impl UnwindSafe for Request {}
 impl RefUnwindSafe for Request {}
 
@@ -47,7 +47,7 @@ static_assertions::assert_impl_all!(Request: Send, Sync, UnwindSafe, RefUnwindSa
 static_assertions::assert_not_impl_any!(Entered: Send, Sync);
 
 impl Request {
-    /// The innermost request this thread is inside, also within
+    /// Returns a handle of the innermost request this thread is inside, also within
     /// [`persistent`](crate::persistent()); `None` outside requests.
     pub fn current() -> Option<Self> {
         let control = thread::current_control()?;
@@ -55,7 +55,7 @@ impl Request {
         Some(Self { control })
     }
 
-    /// Its number.
+    /// Returns the request's number.
     pub fn id(&self) -> RequestId {
         RequestId(self.control.serial().0)
     }
@@ -66,15 +66,15 @@ impl Request {
     /// thread exits: being inside is recorded by the thread, not by the guard.
     ///
     /// # Panics
-    /// As a failed allocation does when there is no memory for the entry.
+    /// If there is no memory for the entry, as a failed allocation does.
     pub fn enter(&self) -> Entered {
         add_handle(self.control);
         let thread = current_or_start();
         let name = thread.and_then(|thread| thread.enter(self.control, EntryKind::Guard));
         if name.is_none() {
             drop_handle(self.control);
-            // A thread that has exited is in no request any more: its last allocations are
-            // persistent. Without memory there is nothing to go on with.
+            // A thread that has exited is no longer in any request: its last allocations are
+            // persistent. Without memory for the entry there is nothing to go on with.
             if thread.is_some() {
                 handle_alloc_error(Layout::new::<Control>());
             }
@@ -82,13 +82,14 @@ impl Request {
         Entered { inside: name.map(Inside), thread: PhantomData }
     }
 
-    /// Runs `f` inside the request; its allocations belong to the request, what it returns included.
+    /// Runs `f` inside the request; its allocations belong to the request, including what it
+    /// returns.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
         let _entered = self.enter();
         f()
     }
 
-    /// What the request uses just now.
+    /// Returns what the request uses now.
     pub fn usage(&self) -> Usage {
         let figures = self.control.figures();
         Usage {
@@ -100,32 +101,33 @@ impl Request {
         }
     }
 
-    /// Whether the request has come to its memory limit or to the mark below it.
+    /// Checks whether the request has reached its memory limit or the mark below it.
     ///
     /// # Errors
-    /// What the limit is, what was in use and what was asked for then.
+    /// If it has: the limit, what was in use and what was asked for at that time.
     pub fn check(&self) -> Result<(), LimitExceeded> {
         LimitExceeded::of(self.control).map_or(Ok(()), Err)
     }
 
-    /// Why the request is marked: it is to be given up then by whoever runs it.
+    /// Returns why the request is marked: the code that runs it must then give it up.
     pub(crate) fn given_up(&self) -> Option<LimitExceeded> {
         self.control.is_to_be_given_up().then(|| LimitExceeded::of(self.control)).flatten()
     }
 
-    /// Sets the memory limit, in bytes of pages; `None`: no limit. A request that has room again is not
-    /// marked any more. ZendMM's `zend_set_memory_limit`, but a limit that is accepted is always stored.
+    /// Sets the memory limit, in bytes of pages; `None`: no limit. A request that has room again is
+    /// no longer marked. ZendMM's `zend_set_memory_limit`, except that an accepted limit is always
+    /// stored.
     ///
     /// # Errors
-    /// When the request holds more than that, even after what is free inside it went back. Nothing has
-    /// changed then.
+    /// If the request holds more than that, even after what is free inside it was given back.
+    /// Nothing has changed then.
     pub fn set_memory_limit(&self, bytes: Option<usize>) -> Result<(), LimitBelowUse> {
         let limit = bytes.unwrap_or(usize::MAX);
         if self.control.set_limit(self.lane_here(), limit, &HEAP) {
             return Ok(());
         }
         if self.lane_here().is_none() {
-            // Inside, what is free can be given back.
+            // From inside, what is free can be given back.
             let _entered = self.enter();
             if self.control.set_limit(self.lane_here(), limit, &HEAP) {
                 return Ok(());
@@ -135,67 +137,68 @@ impl Request {
         Err(LimitBelowUse { limit_bytes: limit, in_use_bytes })
     }
 
-    /// Gives pages back that only free blocks of this request are in; the bytes that went. Looks through
-    /// what this thread and threads that are not inside just now have freed. ZendMM's `zend_mm_gc`.
+    /// Gives back the pages that contain only free blocks of this request, and returns their bytes.
+    /// Looks through what was freed by this thread and by threads that are not inside now. ZendMM's
+    /// `zend_mm_gc`.
     pub fn reclaim(&self) -> usize {
         let _entered = self.enter();
         self.lane_here().and_then(|lane| self.control.reclaim(lane, 1, &HEAP)).unwrap_or(0)
     }
 
-    /// From now on the peak is measured anew, from what is in use just now.
+    /// Measures the peak anew, starting from what is in use now.
     pub fn reset_peak(&self) {
         self.control.reset_peak();
     }
 
-    /// What of this request is not freed just now, but for what [`persist`](crate::persist) kept and for
-    /// what other threads that are inside it just now have.
+    /// Returns what of this request is not freed, except what [`persist`](crate::persist) kept and
+    /// what other threads that are inside now have.
     pub fn leaks(&self) -> Leaks {
-        // Without memory for more, the sums.
+        // Without memory for more, only the sums.
         persistent(|| leaks::collect(self.control, self.lane_here(), &HEAP))
             .unwrap_or_else(|sums| sums)
     }
 
-    /// Has `callback` called inside the request before its memory goes, before those added earlier: see
-    /// [`RequestBuilder::on_end`](crate::RequestBuilder::on_end).
+    /// Registers `callback` to run inside the request before its memory goes, and before callbacks
+    /// added earlier: see [`RequestBuilder::on_end`](crate::RequestBuilder::on_end).
     ///
     /// # Panics
-    /// As a failed allocation does when there is no memory for it.
+    /// If there is no memory for it, as a failed allocation does.
     pub fn on_end(&self, callback: impl FnOnce() + Send + 'static) {
         if add_callback(self.control, callback).is_err() {
             handle_alloc_error(Layout::new::<Control>());
         }
     }
 
-    /// The lane that this thread is in.
+    /// Returns the lane of this request that this thread is in.
     fn lane_here(&self) -> Option<&'static crate::request::lane::Lane> {
         thread::current()?.lane_inside(self.control)
     }
 
-    /// The request was given up: what it leaves behind is not worth a report.
+    /// Notes that the request was given up: what it leaves behind is not worth a report.
     pub(crate) fn note_bailout(&self) {
         self.control.bailed_out.store(true, Ordering::Relaxed);
     }
 
     /// Closes the request, the safe way to be done with it: blocks that are still live stay valid
-    /// until they are freed, by whoever, and everything else goes back at once.
+    /// until they are freed, by any thread, and everything else is given back at once.
     ///
     /// # Errors
-    /// Gives the request back when other handles are alive or somebody is inside.
+    /// Returns the request if other handles are alive or a thread is inside.
     pub fn close(self) -> Result<Report, Self> {
         self.finish_if_only(Survivors::Live)
     }
 
-    /// Ends the request: frees every block of it but those that [`persist`](crate::persist) kept,
-    /// in time that does not depend on how many there are.
+    /// Ends the request: frees all of its blocks except those that [`persist`](crate::persist)
+    /// kept, in time that does not depend on how many there are.
     ///
     /// # Safety
     /// Every use and every free of this request's blocks, by any thread, happens before this call;
-    /// nothing that is used or dropped later points to one. `std::thread::scope` without an explicit
-    /// `join`, and channels, do *not* give that for memory that the other thread frees: use
-    /// [`close`](Self::close) there.
+    /// nothing that is used or dropped later points to one. `std::thread::scope` without an
+    /// explicit `join`, and channels, do *not* guarantee that for memory that the other thread
+    /// frees: use [`close`](Self::close) there.
     ///
     /// # Errors
-    /// Gives the request back when other handles are alive or somebody is inside.
+    /// Returns the request if other handles are alive or a thread is inside.
     pub unsafe fn end(self) -> Result<Report, Self> {
         self.finish_if_only(Survivors::None)
     }
@@ -204,7 +207,7 @@ impl Request {
         if !drop_only_handle(self.control) {
             return Err(self);
         }
-        // The handle is dropped already.
+        // The handle has already been dropped.
         let request = ManuallyDrop::new(self);
         Ok(finish(request.control, survivors))
     }
@@ -223,7 +226,7 @@ impl Drop for Request {
     }
 }
 
-/// Which request it is, and what keeps it open beside this handle: the text for an `Err` of
+/// Says which request it is, and what keeps it open besides this handle: the text for an `Err` of
 /// [`close`](Request::close) or [`end`](Request::end).
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,7 +256,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Being inside a request, from [`Request::enter`] until it is dropped.
+/// A guard for being inside a request, from [`Request::enter`] until it is dropped.
 #[must_use = "dropping the guard leaves the request at once"]
 pub struct Entered {
     inside: Option<Inside>,
@@ -270,10 +273,11 @@ impl fmt::Debug for Entered {
 /// Runs `f` with persistent allocations, whatever request this thread is inside: what it allocates
 /// lives until it is freed, as outside requests.
 ///
-/// For what a request's handler creates and the process keeps: caches, lazily made statics, pools.
+/// For what a request's handler creates and the process keeps: caches, lazily created statics,
+/// pools.
 ///
 /// # Panics
-/// When `f` does, or as a failed allocation does when there is no memory for the entry.
+/// If `f` does, or if there is no memory for the entry, as a failed allocation does.
 pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
     let _inside = current_or_start().map(|thread| {
         let name = thread.enter_persistent(EntryKind::Persistent);
@@ -282,11 +286,11 @@ pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Whether this thread's innermost request has come to its memory limit or to the mark below it; fine
-/// outside requests. To be called now and then by what works long: cheap.
+/// Checks whether this thread's innermost request has reached its memory limit or the mark below
+/// it; `Ok` outside requests. Cheap: long computations should call it now and then.
 ///
 /// # Errors
-/// What the limit is, what was in use and what was asked for then.
+/// If it has: the limit, what was in use and what was asked for at that time.
 pub fn check() -> Result<(), LimitExceeded> {
     match thread::current_control() {
         Some(control) => LimitExceeded::of(control).map_or(Ok(()), Err),
@@ -294,7 +298,7 @@ pub fn check() -> Result<(), LimitExceeded> {
     }
 }
 
-/// Whether the block at `payload` belongs to an open or closed request; for tests.
+/// Returns the request, open or closed, that the block at `payload` belongs to; for tests.
 ///
 /// # Safety
 /// `payload` is null or points to a live block of this allocator.

@@ -7,12 +7,12 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-/// What [`Request::scope`] returns.
+/// The future that [`Request::scope`] returns.
 ///
 /// The request is entered for each poll and left before the poll returns, so that what the executor
-/// allocates between polls stays outside, and whatever thread polls next finds the request's lane
-/// idle. The future is dropped inside the request too, when it is ready or when it is cancelled; then
-/// the scope's handle of the request goes.
+/// allocates between polls stays outside, and the thread that polls next finds the request's lane
+/// idle. The future is dropped inside the request too, when it is ready or cancelled; then the
+/// scope drops its handle of the request.
 #[must_use = "futures do nothing unless polled"]
 pub struct Scope<F> {
     /// `None` once the future is ready.
@@ -22,26 +22,27 @@ pub struct Scope<F> {
 }
 
 impl Request {
-    /// Wraps `future` so that every poll of it runs inside this request: on whatever thread, under
-    /// whatever executor. Scopes nest.
+    /// Wraps `future` so that every poll of it runs inside this request: on any thread, under any
+    /// executor. Scopes nest.
     ///
-    /// Tasks that the future spawns do not inherit the request: give each its own `scope`. What runs
-    /// by `spawn_blocking` or on a thread needs [`run`](Self::run).
+    /// Tasks that the future spawns do not inherit the request: give each its own `scope`. Code in
+    /// `spawn_blocking` or on a thread of its own needs [`run`](Self::run).
     ///
-    /// The scope holds a handle, so the request stays open while the future is not done.
+    /// The scope owns a handle, so the request stays open until the future is done.
     ///
-    /// A request that is marked, near its memory limit, at the end of a poll is given up: the future, or
-    /// what it returned, is dropped inside the request, and the poll unwinds with a [`Bailout`], as
-    /// [`bailout`](crate::bailout) does. Executors take that for a panic of this one task (without a
-    /// message); [`Scope::catch`] makes it an error.
+    /// A request that is marked, near its memory limit, at the end of a poll is given up: the
+    /// future, or what it returned, is dropped inside the request, and the poll unwinds with a
+    /// [`Bailout`], as [`bailout`](crate::bailout) does. Executors take that for a panic of this
+    /// one task (without a message); [`Scope::catch`] turns it into an error.
     pub fn scope<F: Future>(&self, future: F) -> Scope<F> {
         Scope { request: Some(self.clone()), future: Some(future) }
     }
 }
 
 impl<F> Scope<F> {
-    /// A future whose output is an error when the request is given up: by [`bailout`](crate::bailout) in a poll, or with the
-    /// request marked at the end of one. As [`Request::catch`] is to [`Request::run`].
+    /// Returns a future whose output is an error if the request is given up: by
+    /// [`bailout`](crate::bailout) in a poll, or because it is marked at the end of one. What
+    /// [`Request::catch`] is to [`Request::run`].
     pub fn catch(self) -> CatchScope<F> {
         CatchScope { scope: self }
     }
@@ -55,7 +56,7 @@ impl<F> Scope<F> {
         *request = None;
     }
 
-    /// A poll was given up by a bailout.
+    /// Notes that a poll bailed out, and leaves.
     fn give_up(self: Pin<&mut Self>) {
         if let Some(request) = &self.request {
             request.note_bailout();
@@ -63,11 +64,11 @@ impl<F> Scope<F> {
         self.leave();
     }
 
-    /// The future, pinned as the scope is.
+    /// Returns the future, pinned as the scope is, and the request.
     fn project(self: Pin<&mut Self>) -> (Pin<&mut Option<F>>, &mut Option<Request>) {
-        // SAFETY: `future` is pinned with the scope: it is never moved out, only dropped in place by
-        // `Pin::set` or with the scope, `Scope` has no `Unpin` of its own, and its `drop` treats it
-        // as pinned. `request` is not pinned.
+        // SAFETY: `future` is pinned with the scope: it is never moved out, only dropped in place
+        // by `Pin::set` or with the scope, `Scope` has no `Unpin` of its own, and its `drop` treats
+        // it as pinned. `request` is not pinned.
         unsafe {
             let this = self.get_unchecked_mut();
             (Pin::new_unchecked(&mut this.future), &mut this.request)
@@ -79,7 +80,7 @@ impl<F: Future> Future for Scope<F> {
     type Output = F::Output;
 
     /// # Panics
-    /// When it is polled after it was ready, or as [`Request::enter`] does.
+    /// If it is polled after it was ready, or as [`Request::enter`] does.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let (mut future, request) = self.project();
         let (Some(running), Some(inside)) = (future.as_mut().as_pin_mut(), request.as_ref()) else {
@@ -107,7 +108,7 @@ impl<F: Future> Future for Scope<F> {
     }
 }
 
-/// What [`Scope::catch`] returns.
+/// The future that [`Scope::catch`] returns.
 #[must_use = "futures do nothing unless polled"]
 pub struct CatchScope<F> {
     /// Pinned with this.
@@ -118,9 +119,10 @@ impl<F: Future> Future for CatchScope<F> {
     type Output = Result<F::Output, Bailout>;
 
     /// # Panics
-    /// When it is polled after it was ready, when the future panics, or as [`Request::enter`] does.
+    /// If it is polled after it was ready, if the future panics, or as [`Request::enter`] does.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // SAFETY: `scope` is pinned with this: it is never moved, and this has no `Drop` of its own.
+        // SAFETY: `scope` is pinned with this: it is never moved, and this has no `Drop` of its
+        // own.
         let mut scope = unsafe { self.map_unchecked_mut(|this| &mut this.scope) };
         let polled = catching(|| scope.as_mut().poll(context));
         match polled {
@@ -141,7 +143,7 @@ impl<F> fmt::Debug for CatchScope<F> {
 
 impl<F> Drop for Scope<F> {
     fn drop(&mut self) {
-        // SAFETY: a scope that is being dropped is not moved any more.
+        // SAFETY: a scope that is being dropped is never moved again.
         unsafe { Pin::new_unchecked(self) }.leave();
     }
 }

@@ -1,12 +1,12 @@
-//! Children of unit tests that end with a line on standard error.
+//! Child processes of unit tests that die with a line on standard error.
 
 use std::string::String;
 
-/// Runs `die` in a forked process: what it writes to standard error, and how it ends (the status of
-/// `waitpid`).
+/// Runs `die` in a forked process. Returns what it writes to standard error and how it ends (the
+/// status from `waitpid`).
 pub fn last_words(die: impl FnOnce()) -> (String, i32) {
     let mut pipe = [0; 2];
-    // SAFETY: `pipe` is writable; the child uses system calls and what is tested.
+    // SAFETY: `pipe` is writable; the child runs only system calls and what is under test.
     unsafe {
         assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
         let child = libc::fork();
@@ -17,7 +17,7 @@ pub fn last_words(die: impl FnOnce()) -> (String, i32) {
             libc::_exit(0);
         }
         libc::close(pipe[1]);
-        // Long lines wait for their reader.
+        // Let a long line fill the pipe, so that its writer has to wait.
         std::thread::sleep(std::time::Duration::from_millis(5));
         let mut said = std::vec::Vec::new();
         let mut part = [0_u8; 4096];

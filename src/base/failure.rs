@@ -1,10 +1,10 @@
-//! What a request can be given up for, and what it is refused: texts that end no process by
-//! themselves. Each stands once, in this file.
+//! The reasons for giving a request up or refusing it memory: texts that do not end the process by
+//! themselves. Each is written once, in this file.
 
 use super::line::Line;
 use super::line::Value::Count;
 
-/// What every text about a memory limit begins with.
+/// The beginning of every text about a memory limit.
 pub const MEMORY_LIMIT: &str = "memory limit reached";
 
 /// A request is at its memory limit, or at its mark below it.
@@ -20,7 +20,7 @@ pub fn memory_limit(limit_bytes: usize, in_use_bytes: usize, asked_bytes: usize)
     )
 }
 
-/// A limit below what is in use was refused.
+/// A limit below the bytes in use was refused.
 #[cold]
 pub fn limit_below_use(limit_bytes: usize, in_use_bytes: usize) -> Line {
     Line::of(
@@ -48,7 +48,7 @@ pub fn overflow(count: usize, size: usize, offset: usize) -> Line {
     )
 }
 
-/// A text of the program's own, as far as it fits.
+/// A text of the program's own, truncated if it does not fit.
 #[cold]
 pub fn reason(text: &str) -> Line {
     Line::of(text, [])

@@ -1,8 +1,8 @@
 //! Misuse of memory ends the process at once with one exact line.
 //!
-//! `rqmalloc: <noun phrase> (<key value, ...>)` goes to standard error from a stack buffer, then
-//! `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and any lock may be
-//! held. Every fatal text is in this file, once.
+//! `rqmalloc: <noun phrase> (<key value, ...>)` is written to standard error from a stack buffer,
+//! followed by `abort()`. Nothing here allocates, panics or unwinds: the heap may be broken and any
+//! lock may be held. Every fatal text is in this file, once.
 
 use super::line::Line;
 use super::line::Value::{self, Address, Count, Text, Word};
@@ -28,7 +28,7 @@ pub fn double_free(address: usize) -> ! {
     die("double free", &[("address", Address(address))])
 }
 
-/// A live block was freed with a `Layout` of another class than the one it was allocated with.
+/// A live block was freed with a `Layout` of another class than its own.
 #[cold]
 pub fn another_layout(address: usize, capacity: usize, size: usize) -> ! {
     die(
@@ -41,25 +41,25 @@ pub fn another_layout(address: usize, capacity: usize, size: usize) -> ! {
     )
 }
 
-/// An address that no block of this allocator has was freed.
+/// An address was freed that is no block of this allocator.
 #[cold]
 pub fn not_a_block(address: usize) -> ! {
     die("not a block of this allocator", &[("address", Address(address))])
 }
 
-/// A block was freed whose request has ended.
+/// A block was freed after its request had ended.
 #[cold]
 pub fn ended_request(address: usize, request: u64) -> ! {
     die("block of an ended request", &[("address", Address(address)), ("request", Count(request))])
 }
 
-/// The word before a payload is not one this allocator wrote there: something ran over it.
+/// The word before a payload is not one that this allocator writes: something overwrote it.
 #[cold]
 pub fn header_overwritten(address: usize, header: u64) -> ! {
     die("header overwritten", &[("address", Address(address)), ("header", Word(header))])
 }
 
-/// The operating system refused a call that only a fault of this allocator's makes it refuse.
+/// The operating system refused a call for a reason that only a bug in this allocator explains.
 #[cold]
 pub fn system_call(call: &'static str, error: i32) -> ! {
     die(
@@ -68,7 +68,7 @@ pub fn system_call(call: &'static str, error: i32) -> ! {
     )
 }
 
-/// A `check()` walker found a structure that contradicts itself.
+/// A `check()` walk found a structure that contradicts itself.
 #[cold]
 pub fn broken(invariant: &'static str, left: usize, right: usize) -> ! {
     die(
@@ -77,13 +77,13 @@ pub fn broken(invariant: &'static str, left: usize, right: usize) -> ! {
     )
 }
 
-/// A signal handler that interrupted a critical section of this thread allocates or frees.
+/// A signal handler allocates or frees, having interrupted a critical section of its thread.
 #[cold]
 pub fn interrupted() -> ! {
     die("allocation in a signal handler that interrupted the allocator", &[])
 }
 
-/// A block was freed or resized as one of the family it is not of.
+/// A block was freed or resized as one of the other family.
 #[cold]
 pub fn wrong_family(address: usize, is_persistent: bool) -> ! {
     let (is, freed_as) =
@@ -92,14 +92,14 @@ pub fn wrong_family(address: usize, is_persistent: bool) -> ! {
     die("wrong family", &values)
 }
 
-/// A function was called that needs an open request.
+/// A function that needs an open request was called without one.
 #[cfg(feature = "capi")]
 #[cold]
 pub fn no_request(call: &str) -> ! {
     die("no request is open", &[("call", Text(call))])
 }
 
-/// A function was called that needs what the thread has given back when it exited.
+/// A function was called that needs what the thread gave back when it exited.
 #[cfg(feature = "capi")]
 #[cold]
 pub fn thread_has_exited(call: &str) -> ! {
@@ -113,7 +113,7 @@ pub fn not_persistent() -> ! {
     die("persistent off without on", &[])
 }
 
-/// A bailout that nobody waits for.
+/// A bailout that nothing catches.
 #[cfg(feature = "capi")]
 #[cold]
 pub fn no_try(reason: &str) -> ! {
@@ -126,7 +126,7 @@ mod tests {
     use crate::base::dying::last_words;
     use std::format;
 
-    /// A call that ends the process, and what it says.
+    /// A call that ends the process, and what it prints.
     type Text = (fn(), &'static str);
 
     const TEXTS: &[Text] = &[

@@ -1,8 +1,8 @@
-//! One line for standard error, made without allocating.
+//! One line for standard error, composed without allocating.
 
 use super::system_call::write_to_standard_error;
 
-/// A value in the brackets of a line.
+/// A value in the parentheses of a line.
 #[derive(Clone, Copy)]
 pub enum Value<'t> {
     /// In hexadecimal.
@@ -11,14 +11,14 @@ pub enum Value<'t> {
     Count(u64),
     /// In hexadecimal.
     Word(u64),
-    /// As it is.
+    /// Verbatim.
     Text(&'t str),
 }
 
-/// Longest line that is written; a longer one is cut, never lost.
+/// The longest line that is written; a longer one is truncated, never lost.
 const LINE_BYTES: usize = 256;
 
-/// What is wrong, in a buffer of its own.
+/// A text in a buffer of its own.
 #[derive(Clone, Copy)]
 pub struct Line {
     text: [u8; LINE_BYTES],
@@ -26,10 +26,10 @@ pub struct Line {
 }
 
 impl Line {
-    /// No text.
+    /// An empty text.
     pub const EMPTY: Self = Self { text: [0; LINE_BYTES], length: 0 };
 
-    /// `<noun> (<key value, ...>)`.
+    /// Composes `<noun> (<key value, ...>)`.
     pub fn of<'t>(noun: &str, values: impl IntoIterator<Item = (&'t str, Value<'t>)>) -> Self {
         let mut line = Self::EMPTY;
         line.text(noun);
@@ -57,31 +57,31 @@ impl Line {
         write_to_standard_error(with_end);
     }
 
-    /// The text, and a 0 behind it.
+    /// Returns the text, followed by a 0.
     #[cfg(feature = "capi")]
     pub fn as_ptr(&self) -> *const u8 {
         self.text.as_ptr()
     }
 
-    /// The text. A character that the buffer's end has cut is left out.
+    /// Returns the text, without a last character that the end of the buffer has split.
     pub fn as_str(&self) -> &str {
         valid_part(self.text.get(..self.length).unwrap_or_default())
     }
 
     fn push(&mut self, byte: u8) {
-        // The last byte stays 0: the text is one of C too.
+        // The last byte stays 0, so that the text is a C string too.
         if self.length + 1 < LINE_BYTES {
             self.text[self.length] = byte;
             self.length += 1;
         }
     }
 
-    /// Appends a text.
+    /// Appends a text, as far as it fits.
     pub fn text(&mut self, text: &str) {
         text.bytes().for_each(|byte| self.push(byte));
     }
 
-    /// Appends a number.
+    /// Appends a number in this base.
     pub fn number(&mut self, mut value: u64, base: u64) {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut digits = [0u8; 20];
@@ -124,7 +124,7 @@ impl core::fmt::Write for Line {
     }
 }
 
-/// The text up to the first byte that is not part of one.
+/// Returns the bytes up to the first invalid one, as a text.
 pub fn valid_part(bytes: &[u8]) -> &str {
     bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }

@@ -1,4 +1,4 @@
-//! Nothing of the allocator's own: arithmetic, the system, synchronisation, last words.
+//! What knows nothing of the allocator: arithmetic, the system, synchronisation, fatal lines.
 
 pub mod quantity;
 pub mod request_id;

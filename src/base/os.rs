@@ -1,12 +1,12 @@
-//! What is asked of the operating system, and the one place where its answers are judged: out of
-//! memory is returned, everything else is a fault of ours and fatal.
+//! What is asked of the operating system, and the one place where its answers are judged: running
+//! out of memory is reported to the caller, anything else is a bug of ours and fatal.
 //!
 //! System calls: `mmap`, `munmap`, `madvise`, `mremap`, `prctl(PR_SET_VMA)`, and `clock_gettime`
-//! through the vdso. `system_call` adds those that are made without the C library: `nanosleep`,
-//! `write` and `getrandom`.
+//! through the vdso. `system_call` adds those made without the C library: `nanosleep`, `write` and
+//! `getrandom`.
 //!
-//! The system's pages have 4, 16 or 64 KiB. Lengths of mappings are multiples of the largest, so
-//! their ends are ends of pages everywhere; only `purge` has to ask.
+//! The system's pages are 4, 16 or 64 KiB long. Lengths of mappings are multiples of the largest,
+//! so that they end on a page boundary everywhere; only `purge` has to ask.
 
 use crate::base::fatal;
 use crate::base::sync::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use core::ptr::{null_mut, without_provenance_mut};
 
 /// The smallest page of any system this runs on.
 pub const MIN_PAGE_BYTES: usize = 4 * 1024;
-/// The largest page of any system this runs on: mappings are as long as some of these.
+/// The largest page of any system this runs on; lengths of mappings are multiples of it.
 pub const MAX_PAGE_BYTES: usize = 64 * 1024;
 
 #[cfg(not(test))]
@@ -26,7 +26,7 @@ mod injected {
     }
 }
 
-/// Maps `bytes` of zeroed memory near `hint` (0: anywhere). `None` when the system has no more.
+/// Maps `bytes` of zeroed memory near `hint` (0: anywhere). `None`: the system has no more.
 pub fn map(bytes: usize, hint: usize) -> Option<usize> {
     if injected::refuses() {
         return None;
@@ -54,7 +54,7 @@ pub fn map(bytes: usize, hint: usize) -> Option<usize> {
     })
 }
 
-/// Whether the system would map `bytes` more.
+/// Returns whether the system would map `bytes` more.
 pub fn could_map(bytes: usize) -> bool {
     if bytes == 0 {
         return true;
@@ -69,16 +69,16 @@ pub fn could_map(bytes: usize) -> bool {
     }
 }
 
-/// Names a mapping in `/proc/self/maps`, where the kernel can: since Linux 5.17, if it was built so.
+/// Names a mapping in `/proc/self/maps`, if the kernel can: since Linux 5.17, if configured to.
 #[cfg(target_os = "linux")]
 fn name_mapping(address: *mut libc::c_void, bytes: usize) {
     const IS_REFUSED: usize = 1;
-    /// Whether the kernel has refused once: then it always does.
+    /// Whether the kernel has refused once; it always will then.
     static REFUSAL: AtomicUsize = AtomicUsize::new(0);
     if REFUSAL.load(Ordering::Relaxed) == IS_REFUSED {
         return;
     }
-    // SAFETY: names a mapping made here, by a text; nothing else changes.
+    // SAFETY: gives a name to a mapping made here; nothing else changes.
     let result = unsafe {
         libc::prctl(
             libc::PR_SET_VMA,
@@ -93,7 +93,7 @@ fn name_mapping(address: *mut libc::c_void, bytes: usize) {
     }
 }
 
-/// Names a mapping. This system cannot.
+/// Names a mapping; this system cannot.
 #[cfg(not(target_os = "linux"))]
 fn name_mapping(_address: *mut libc::c_void, _bytes: usize) {}
 
@@ -109,7 +109,7 @@ pub fn map_aligned(bytes: usize, align: usize, hint: usize) -> Option<usize> {
     let start = map(wide, 0)?;
     let aligned = start.next_multiple_of(align);
     let (before, after) = (aligned - start, wide - bytes - (aligned - start));
-    // SAFETY: both pieces lie in the mapping just made and outside what is returned.
+    // SAFETY: both pieces are in the mapping just made and outside the part that is returned.
     unsafe {
         if before > 0 {
             unmap(start, before);
@@ -121,8 +121,8 @@ pub fn map_aligned(bytes: usize, align: usize, hint: usize) -> Option<usize> {
     Some(aligned)
 }
 
-/// Gives a mapping back. When the kernel has no room to split one (`ENOMEM`), the pages are given
-/// back and the addresses stay reserved.
+/// Gives a mapping back. If the kernel cannot split one (`ENOMEM`), the pages are given back and
+/// the addresses stay reserved.
 ///
 /// # Safety
 /// `bytes` from `address` are whole pages mapped here, and nothing refers to them any more.
@@ -140,7 +140,8 @@ pub unsafe fn unmap(address: usize, bytes: usize) {
     });
 }
 
-/// The part of `bytes` from `address` that is whole pages of the system: its address and length.
+/// Returns the address and length of the part of `bytes` from `address` that is whole pages of the
+/// system.
 pub fn whole_pages(address: usize, bytes: usize) -> (usize, usize) {
     let page = page_bytes();
     let start = address.next_multiple_of(page);
@@ -148,7 +149,7 @@ pub fn whole_pages(address: usize, bytes: usize) -> (usize, usize) {
     (start, end.saturating_sub(start))
 }
 
-/// How long a page of the system is, asked for once.
+/// Returns the length of a page of the system, which is asked for once.
 pub fn page_bytes() -> usize {
     /// 0: not asked for yet.
     static PAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
@@ -162,8 +163,8 @@ pub fn page_bytes() -> usize {
     }
 }
 
-/// Asks the C library, and then the kernel whether it takes that for a page: pages that are longer than
-/// one is told would be purged with their neighbours.
+/// Asks the C library, and then the kernel whether it accepts that as a page: if pages are longer
+/// than reported, purging one would purge its neighbours too.
 #[cold]
 fn ask_for_page_bytes() -> usize {
     // SAFETY: always callable.
@@ -171,7 +172,7 @@ fn ask_for_page_bytes() -> usize {
     let said = usize::try_from(said).unwrap_or(MAX_PAGE_BYTES);
     let Some(base) = map(2 * MAX_PAGE_BYTES, 0) else { return MAX_PAGE_BYTES };
     let lengths = core::iter::successors(Some(said), |bytes| Some(bytes * 2));
-    // SAFETY: pages mapped above, of which nothing is asked that they are not already.
+    // SAFETY: pages mapped above; the advice changes nothing about them.
     let is_a_page = |&bytes: &usize| unsafe {
         libc::madvise(pointer(base + bytes), bytes, libc::MADV_NORMAL) == 0
     };
@@ -184,15 +185,16 @@ fn ask_for_page_bytes() -> usize {
 /// Gives the memory of pages back and keeps the addresses: the pages read as zero afterwards.
 ///
 /// # Safety
-/// `bytes` from `address` are whole pages of the system, mapped here, whose contents nobody needs.
+/// `bytes` from `address` are whole pages of the system, mapped here, whose contents are no longer
+/// needed.
 pub unsafe fn purge(address: usize, bytes: usize) {
     keeping_errno(|| {
         // SAFETY: the caller's contract.
         let result = unsafe { libc::madvise(pointer(address), bytes, libc::MADV_DONTNEED) };
         if result != 0 {
             match errno() {
-                // Locked pages, and pages longer than the system says, cannot be given back; they
-                // must still read as zero.
+                // Locked pages, and pages longer than the system reports, cannot be given back;
+                // they must still read as zero.
                 // SAFETY: the caller's contract.
                 libc::EINVAL | libc::EAGAIN => unsafe { pointer(address).write_bytes(0, bytes) },
                 error => fatal::system_call("madvise", error),
@@ -201,18 +203,19 @@ pub unsafe fn purge(address: usize, bytes: usize) {
     });
 }
 
-/// What became of a mapping that was to get another length where it stands.
+/// The outcome of resizing a mapping in place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resized {
-    /// It has it.
+    /// It has the new length.
     Done,
-    /// It has no room there and is as it was. Its pages can be moved.
+    /// There is no room and nothing has changed. Its pages can be moved.
     NoRoom,
-    /// It is as it was, and its pages cannot be moved: parts of it were locked or advised apart.
+    /// Nothing has changed and its pages cannot be moved: parts of it were locked or advised
+    /// separately.
     Fixed,
 }
 
-/// Changes the length of a mapping where it stands.
+/// Changes the length of a mapping in place.
 ///
 /// # Safety
 /// `old_bytes` from `address` are mapped here, by one call or by several.
@@ -231,7 +234,7 @@ pub unsafe fn resize(address: usize, old_bytes: usize, new_bytes: usize) -> Resi
     })
 }
 
-/// Changes the length of a mapping where it stands. This system cannot.
+/// Changes the length of a mapping in place; this system cannot.
 ///
 /// # Safety
 /// `old_bytes` from `address` are one mapping made here.
@@ -240,12 +243,12 @@ pub unsafe fn resize(_address: usize, _old_bytes: usize, _new_bytes: usize) -> R
     Resized::Fixed
 }
 
-/// Moves a mapping's pages onto the start of another mapping without copying them. `false`: they are
-/// where they were, and the other mapping may be there or not: the kernel removes it first. Nobody
-/// can tell whether another thread has been given its addresses since, so they must be left alone.
+/// Moves a mapping's pages onto the start of another mapping without copying them. `false`: they
+/// were not moved, and the other mapping may or may not still exist, because the kernel removes it
+/// first. Another thread may have been given its addresses since, so they must be left alone.
 ///
 /// # Safety
-/// `bytes` from `from` and `to_bytes` from `to` are mapped here, and nothing refers to those at `to`.
+/// `bytes` from `from` and `to_bytes` from `to` are mapped here, and nothing refers to the latter.
 #[cfg(target_os = "linux")]
 pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) -> bool {
     keeping_errno(|| {
@@ -263,7 +266,7 @@ pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) 
     })
 }
 
-/// Moves a mapping's pages onto another. This system cannot.
+/// Moves a mapping's pages onto another; this system cannot.
 ///
 /// # Safety
 /// `bytes` from each address are mapped here, and nothing refers to those at `to`.
@@ -272,7 +275,8 @@ pub unsafe fn move_pages(_from: usize, _bytes: usize, _to: usize, _to_bytes: usi
     false
 }
 
-/// Milliseconds of a monotonic clock that is cheap to read and a few milliseconds coarse.
+/// Returns milliseconds of a monotonic clock that is cheap to read and accurate to a few
+/// milliseconds.
 pub fn coarse_milliseconds() -> u64 {
     #[cfg(target_os = "linux")]
     const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC_COARSE;
@@ -284,17 +288,17 @@ pub fn coarse_milliseconds() -> u64 {
     (time.tv_sec as u64) * 1_000 + (time.tv_nsec as u64) / 1_000_000
 }
 
-/// A number an attacker or a bug is unlikely to guess.
+/// Returns a number that an attacker or a bug is unlikely to guess.
 pub fn random() -> u64 {
     let mut value = [0u8; 8];
-    // A refusal leaves zeros, and the address and the clock still differ from run to run.
+    // A refusal leaves zeros; the address and the clock still differ from run to run.
     random_bytes(&mut value);
     u64::from_ne_bytes(value)
         ^ (value.as_ptr().addr() as u64).rotate_left(20)
         ^ coarse_milliseconds()
 }
 
-/// Has pages read as zero in processes that are forked from now on. `false`: this system cannot.
+/// Makes pages read as zero in processes forked from now on. `false`: this system cannot.
 ///
 /// # Safety
 /// `bytes` from `address` are whole pages, mapped here.
@@ -306,7 +310,7 @@ pub unsafe fn clear_in_children(address: usize, bytes: usize) -> bool {
     })
 }
 
-/// Has pages read as zero in processes that are forked from now on. This system cannot.
+/// Makes pages read as zero in processes forked from now on; this system cannot.
 ///
 /// # Safety
 /// `bytes` from `address` are whole pages, mapped here.
@@ -321,12 +325,13 @@ fn pointer(address: usize) -> *mut libc::c_void {
 
 #[cfg(test)]
 pub mod injected {
-    //! Refusals injected by tests: every mapping call of a thread counts down to one that fails.
+    //! Refusals injected by tests: a thread's mapping calls count down to the first that fails.
     use core::cell::Cell;
     std::thread_local! {
         static CALLS_UNTIL_REFUSED: Cell<u64> = const { Cell::new(u64::MAX) };
     }
-    /// After `calls` more successes the next mapping calls of this thread are refused, until set anew.
+    /// After `calls` more successes every mapping call of this thread is refused, until this is set
+    /// anew.
     pub fn refuse_after(calls: u64) {
         CALLS_UNTIL_REFUSED.set(calls);
     }

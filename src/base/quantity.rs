@@ -1,9 +1,9 @@
-//! Numbers of bytes and of blocks as text for a person.
+//! Numbers of bytes and of blocks, formatted for people.
 #![forbid(unsafe_code)]
 
 use core::fmt;
 
-/// A number of bytes for a person: binary units, one decimal.
+/// A number of bytes for people: binary units, one decimal.
 pub struct Bytes(pub usize);
 
 impl fmt::Display for Bytes {
@@ -22,7 +22,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A number of blocks for a person.
+/// A number of blocks for people.
 pub struct Blocks(pub u64);
 
 impl fmt::Display for Blocks {

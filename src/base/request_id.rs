@@ -8,7 +8,7 @@ use core::fmt;
 pub struct RequestId(pub(crate) u64);
 
 impl RequestId {
-    /// The number itself.
+    /// Returns the number itself.
     pub fn get(self) -> u64 {
         self.0
     }

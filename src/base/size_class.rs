@@ -1,27 +1,27 @@
 //! Size classes: one labelled literal table, everything else computed from it.
 //!
-//! A *class* is a payload size. The payloads are 8 bytes above a multiple of 16, so that with the
-//! 8-byte header every stride is a multiple of 16, and 8 bytes above every power of two, so that a
-//! doubling `Vec` never pays a quarter of a block for the header.
+//! A *class* is a payload size. The payloads are 8 bytes more than a multiple of 16, so that with
+//! the 8-byte header every stride is a multiple of 16, and 8 bytes more than every power of two, so
+//! that a doubling `Vec` never loses a quarter of a block to the header.
 #![forbid(unsafe_code)]
 
-/// Bytes of the header word before every payload.
+/// Length of the header word before every payload.
 pub const HEADER_BYTES: usize = 8;
 
-/// What the address of every payload is a multiple of.
+/// Alignment of every payload.
 pub const PAYLOAD_ALIGN: usize = 16;
 
-/// Bytes from the base of a span to the first payload in it: the header before it begins where the
-/// next payload's alignment lets it.
+/// Bytes from the base of a span to its first payload: the first aligned address with room for a
+/// header before it.
 pub const FIRST_PAYLOAD_OFFSET: usize = 2 * HEADER_BYTES;
 
-/// Bytes from one page of a chunk to the next.
+/// Length of a page of a chunk.
 pub const PAGE_BYTES: usize = 16 * 1024;
 
-/// How many size classes there are.
+/// The number of size classes.
 pub const CLASS_COUNT: usize = 61;
 
-/// Payload bytes of each class; the label is the distance to the next one.
+/// Payload bytes of each class; the label is the distance from one class of its row to the next.
 #[rustfmt::skip]
 pub const PAYLOAD_BYTES: [u32; CLASS_COUNT] = [
     /*     16 */ 8, 24, 40, 56, 72, 88, 104, 120,
@@ -41,19 +41,19 @@ pub const PAYLOAD_BYTES: [u32; CLASS_COUNT] = [
     /*        */ 1_048_584,
 ];
 
-/// The largest size that has a class; larger blocks are mappings of their own.
+/// The largest size that has a class; larger blocks have a mapping of their own.
 pub const MAX_CLASS_BYTES: usize = PAYLOAD_BYTES[CLASS_COUNT - 1] as usize;
 
-/// The largest size whose class is looked up; above, it is computed.
+/// The largest size whose class is looked up; above it, the class is computed.
 pub const MAX_TABLE_BYTES: usize = 1_032;
 
-/// Blocks of at least this class have a span of their own; smaller ones share slabs and regions.
+/// The first class whose blocks have a span of their own; smaller ones share slabs and regions.
 pub const FIRST_LARGE_CLASS: usize = 41;
 
 /// Most blocks that move between a thread and the process at once.
 const MAX_MAGAZINE_COUNT: u32 = 256;
 
-/// Most bytes that move between a thread and the process at once, where a block is smaller.
+/// Most bytes that move between a thread and the process at once, unless one block is longer.
 const MAX_MAGAZINE_BYTES: u32 = 32 * 1024;
 
 /// Most pages of a slab.
@@ -64,7 +64,7 @@ const SLAB_WASTE_DIVISOR: usize = 32;
 
 const TABLE_COUNT: usize = (MAX_TABLE_BYTES - HEADER_BYTES) / PAYLOAD_ALIGN + 1;
 
-/// Class of every size to `MAX_TABLE_BYTES`, by sixteenths.
+/// The class of every size up to `MAX_TABLE_BYTES`, in steps of 16 bytes.
 const CLASS_BY_SIXTEENTH: [u8; TABLE_COUNT] = {
     let mut table = [0u8; TABLE_COUNT];
     let mut class = 0;
@@ -98,7 +98,8 @@ impl Class {
     /// The largest class whose blocks share spans.
     pub const LAST_SHARED: Self = Self(FIRST_LARGE_CLASS as u8 - 1);
 
-    /// The smallest class whose payload holds `size` bytes; `None` above `MAX_CLASS_BYTES`.
+    /// Returns the smallest class whose payload has room for `size` bytes; `None` above
+    /// `MAX_CLASS_BYTES`.
     #[inline(always)]
     pub fn of(size: usize) -> Option<Self> {
         if size <= MAX_TABLE_BYTES {
@@ -108,26 +109,27 @@ impl Class {
         }
     }
 
-    /// The classes above the table: four steps a doubling.
+    /// Computes the classes above the table: four per doubling.
     #[inline]
     fn of_slow(size: usize) -> Option<Self> {
         if size > MAX_CLASS_BYTES {
             return None;
         }
-        // Eight classes below 128, then the step within its doubling of the last byte's offset.
+        // Eight classes up to 120 bytes, then the quarter of its doubling that the last byte's
+        // offset is in.
         let last = size - HEADER_BYTES - 1;
         let doubling = last.ilog2() as usize;
         let step = (last >> (doubling - 2)) & 3;
         Some(Self((8 + (doubling - 7) * 4 + step + 1) as u8))
     }
 
-    /// The class with this index, for an index that was read from memory.
+    /// Returns the class with this index, for an index that was read from memory.
     #[inline]
     pub const fn from_index(index: usize) -> Option<Self> {
         if index < CLASS_COUNT { Some(Self(index as u8)) } else { None }
     }
 
-    /// The largest class whose stride is at most `bytes`.
+    /// Returns the largest class whose stride is at most `bytes`.
     pub fn fitting(bytes: usize) -> Option<Self> {
         let payload = bytes.checked_sub(HEADER_BYTES)?;
         let holds = Self::of(payload.min(MAX_CLASS_BYTES))?;
@@ -148,31 +150,31 @@ impl Class {
         (0..FIRST_LARGE_CLASS).map(|index| Self(index as u8))
     }
 
-    /// Position in every per-class array.
+    /// Returns its position in every per-class array.
     #[inline(always)]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// Bytes a block of this class holds.
+    /// Returns the payload bytes of a block of this class.
     #[inline]
     pub const fn payload_bytes(self) -> usize {
         PAYLOAD_BYTES[self.index()] as usize
     }
 
-    /// Bytes from one block of this class to the next.
+    /// Returns the bytes from one block of this class to the next.
     #[inline(always)]
     pub const fn stride_bytes(self) -> usize {
         STRIDE_BYTES[self.index()] as usize
     }
 
-    /// Whether a block of this class has a span of its own.
+    /// Returns whether a block of this class has a span of its own.
     #[inline]
     pub const fn is_large(self) -> bool {
         self.index() >= FIRST_LARGE_CLASS
     }
 
-    /// How many blocks a magazine of this class has at most.
+    /// Returns how many blocks a magazine of this class has at most.
     pub const fn magazine_count(self) -> u32 {
         let count = MAX_MAGAZINE_BYTES / STRIDE_BYTES[self.index()];
         if count > MAX_MAGAZINE_COUNT {
@@ -184,17 +186,19 @@ impl Class {
         }
     }
 
-    /// How many pages a slab of this class has: the fewest that hold eight blocks and waste little.
+    /// Returns how many pages a slab of this class has: the fewest with room for eight blocks and
+    /// little waste.
     pub const fn slab_pages(self) -> usize {
         SLAB_PAGES[self.index()] as usize
     }
 
-    /// Bytes that a free block of this class keeps from other uses: its pages, if it has its own.
+    /// Returns the bytes that a free block of this class keeps from other uses: its pages, if it
+    /// has a span of its own, else its stride.
     pub const fn kept_bytes(self) -> usize {
         if self.is_large() { self.slab_pages() * PAGE_BYTES } else { self.stride_bytes() }
     }
 
-    /// How many blocks a slab of this class has.
+    /// Returns how many blocks a slab of this class has.
     pub const fn slab_count(self) -> u32 {
         ((self.slab_pages() * PAGE_BYTES - HEADER_BYTES) / self.stride_bytes()) as u32
     }
@@ -210,7 +214,7 @@ static SLAB_PAGES: [u8; CLASS_COUNT] = {
     table
 };
 
-/// Blocks start at 8 modulo 16, so the first 8 bytes of a slab are never used.
+/// Computes the pages of a slab. Blocks begin at 8 modulo 16, so the first 8 bytes are never used.
 const fn slab_pages(stride: usize, is_large: bool) -> usize {
     if is_large {
         return pages_for(stride + HEADER_BYTES);
@@ -226,13 +230,13 @@ const fn slab_pages(stride: usize, is_large: bool) -> usize {
     pages
 }
 
-/// The size a block must have so that `size` bytes at `align` fit somewhere in it: at most
-/// `align - PAYLOAD_ALIGN` bytes lie before the place.
+/// Returns the size of a block in which `size` bytes at `align` fit wherever it lies: at most
+/// `align - PAYLOAD_ALIGN` bytes come before them.
 pub fn padded_size(size: usize, align: usize) -> Option<usize> {
     if align <= PAYLOAD_ALIGN { Some(size) } else { size.checked_add(align - PAYLOAD_ALIGN) }
 }
 
-/// The fewest pages that hold `bytes`.
+/// Returns the fewest pages with room for `bytes`.
 pub const fn pages_for(bytes: usize) -> usize {
     bytes.div_ceil(PAGE_BYTES)
 }
@@ -249,10 +253,10 @@ const _: () = {
     }
     assert!(
         FIRST_PAYLOAD_OFFSET % PAYLOAD_ALIGN == 0 && FIRST_PAYLOAD_OFFSET >= HEADER_BYTES,
-        "the first payload of a span is aligned, and its header lies in the span"
+        "the first payload of a span is aligned, and its header is in the span"
     );
     assert!(PAGE_BYTES % PAYLOAD_ALIGN == 0, "spans begin where a payload could");
-    assert!(CLASS_COUNT <= 64, "a header's class field and masks of classes hold every class");
+    assert!(CLASS_COUNT <= 64, "a header's class field and masks of classes cover every class");
     assert!(MAX_CLASS_BYTES == (1 << 20) + HEADER_BYTES, "classes go to 1 MiB");
 };
 
@@ -265,7 +269,7 @@ mod tests {
     fn every_size_gets_the_smallest_class_that_holds_it() {
         for size in 0..=MAX_CLASS_BYTES {
             let class = Class::of(size).unwrap();
-            assert!(class.payload_bytes() >= size, "{size} does not fit {class:?}");
+            assert!(class.payload_bytes() >= size, "{size} does not fit into {class:?}");
             if class.index() > 0 {
                 assert!(
                     (PAYLOAD_BYTES[class.index() - 1] as usize) < size.max(1),

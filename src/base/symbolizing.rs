@@ -1,25 +1,24 @@
-//! Whether the thread is inside std's code for backtraces, which holds std's lock of them.
+//! Whether the thread is inside std's backtrace code, which holds std's lock for backtraces.
 //!
-//! An allocation that is refused there ends in a hang and not in an abort: std's hook for failed
-//! allocations takes the same lock, whatever `RUST_BACKTRACE` says (that of Rust 1.95 does, that of
-//! 1.85 did not yet). So the memory limit of a request is suspended there, as it is while the
-//! thread panics.
+//! Refusing an allocation there ends in a hang, not in an abort: std's hook for failed allocations
+//! takes the same lock, whatever `RUST_BACKTRACE` says (in Rust 1.95; in 1.85 it did not). So a
+//! request's memory limit is suspended there, as it is while the thread panics.
 
 use crate::base::unwinder;
 use core::fmt::{Debug, Display, Formatter, Result};
 use std::backtrace::Backtrace;
 
-/// Frames that are looked at, from the allocator outwards. std's go as deep as 27 in programs that
-/// were looked at, one more for each level of inlined functions that is parsed; callers go as deep
-/// as they like. A frame costs a tenth of a microsecond.
+/// Most frames that are looked at, from the allocator outwards. std's own went 27 deep in the
+/// programs measured, plus one per level of inlined functions that is parsed; callers go as deep as
+/// they like. A frame costs a tenth of a microsecond.
 const MAX_FRAMES: usize = 128;
 
 type Format = fn(&Backtrace, &mut Formatter<'_>) -> Result;
 type Capture = fn() -> Backtrace;
 
-/// The functions that take the lock and allocate while they hold it. Each has a frame of its own:
-/// std finds the frames of its `capture` and `force_capture` by the same compare, and the two that
-/// format are large, and not only called but also have their addresses taken here.
+/// The functions that take the lock and allocate under it. Each has a frame of its own: std finds
+/// the frames of its `capture` and `force_capture` by the same comparison, and the two that format
+/// are large and have their addresses taken here besides being called.
 fn entrances() -> [usize; 4] {
     [
         <Backtrace as Display>::fmt as Format as usize,
@@ -29,8 +28,9 @@ fn entrances() -> [usize; 4] {
     ]
 }
 
-/// Whether this thread captures or formats a `std::backtrace::Backtrace` just now. Takes no lock
-/// and allocates nothing, but walks the stack: for the moment before an allocation is refused.
+/// Returns whether this thread is capturing or formatting a `std::backtrace::Backtrace`. Takes no
+/// lock and allocates nothing, but walks the stack: meant for the moment before an allocation is
+/// refused.
 ///
 /// `false` where the unwinder's tables do not name every function (macOS).
 #[cold]
@@ -94,7 +94,7 @@ mod tests {
         write!(asks, "{trace:?}").unwrap();
         assert!(asks.yes > 0 && asks.no == 0, "{} {}", asks.yes, asks.no);
         assert!(!is_symbolizing());
-        // Its text is not it.
+        // The formatted text is not a backtrace.
         let text = format!("{trace}");
         let mut asks = Asks::default();
         write!(asks, "{text}").unwrap();

@@ -1,8 +1,8 @@
 //! The only door to atomics, locks and shared cells.
 //!
-//! Files that `loom-tests` compiles (`block`, `bitmap`, `budget`, `depot`, `lifecycle`, ..) see
-//! a module of the same shape made of loom's types instead of this one, so nothing may reach
-//! `core::sync::atomic` or `spin` but through here.
+//! The files that `loom-tests` compiles (those of `lockfree`) see a module of the same shape made
+//! of loom's types instead of this one, so nothing may reach `core::sync::atomic` or `spin` except
+//! through here.
 
 use core::ops::{Deref, DerefMut};
 pub use core::sync::atomic::{
@@ -27,26 +27,26 @@ const SPINS_BEFORE_SLEEP: u32 = 128;
 /// the same processor, which yielding would never let run.
 const SLEEP_NANOSECONDS: core::ops::RangeInclusive<u32> = 20_000..=1_000_000;
 
-/// A spin lock that records its holder and sleeps after a bounded spin. Nothing under it may
-/// allocate from the heap, call the operating system, or fault where that can be helped.
+/// A spin lock that records its holder, and whose waiters sleep after a bounded spin. Nothing under
+/// it may allocate from the heap, call the operating system, or fault where that can be avoided.
 ///
-/// No lock is held across a `fork`, so the child may have locks of threads that it does not have.
-/// `recover` opens those. What they guard is written so that every [`step`] leaves a state that
-/// can be repaired.
+/// A `fork` waits for no lock, so the child may inherit locks held by threads that it does not
+/// have. `recover` opens those. What they guard is written so that every [`step`] leaves a state
+/// that can be repaired.
 pub struct Lock<T> {
     mutex: SpinMutex<T>,
-    /// The thread that holds it; 0: nobody, or a thread that is about to say so.
+    /// The thread that holds it; 0: none, or one that is about to record itself.
     holder: AtomicUsize,
 }
 
-/// A lock that is held, until it is dropped.
+/// A lock that is held until this is dropped.
 pub struct Guard<'l, T> {
-    /// Before the lock opens, which is when `mutex` is dropped.
+    /// Dropped before `mutex`, which opens the lock.
     _holder: Holder<'l>,
     mutex: SpinMutexGuard<'l, T>,
 }
 
-/// Says who holds a lock, until it is dropped.
+/// Clears the record of a lock's holder when dropped.
 struct Holder<'l>(&'l AtomicUsize);
 
 impl Drop for Holder<'_> {
@@ -72,17 +72,17 @@ impl<T> DerefMut for Guard<'_, T> {
     }
 }
 
-/// What tells this thread from the others that run.
+/// Returns a number that tells this thread from the others that run.
 pub fn this_thread() -> usize {
     // SAFETY: always callable.
     unsafe { libc::pthread_self() as usize }
 }
 
-/// What a thread does that waits for a lock for long: a `fn()`, or null.
+/// What a thread calls while it waits long for a lock: a `fn()`, or null.
 static LONG_WAIT: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Has `look` called by threads that wait long for a lock. In a forked process whose handlers have
-/// not run it opens the locks of the threads that are not there.
+/// Makes threads that wait long for a lock call `look`. In a forked process whose handlers have not
+/// run, it opens the locks of the threads that are not there.
 pub fn set_long_wait(look: fn()) {
     LONG_WAIT.store(look as *mut (), Ordering::Release);
 }
@@ -122,7 +122,7 @@ impl<T> Lock<T> {
         Self { mutex: SpinMutex::new(value), holder: AtomicUsize::new(0) }
     }
 
-    /// Waits for the lock and holds it until the guard is dropped.
+    /// Waits for the lock, and holds it until the guard is dropped.
     #[inline]
     pub fn lock(&self) -> Guard<'_, T> {
         match self.mutex.try_lock() {
@@ -148,9 +148,9 @@ impl<T> Lock<T> {
         self.hold(mutex)
     }
 
-    /// Has `repair` look at what the lock guards, and whether a thread held it that is not here: then
-    /// it may be halfway through a change, and the lock is open afterwards. A lock that this thread
-    /// holds stays as it is: a signal handler forked, and what it interrupted goes on in the child.
+    /// Passes `repair` what the lock guards, and whether a thread held it that is not here: then it
+    /// may be halfway through a change. The lock is open afterwards. A lock that this thread holds
+    /// stays as it is: a signal handler forked, and the code it interrupted goes on in the child.
     ///
     /// # Safety
     /// This is the only thread of a process that was just forked.
@@ -169,11 +169,11 @@ impl<T> Lock<T> {
     }
 }
 
-/// The boundary between two statements of a critical section: a process that is forked there has
-/// what was written before it and nothing of what is written after it.
+/// The boundary between two statements of a critical section: a process forked here has everything
+/// written before it and nothing written after it.
 #[inline(always)]
 pub fn step() {
-    // Plain stores of one thread arrive in their order on x86; elsewhere this makes them.
+    // On x86 the plain stores of one thread arrive in order; elsewhere this makes them.
     fence(Ordering::Release);
     #[cfg(test)]
     paused::step();
@@ -185,7 +185,7 @@ pub mod paused {
     use std::cell::Cell;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// A thread that stops, and who waits for it.
+    /// A thread that stops, and the thread waiting for it.
     #[derive(Default)]
     pub struct Pause {
         /// The thread has stopped.
@@ -199,13 +199,13 @@ pub mod paused {
         static PAUSE: Cell<Option<&'static Pause>> = const { Cell::new(None) };
     }
 
-    /// This thread stops at its step with this number, counted from now and from 0, once.
+    /// Makes this thread stop, once, at its step with this number, counted from 0.
     pub fn stop_at(step: u64, pause: &'static Pause) {
         PAUSE.set(Some(pause));
         STEPS_LEFT.set(step);
     }
 
-    /// Whether the thread came to its step since `stop_at`.
+    /// Returns whether the thread has come to its step since `stop_at`.
     pub fn has_come() -> bool {
         STEPS_LEFT.get() == u64::MAX
     }
@@ -227,8 +227,8 @@ pub mod paused {
     }
 }
 
-/// A number that one thread writes and others may read at any time: relaxed, so on the machine
-/// plain moves, never a read-modify-write.
+/// A number that one thread writes and others may read at any time: relaxed, so plain moves on the
+/// machine, never a read-modify-write.
 pub struct Gauge(AtomicUsize);
 
 impl Gauge {
@@ -237,19 +237,19 @@ impl Gauge {
         Self(AtomicUsize::new(value))
     }
 
-    /// What it shows.
+    /// Returns what it shows.
     #[inline(always)]
     pub fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Shows `value`. Only by its one writer.
+    /// Shows `value`. Called only by its one writer.
     #[inline(always)]
     pub fn set(&self, value: usize) {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// Shows `amount` more. Only by its one writer.
+    /// Shows `amount` more. Called only by its one writer.
     #[inline(always)]
     pub fn add(&self, amount: usize) {
         self.set(self.get().wrapping_add(amount));
@@ -262,7 +262,8 @@ mod tests {
     use crate::base::dying::last_words;
     use std::sync::mpsc::channel;
 
-    /// How often a thread of this process gave its processor away, as the kernel counts.
+    /// Returns how often a thread of this process has given its processor up, as the kernel counts
+    /// it.
     #[cfg(target_os = "linux")]
     fn voluntary_switches(thread: libc::c_long) -> u64 {
         let status = std::format!("/proc/self/task/{thread}/status");
@@ -271,7 +272,8 @@ mod tests {
         line.rsplit(char::is_whitespace).next().unwrap().parse().unwrap()
     }
 
-    /// On the holder's processor a waiter of higher priority that does not sleep would wait for ever.
+    /// A waiter of higher priority on the holder's processor would wait forever if it did not
+    /// sleep.
     #[test]
     #[cfg(target_os = "linux")]
     fn a_waiter_sleeps() {

@@ -1,23 +1,23 @@
-//! System calls that are made without the C library's wrapper: most of its wrappers are cancellation
-//! points, and a thread that is cancelled inside the allocator would never leave what it holds.
+//! System calls made without the C library's wrappers: most of those are cancellation points, and a
+//! thread cancelled inside the allocator would never release what it holds.
 
-/// Where this thread's `errno` lies.
+/// Returns the address of this thread's `errno`.
 #[cfg(target_os = "linux")]
 fn errno_place() -> *mut i32 {
     // SAFETY: always callable; the result is this thread's.
     unsafe { libc::__errno_location() }
 }
 
-/// Where this thread's `errno` lies.
+/// Returns the address of this thread's `errno`.
 #[cfg(target_os = "macos")]
 fn errno_place() -> *mut i32 {
     // SAFETY: always callable; the result is this thread's.
     unsafe { libc::__error() }
 }
 
-/// The error of this thread's last call.
+/// Returns the error of this thread's last call.
 pub fn errno() -> i32 {
-    // SAFETY: the place belongs to this thread.
+    // SAFETY: `errno` is this thread's own.
     unsafe { *errno_place() }
 }
 
@@ -25,7 +25,7 @@ pub fn errno() -> i32 {
 /// allocator do not expect it to change.
 pub fn keeping_errno<R>(call: impl FnOnce() -> R) -> R {
     let place = errno_place();
-    // SAFETY: the place belongs to this thread and stays valid.
+    // SAFETY: `errno` is this thread's own and stays valid.
     let before = unsafe { *place };
     let result = call();
     // SAFETY: as above.
@@ -33,10 +33,10 @@ pub fn keeping_errno<R>(call: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Standard error.
+/// The file descriptor of standard error.
 const STANDARD_ERROR: libc::c_int = 2;
 
-/// Writes all bytes to standard error, as far as they can be written.
+/// Writes all bytes to standard error, until an error other than an interruption.
 pub fn write_to_standard_error(mut bytes: &[u8]) {
     keeping_errno(|| {
         while !bytes.is_empty() {
@@ -49,25 +49,26 @@ pub fn write_to_standard_error(mut bytes: &[u8]) {
     });
 }
 
-/// How many bytes were written, at least one; `None`: an error.
+/// Writes some of the bytes and returns how many, at least one; `None` on an error.
 fn write_some(bytes: &[u8]) -> Option<usize> {
     #[cfg(target_os = "linux")]
-    // SAFETY: the bytes can be read.
+    // SAFETY: the bytes are readable.
     let count = unsafe {
         libc::syscall(libc::SYS_write, STANDARD_ERROR, bytes.as_ptr(), bytes.len()) as isize
     };
     #[cfg(not(target_os = "linux"))]
-    // SAFETY: the bytes can be read.
+    // SAFETY: the bytes are readable.
     let count = unsafe { libc::write(STANDARD_ERROR, bytes.as_ptr().cast(), bytes.len()) };
     usize::try_from(count).ok().filter(|&count| count > 0)
 }
 
-/// Gives the processor away for so long, to threads of lower priority too, which yielding would not.
+/// Gives the processor up for this long, also to threads of lower priority, which yielding would
+/// not do.
 pub fn sleep(nanoseconds: u32) {
     let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds.into() };
     keeping_errno(|| {
         #[cfg(target_os = "linux")]
-        // SAFETY: the time can be read; what is left of it after a signal is not asked for.
+        // SAFETY: the time is readable; the time left after a signal is not asked for.
         unsafe {
             libc::syscall(libc::SYS_nanosleep, &raw const time, core::ptr::null_mut::<u8>());
         }
@@ -79,7 +80,7 @@ pub fn sleep(nanoseconds: u32) {
     });
 }
 
-/// Fills `value` with random bytes, as far as the system has them without waiting.
+/// Fills `value` with random bytes, if the system has them without waiting.
 pub fn random_bytes(value: &mut [u8; 8]) {
     #[cfg(target_os = "linux")]
     keeping_errno(|| {
@@ -102,7 +103,7 @@ mod tests {
 
     extern "C" fn ignore(_signal: libc::c_int) {}
 
-    /// A timer interrupts a write that fills the pipe again and again.
+    /// A timer keeps interrupting a write that fills the pipe.
     #[test]
     fn a_line_is_written_whole_though_writes_are_short_and_interrupted() {
         const LINE_BYTES: usize = 8 << 20;
@@ -110,7 +111,7 @@ mod tests {
         let (said, status) = last_words(|| {
             let every = libc::timeval { tv_sec: 0, tv_usec: 200 };
             let timer = libc::itimerval { it_interval: every, it_value: every };
-            // SAFETY: zeros are an action without flags, so that system calls are interrupted.
+            // SAFETY: zeros are an action without flags, which lets it interrupt system calls.
             unsafe {
                 let mut action: libc::sigaction = core::mem::zeroed();
                 action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;

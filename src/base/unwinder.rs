@@ -1,9 +1,9 @@
-//! A walk up the stack by the unwinder that std is linked with. On glibc it takes no lock and allocates
-//! nothing.
+//! A walk up the stack with the unwinder that std is linked with. On glibc it takes no lock and
+//! allocates nothing.
 
 use core::ffi::{c_int, c_void};
 
-/// What the unwinder knows of a frame, while it is there.
+/// The unwinder's view of a frame, valid during the visit.
 #[repr(C)]
 pub struct Frame {
     _opaque: [u8; 0],
@@ -31,20 +31,20 @@ impl Frame {
         self
     }
 
-    /// Where its function begins.
+    /// Returns the address at which its function begins.
     pub fn function(&mut self) -> usize {
-        // SAFETY: the unwinder's own frame, which `walk` was given.
+        // SAFETY: the unwinder's own frame, passed on by `walk`.
         unsafe { _Unwind_GetRegionStart(self.pointer()) }
     }
 
-    /// Its stack pointer, at its call of the one visited before.
+    /// Returns its stack pointer at its call of the frame visited before.
     #[cfg(feature = "capi")]
     pub fn stack(&mut self) -> usize {
         // SAFETY: as above.
         unsafe { _Unwind_GetCFA(self.pointer()) }
     }
 
-    /// Where that call returns to.
+    /// Returns the address to which that call returns.
     #[cfg(feature = "capi")]
     pub fn returns_to(&mut self) -> usize {
         // SAFETY: as above.
@@ -52,10 +52,10 @@ impl Frame {
     }
 }
 
-/// Visits this thread's frames, innermost first, until `visit` says that it is enough.
+/// Visits this thread's frames, innermost first, until `visit` returns `true`.
 pub fn walk(mut visit: impl FnMut(&mut Frame) -> bool) {
     /// # Safety
-    /// `frame` is the unwinder's, `data` an `F` that nobody else uses.
+    /// `frame` is the unwinder's, and `data` points to an `F` that nothing else uses.
     unsafe extern "C" fn step<F: FnMut(&mut Frame) -> bool>(
         frame: *mut Frame,
         data: *mut c_void,

@@ -1,4 +1,4 @@
-//! What an allocation that took a slow way comes back with.
+//! The result of an allocation that took a slow path.
 
 use crate::lockfree::header::{Block, NONE};
 
@@ -12,19 +12,19 @@ pub struct Allocated {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AllocatedKind {
-    /// A block whose bytes may be anything, or none: out of memory.
+    /// A block with arbitrary contents; or no block, for lack of memory.
     Used,
     /// A block that reads as zero.
     Zeroed,
-    /// None: the request is at its limit.
+    /// No block: the request is at its limit.
     Refused,
 }
 
-const _: () = assert!(size_of::<Allocated>() == 16, "an answer comes back in two registers");
+const _: () = assert!(size_of::<Allocated>() == 16, "a result is returned in two registers");
 
 impl Allocated {
-    // A block and one more word of a scalar type come back in registers; a third field would go by
-    // memory, and cost the fast path that ends with the call.
+    // A block and one more scalar word are returned in registers; a third field would go through
+    // memory and slow down the fast path that ends with the call.
 
     /// Out of memory.
     pub const NOTHING: Self = Self { block: NONE, kind: AllocatedKind::Used };
@@ -36,22 +36,23 @@ impl Allocated {
         Self { block, kind: if zeroed { AllocatedKind::Zeroed } else { AllocatedKind::Used } }
     }
 
-    /// The same block with its payload moved up.
+    /// Returns the same block with its payload moved up.
     pub fn at(self, payload: Block) -> Self {
         Self { block: payload, ..self }
     }
 
-    /// Whether every byte of it reads as zero.
+    /// Returns whether every byte of the block reads as zero.
     pub fn is_zeroed(self) -> bool {
         self.kind == AllocatedKind::Zeroed
     }
 
-    /// Whether there is none since its request is at its limit, not since there is no memory.
+    /// Returns whether the allocation failed because of the request's limit rather than for lack of
+    /// memory.
     pub fn is_refused(self) -> bool {
         self.kind == AllocatedKind::Refused
     }
 
-    /// A block whose bytes may be anything.
+    /// A block with arbitrary contents.
     pub fn used(block: Block) -> Self {
         Self::new(block, false)
     }

@@ -3,12 +3,13 @@
 //! | field of `Bins` | written by | read by |
 //! |---|---|---|
 //! | `bins[..].head` | the thread the bins are active in | the same |
-//! | `bins[..].count`, `bump`, `cut_count` | the same | anybody, for figures |
-//! | `bins[..].cap` | the same; of a lane, whoever enters another lane of its request | the same |
-//! | `tag`, `kind`, `cache` | who makes or opens the bins | the thread they are active in |
+//! | `bins[..].count`, `bump`, `cut_count` | the same | any thread, for figures |
+//! | `bins[..].cap` | the same; of a lane, also a thread that enters another lane of its request | the same |
+//! | `tag`, `kind`, `cache` | the thread that makes or opens the bins | the thread they are active in |
 //!
 //! - **F1** A block in `bins[c]` has class `c`, is not live, and is in no other list.
-//! - **F2** `bump..end` is memory of the lane's region that no block has; `bump` is 8 modulo 16.
+//! - **F2** `bump..end` is memory of the lane's region that belongs to no block; `bump` is 8 modulo
+//!   16. (Both are 0 if there is no range.)
 
 use super::memory::Raw;
 use crate::base::fatal;
@@ -36,7 +37,7 @@ impl Bin {
         Self { head: Cell::new(NONE), count: AtomicU32::new(0), cap: AtomicU32::new(u32::MAX) }
     }
 
-    /// How many blocks there are.
+    /// Returns how many blocks there are.
     #[inline(always)]
     pub fn count(&self) -> u32 {
         self.count.load(Ordering::Relaxed)
@@ -47,23 +48,23 @@ impl Bin {
         self.count.store(count, Ordering::Relaxed);
     }
 
-    /// The count above which the bin hands a magazine on.
+    /// Returns the count above which a magazine leaves the bin.
     #[inline(always)]
     pub fn cap(&self) -> u32 {
         self.cap.load(Ordering::Relaxed)
     }
 
-    /// Sets the count above which the bin hands a magazine on.
+    /// Sets the count above which a magazine leaves the bin.
     pub fn set_cap(&self, cap: u32) {
         self.cap.store(cap, Ordering::Relaxed);
     }
 
-    /// The block that `pop` would return.
+    /// Returns the block that would be allocated next.
     pub fn head(&self) -> Block {
         self.head.get()
     }
 
-    /// Puts a block that is not live any more; whether the bin is over its cap now.
+    /// Puts in a block that is no longer live; returns whether the bin is now over its cap.
     #[inline(always)]
     pub fn push(&self, block: Block) -> bool {
         Raw.set_link(block, self.head.get());
@@ -80,7 +81,7 @@ impl Bin {
         magazine
     }
 
-    /// Takes all blocks but the one that came last. The bin has one.
+    /// Takes all blocks but the latest. The bin is not empty.
     pub fn take_rest(&self) -> Magazine {
         let last = self.head.get();
         let rest = Magazine { head: Raw.link(last), count: self.count().wrapping_sub(1) };
@@ -89,7 +90,7 @@ impl Bin {
         rest
     }
 
-    /// Takes the `count` blocks that came last; the first and the last of them. The bin has more.
+    /// Takes the `count` latest blocks; returns the first and the last of them. The bin has more.
     pub fn take_top(&self, count: u32) -> (Block, Block) {
         let first = self.head.get();
         let last = (1..count).fold(first, |block, _| Raw.link(block));
@@ -112,7 +113,7 @@ impl Bin {
     }
 }
 
-/// Whose bins they are.
+/// Whose bins these are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Kind {
@@ -128,26 +129,27 @@ pub enum Kind {
     Traced,
 }
 
-/// A bin for each class, and the region that new blocks are cut from.
+/// A bin for each class, and the range that new blocks are cut from.
 #[repr(C)]
 pub struct Bins {
     tag: Cell<u64>,
     bump: Gauge,
     end: Cell<usize>,
     cut_count: Gauge,
-    /// The bins of the thread cache of the thread these are active in.
+    /// The bins of the thread cache of the thread that these are active in.
     cache: Cell<*const Bins>,
     kind: Cell<Kind>,
     bins: [Bin; CLASS_COUNT],
 }
 
-// SAFETY: see the table at the head of the module. What others than the active thread read is
-// atomic; hand-over between threads is by `Occupancy` or by the pool of threads, which both order it.
+// SAFETY: see the table at the head of the module. What other threads than the active one read is
+// atomic; bins pass from thread to thread by `Occupancy` or by the pool of threads, which both
+// order it.
 unsafe impl Sync for Bins {}
 
 impl Bins {
-    /// Empty bins. Their tag has flags that no word of this allocator has together, and no zeroed
-    /// memory either: no header equals it.
+    /// Empty bins. Their tag has flags that neither any word of this allocator nor zeroed memory
+    /// has together, so no header equals it.
     pub const fn new(kind: Kind) -> Self {
         Self {
             tag: Cell::new(Header::tag(0, FREED | LARGE | ALIGNED).0),
@@ -160,43 +162,43 @@ impl Bins {
         }
     }
 
-    /// Whose they are.
+    /// Returns whose bins these are.
     pub fn kind(&self) -> Kind {
         self.kind.get()
     }
 
-    /// Says whose they are, and the header of the live blocks they hand out.
+    /// Sets whose bins these are, and the header of the live blocks they hand out.
     pub fn open(&self, kind: Kind, tag: Header) {
         self.kind.set(kind);
         self.tag.set(tag.0);
     }
 
-    /// The header of a live block of class 0 from these bins.
+    /// Returns the header of a live block of class 0 from these bins.
     #[inline]
     pub fn tag(&self) -> Header {
         Header(self.tag.get())
     }
 
-    /// The thread cache's bins beside these.
+    /// Returns the bins of the thread cache beside these.
     #[inline(always)]
     pub fn cache(&self) -> *const Bins {
         self.cache.get()
     }
 
-    /// Sets the thread cache beside these, as the thread they become active in does.
+    /// Sets the thread cache beside these, for the thread they become active in.
     #[inline]
     pub fn set_cache(&self, cache: *const Bins) {
         self.cache.set(cache);
     }
 
-    /// The bin of a class.
+    /// Returns the bin of a class.
     #[inline(always)]
     pub fn bin(&self, class: Class) -> &Bin {
-        // SAFETY: C1, a class is always below `CLASS_COUNT`.
+        // SAFETY: a class is always below `CLASS_COUNT` (C1).
         unsafe { self.bins.get_unchecked(class.index()) }
     }
 
-    /// A live block of `class`: popped, else cut from the region; `NONE` when neither can.
+    /// Returns a live block of `class`: popped, else cut from the range; `NONE` if neither can be.
     #[inline(always)]
     pub fn alloc(&self, class: Class) -> Block {
         let bin = self.bin(class);
@@ -210,7 +212,7 @@ impl Bins {
         self.cut(class)
     }
 
-    /// A live block of `class` cut from the region; `NONE` when it is too long for what is left.
+    /// Cuts a live block of `class` from the range (F2); `NONE` if what is left is too short.
     #[inline(always)]
     pub fn cut(&self, class: Class) -> Block {
         let (bump, stride) = (self.bump.get(), class.stride_bytes());
@@ -230,7 +232,7 @@ impl Bins {
         Raw.header(block).store(header, Ordering::Relaxed);
     }
 
-    /// Frees a block when its header is the one that live blocks of `class` have here. The one
+    /// Frees a block if its header is the one that live blocks of `class` have here (H2). This one
     /// compare finds double frees, wrong layouts, foreign pointers, stale requests and overruns.
     #[inline(always)]
     pub fn free(&self, block: Block, class: Class) -> Freed {
@@ -243,7 +245,7 @@ impl Bins {
         if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }
     }
 
-    /// The same for a block whose class only its header knows, and that class.
+    /// Frees a block whose class only its header knows, and returns that class too.
     #[inline(always)]
     pub fn free_unsized(&self, block: Block) -> (Freed, Option<Class>) {
         let word = Raw.header(block);
@@ -256,20 +258,20 @@ impl Bins {
         (if self.bin(known).push(block) { Freed::BinFull } else { Freed::Done }, class)
     }
 
-    /// Puts a free block in its bin, for who has looked at it already. The block is not live.
+    /// Puts a free block into its bin, for a caller that has checked it. The block is not live.
     pub fn put(&self, block: Block, class: Class) -> Freed {
         if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }
     }
 
-    /// Whether the block's header is the one that live blocks of `class` have here.
+    /// Returns whether the block's header is the one that live blocks of `class` have here.
     #[inline(always)]
     pub fn has_live(&self, block: Block, class: Class) -> bool {
         let expected = self.tag.get() | Header(0).with_class(class.index()).0;
         Raw.header(block).load(Ordering::Relaxed) == expected
     }
 
-    /// Makes the block that was cut last longer or shorter, if this is it and the region has room.
-    /// The block is live here, of class `old`.
+    /// Makes the block that was cut last longer or shorter, and rewrites its header (H2), if
+    /// `block` is that one and the range has room (F2). The block is live here, of class `old`.
     pub fn stretch(&self, block: Block, old: Class, new: Class) -> bool {
         let start = block - HEADER_BYTES;
         if start + old.stride_bytes() != self.bump.get()
@@ -282,24 +284,24 @@ impl Bins {
         true
     }
 
-    /// Where the next block will be cut.
+    /// Returns the address where the next block will be cut.
     pub fn bump(&self) -> usize {
         self.bump.get()
     }
 
-    /// How many bytes of the region are not cut yet.
+    /// Returns how many bytes of the range are not cut yet.
     pub fn left_bytes(&self) -> usize {
         self.end.get() - self.bump.get()
     }
 
-    /// Cuts from `bump..end` from now on.
+    /// Makes `bump..end` the range (F2).
     #[inline]
     pub fn set_region(&self, bump: usize, end: usize) {
         self.bump.set(bump);
         self.end.set(end);
     }
 
-    /// Cuts a block that is free from the start (F1).
+    /// Cuts a block that is free from the start and puts it into its bin (F1).
     pub fn cut_free(&self, class: Class) {
         let block = self.cut(class);
         if block != NONE {
@@ -308,22 +310,22 @@ impl Bins {
         }
     }
 
-    /// The header of a free block of `class` here.
+    /// Returns the header of a free block of `class` here.
     pub fn free_header(&self, class: Class) -> Header {
         self.tag().without(LIVE).with_class(class.index())
     }
 
-    /// So many more, or fewer, blocks are cut: free memory is divided anew.
+    /// Counts `change` more blocks as cut, or fewer: free memory was divided anew.
     pub fn recount(&self, change: isize) {
         self.cut_count.add(change as usize);
     }
 
-    /// How many blocks were ever cut here since `reset`.
+    /// Returns how many blocks were cut here since `reset`.
     pub fn cut_count(&self) -> usize {
         self.cut_count.get()
     }
 
-    /// How many blocks, and bytes of stride, the bins hold.
+    /// Returns how many blocks are in the bins, and their bytes of stride.
     pub fn held(&self) -> (usize, usize) {
         Class::all().fold((0, 0), |(blocks, bytes), class| {
             let count = self.bin(class).count() as usize;
@@ -331,7 +333,7 @@ impl Bins {
         })
     }
 
-    /// Forgets all blocks: the region and the bins are empty.
+    /// Forgets all blocks and the range.
     #[inline]
     pub fn reset(&self) {
         self.bins.iter().for_each(Bin::clear);
@@ -339,7 +341,7 @@ impl Bins {
         self.set_region(0, 0);
     }
 
-    /// Walks every list; fatal when a count or a header contradicts it (F1).
+    /// Walks every list; fatal if a count or a header contradicts it (F1).
     pub fn check(&self) {
         for class in Class::all() {
             let bin = self.bin(class);
@@ -349,12 +351,12 @@ impl Bins {
     }
 }
 
-/// Walks a list of free blocks; fatal when one does not have this header, or when there are not as many
-/// as it says. `name` is what that is called.
+/// Walks a list of free blocks; fatal if one does not have this header, or if their number is not
+/// the list's count. `name` names the latter fault.
 pub fn check_list(name: &'static str, listed: Magazine, free_header: Header) {
     let mut count = 0;
     let mut block = listed.head;
-    // A list that leads back into itself is too long, too.
+    // A list that leads back into itself is too long as well.
     while block != NONE && count <= listed.count {
         let header = Header(Raw.header(block).load(Ordering::Relaxed));
         if header != free_header {
@@ -368,13 +370,13 @@ pub fn check_list(name: &'static str, listed: Magazine, free_header: Header) {
     }
 }
 
-/// What became of a free.
+/// The outcome of a free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Freed {
     /// The block is in its bin.
     Done,
-    /// The block is in its bin, which is over its cap now.
+    /// The block is in its bin, which is now over its cap.
     BinFull,
-    /// The header is not what these bins' live blocks have; nothing has changed.
+    /// The header is not that of a live block of these bins; nothing has changed.
     Refused,
 }

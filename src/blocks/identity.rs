@@ -1,8 +1,8 @@
 //! Request ids: a serial number of 48 bits, scrambled by a bijection with a random cookie.
 //!
-//! What stands in a header is the scrambled form, so that an overwritten header, a guess or a stale
-//! constant decodes to a serial that was never issued, and a stale id to one that was. Serial 0 is
-//! the persistent lifetime.
+//! Headers contain the scrambled form, so that an overwritten header, a guess or a stale constant
+//! decodes to a serial that was never issued, and a stale id to one that was. Serial 0 is the
+//! persistent lifetime.
 #![forbid(unsafe_code)]
 
 use crate::base::sync::{AtomicU64, Ordering};
@@ -45,7 +45,7 @@ impl Serial {
     pub const PERSISTENT: Self = Self(0);
 }
 
-/// What the lifetimes of a heap are told apart by. Zeros are one whose cookie is not chosen.
+/// What tells the lifetimes of a heap apart. All zero: no cookie is chosen.
 pub struct Identity {
     cookie: AtomicU64,
 }
@@ -56,12 +56,13 @@ impl Identity {
         Self { cookie: AtomicU64::new(0) }
     }
 
-    /// Whether the cookie is chosen. Who sees that sees what was done before it was.
+    /// Returns whether the cookie is chosen. A thread that sees the choice sees everything done
+    /// before it.
     pub fn is_chosen(&self) -> bool {
         self.cookie.load(Ordering::Acquire) != 0
     }
 
-    /// Chooses the cookie, for ever. Not 0.
+    /// Chooses the cookie, once and not 0.
     pub fn choose(&self, cookie: u64) {
         self.cookie.store(cookie, Ordering::Release);
     }
@@ -70,7 +71,7 @@ impl Identity {
         self.cookie.load(Ordering::Relaxed)
     }
 
-    /// The id that stands in the headers of the lifetime with this serial.
+    /// Returns the id in the headers of the lifetime with this serial.
     #[inline]
     pub fn id_of(&self, serial: Serial) -> u64 {
         id_of(serial.0, self.cookie())
@@ -81,13 +82,14 @@ impl Identity {
         Serial(serial_of(id, self.cookie()))
     }
 
-    /// The header of a live persistent block of class 0.
+    /// Returns the header of a live persistent block of class 0.
     pub fn persistent_tag(&self) -> Header {
         Header::tag(self.id_of(Serial::PERSISTENT), LIVE)
     }
 }
 
-/// Newton's iteration doubles the correct low bits each step: 3, 6, 12, 24, 48.
+/// Computes an inverse modulo 2^48. Newton's iteration doubles the correct low bits each step: 3,
+/// 6, 12, 24, 48.
 const fn inverse(odd: u64) -> u64 {
     let mut result = odd;
     let mut step = 0;
@@ -98,13 +100,13 @@ const fn inverse(odd: u64) -> u64 {
     result & ID_MASK
 }
 
-/// The id that stands in the headers of the lifetime with this serial.
+/// Returns the id in the headers of the lifetime with this serial.
 #[inline]
 const fn id_of(serial: u64, cookie: u64) -> u64 {
     (serial.wrapping_mul(SCRAMBLE) ^ cookie) & ID_MASK
 }
 
-/// The serial a header's id decodes to.
+/// Returns the serial that a header's id decodes to.
 #[inline]
 const fn serial_of(id: u64, cookie: u64) -> u64 {
     ((id ^ cookie) & ID_MASK).wrapping_mul(UNSCRAMBLE) & ID_MASK

@@ -1,4 +1,4 @@
-//! Blocks: their memory, the lists of free ones, and what is written beside them.
+//! Blocks: their memory, the lists of free ones, and what is written next to them.
 
 pub mod memory;
 pub mod allocated;

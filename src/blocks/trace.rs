@@ -1,7 +1,7 @@
 //! Where a block was allocated: a record behind the payload, in requests that trace their leaks.
 //!
-//! A traced block is longer than its layout asks for by `TRACE_BYTES`; a flag in its header says so, and
-//! keeps it off the fast paths.
+//! A traced block is longer than its layout asks for by `TRACE_BYTES`; a flag in its header says so
+//! and keeps it off the fast paths.
 
 use crate::base::size_class::{HEADER_BYTES, padded_size};
 use crate::lockfree::header::Block;
@@ -10,70 +10,70 @@ use core::ptr::{null, with_exposed_provenance};
 
 /// How much longer a traced block is: the record, and what aligning it may take.
 pub const TRACE_BYTES: usize = size_of::<Record>() + align_of::<Record>();
-/// The size a block must have for this layout. A traced one is longer by its record, which stands before
-/// any alignment is looked at.
+/// Returns the size that a block needs for this layout. If it is traced, the record comes after the
+/// padding for alignment.
 pub fn needed_size(size: usize, align: usize, is_traced: bool) -> Option<usize> {
     let padded = padded_size(size, align)?;
     if is_traced { padded.checked_add(TRACE_BYTES) } else { Some(padded) }
 }
 
-/// Return addresses that are kept: enough to lead out of the collections of the standard library.
+/// How many return addresses are kept: enough to lead out of the standard library's collections.
 pub const FRAME_COUNT: usize = 20;
 
-/// A place in a source file that the caller named.
+/// A location in a source file that the caller named.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Site {
     file: *const u8,
     file_length: usize,
-    /// The line in it.
+    /// The line in the file.
     pub line: u32,
 }
 
 impl Site {
-    /// Not known.
+    /// Unknown.
     pub const NONE: Self = Self { file: null(), file_length: 0, line: 0 };
 
-    /// A place whose file's name lives for ever.
+    /// A location in a file whose name lives forever.
     pub fn new(file: &'static [u8], line: u32) -> Self {
         Self { file: file.as_ptr(), file_length: file.len(), line }
     }
 
-    /// The file's name; empty when the place is not known.
+    /// Returns the file's name; empty if the location is unknown.
     pub fn file(&self) -> &'static [u8] {
         if self.file.is_null() {
             return &[];
         }
-        // SAFETY: made from a slice that lives for ever.
+        // SAFETY: made from a slice that lives forever.
         unsafe { core::slice::from_raw_parts(self.file, self.file_length) }
     }
 }
 
-/// The words of a record: what was asked for, the site's three, the frames.
+/// Words of a record: the size asked for, the three of the site, and the frames.
 const WORD_COUNT: usize = 4 + FRAME_COUNT;
-/// A record as it stands in a block, where others may look at it while its owner writes it anew.
+/// A record as it is stored in a block, where others may read it while its owner rewrites it.
 type Record = Versioned<WORD_COUNT>;
 
-/// How often a record that is being written is looked at again.
+/// How often a reader tries while the record is being written.
 const ATTEMPTS: usize = 8;
 
-/// What a record says.
+/// The contents of a record.
 #[derive(Clone, Copy)]
 pub struct Trace {
     /// Bytes that were asked for.
     pub asked_bytes: usize,
-    /// Where, if the caller said so.
+    /// Where, if the caller named it.
     pub site: Site,
-    /// Who called, innermost first; 0 from the end on.
+    /// The callers, innermost first; 0 after the last.
     pub frames: [usize; FRAME_COUNT],
 }
 
 const _: () = assert!(
     align_of::<Record>() == HEADER_BYTES,
-    "a record stands where any word of a payload may"
+    "a record can be wherever a word of a payload can"
 );
 
 impl Trace {
-    /// A record of what was asked for here.
+    /// Records an allocation of `asked_bytes` made here.
     pub fn here(asked_bytes: usize, site: Site) -> Self {
         let mut trace = Self { asked_bytes, site, frames: [0; FRAME_COUNT] };
         if site == Site::NONE {
@@ -82,7 +82,8 @@ impl Trace {
         trace
     }
 
-    /// Where in a traced block of so many bytes the record stands; what is before is the caller's.
+    /// Returns the offset of the record in a traced block of `block_bytes`; everything before it is
+    /// the caller's.
     pub fn place(block_bytes: usize) -> usize {
         (block_bytes - size_of::<Record>()) & !(align_of::<Record>() - 1)
     }
@@ -90,7 +91,7 @@ impl Trace {
     /// Writes the record of a traced block. Others may read it meanwhile.
     ///
     /// # Safety
-    /// The block is the caller's and has `block_bytes`, at least `TRACE_BYTES`.
+    /// The block is the caller's (V1) and has `block_bytes`, at least `TRACE_BYTES`.
     pub unsafe fn write(self, block: Block, block_bytes: usize) {
         let mut words = [0; WORD_COUNT];
         let head = [
@@ -109,8 +110,8 @@ impl Trace {
     /// Reads the record of a traced block; `None`: its owner is writing it.
     ///
     /// # Safety
-    /// The block has `block_bytes`, its memory stays what it is, and the caller has seen that a
-    /// record was written there.
+    /// The block has `block_bytes`, its memory keeps its use, and the caller has seen that a record
+    /// was written there (V2).
     pub unsafe fn read(block: Block, block_bytes: usize) -> Option<Self> {
         // SAFETY: the caller's contract.
         let record = unsafe { record(block, block_bytes) };
@@ -121,12 +122,12 @@ impl Trace {
     }
 }
 
-/// The record of a traced block.
+/// Returns the record of a traced block.
 ///
 /// # Safety
 /// The block has `block_bytes`, at least `TRACE_BYTES`, and stays mapped.
 unsafe fn record<'b>(block: Block, block_bytes: usize) -> &'b Record {
-    // SAFETY: the caller's contract; the place is aligned and inside the block.
+    // SAFETY: the caller's contract; the record is aligned and inside the block.
     unsafe { &*with_exposed_provenance::<Record>(block + Trace::place(block_bytes)) }
 }
 
@@ -134,7 +135,7 @@ unsafe fn record<'b>(block: Block, block_bytes: usize) -> &'b Record {
 #[cfg(feature = "trace")]
 fn fill(frames: &mut [usize; FRAME_COUNT]) {
     let mut slots = frames.iter_mut();
-    // SAFETY: only the walk needs no lock; nothing here resolves symbols.
+    // SAFETY: without the lock only symbols may not be resolved; nothing here does.
     unsafe {
         backtrace::trace_unsynchronized(|frame| match slots.next() {
             Some(slot) => {

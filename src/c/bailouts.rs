@@ -1,8 +1,8 @@
-//! Failure and bailout: `rq_try`, `rq_bailout`, and what a function of C does that cannot go on.
+//! Failure and bailout: `rq_try`, `rq_bailout`, and how a C function that cannot go on ends.
 //!
-//! Functions that may bail out jump over their own frames (`siglongjmp`): nothing in them has a
-//! destructor to run by then. Each takes its stack pointer itself, at most the size of an
-//! `rq_try_frame` below its caller's, and hands it on: a frame below it is dead.
+//! Functions that may bail out jump over their own frames (`siglongjmp`), in which nothing has a
+//! destructor to run by then. Each takes its own stack pointer, at most the size of an
+//! `rq_try_frame` below its caller's, and passes it on: a frame below it is dead.
 
 use crate::api::bailout::Bailout;
 use crate::base::failure;
@@ -35,7 +35,7 @@ pub extern "C" fn rq_set_error_handler(handler: Option<ErrorHandler>) {
 }
 
 fn tell_error_handler(thread: Option<&'static Thread>, line: &Line) {
-    /// Whether a thread tells the handler that has no memory for a state.
+    /// Whether a thread without memory for a state is running the handler.
     static IS_TELLING_WITHOUT_STATE: AtomicBool = AtomicBool::new(false);
     let handler = ERROR_HANDLER.load(Ordering::Acquire);
     if handler.is_null() {
@@ -44,7 +44,7 @@ fn tell_error_handler(thread: Option<&'static Thread>, line: &Line) {
     // SAFETY: only `rq_set_error_handler` stores there, and it stores a handler.
     let handler = unsafe { core::mem::transmute::<*mut c_void, ErrorHandler>(handler) };
     let state = thread.and_then(State::of_or_make);
-    // A handler that fails is not told of itself: that would never end.
+    // A handler that fails is not called about itself: that would never end.
     let set_telling = |is_telling| match state {
         Some(state) => state.is_telling.replace(is_telling),
         None if thread.is_some() => IS_TELLING_WITHOUT_STATE.swap(is_telling, Ordering::Relaxed),
@@ -56,7 +56,7 @@ fn tell_error_handler(thread: Option<&'static Thread>, line: &Line) {
     }
 }
 
-/// Goes back to the innermost `rq_try` that is still there, if there is one.
+/// Jumps to the innermost `rq_try` that is still alive; returns if there is none.
 fn jump(thread: Option<&'static Thread>, line: &Line, here: usize) {
     let Some((thread, state)) = thread.and_then(|t| State::of(t).map(|state| (t, state))) else {
         return;
@@ -67,14 +67,14 @@ fn jump(thread: Option<&'static Thread>, line: &Line, here: usize) {
     }
     // SAFETY: the frame is alive.
     thread.leave_after(unsafe { (*frame).entry });
-    // Last: callbacks of requests that were closed on the way may have bailed out themselves.
+    // Last: callbacks of requests closed on the way may have bailed out themselves.
     state.bailout_text.set(*line);
-    // SAFETY: `sigsetjmp` filled the place, in a function that has not returned; the frames between here
-    // and there are this crate's, which have nothing to run, and those of C.
+    // SAFETY: `sigsetjmp` filled the buffer in a function that has not returned; the frames from
+    // here to there are this crate's, which have nothing to run, and those of C.
     unsafe { siglongjmp((&raw mut (*frame).place).cast(), 1) }
 }
 
-/// An allocation failed, in a function of C's whose stack pointer this is.
+/// Ends a C function whose allocation failed. `here` is its stack pointer.
 #[cold]
 #[inline(never)]
 pub fn fail(bailout: Bailout, here: usize) -> ! {
@@ -92,10 +92,10 @@ pub fn or_fail(result: Result<*mut u8, Bailout>) -> *mut c_void {
     }
 }
 
-/// Goes back to the innermost `rq_try`.
+/// Jumps to the innermost `rq_try`.
 ///
 /// # Safety
-/// `reason` is null or a text; no frame on the way has destructors to run.
+/// `reason` is null or a C string; no frame on the way has destructors to run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_bailout(reason: *const c_char) -> ! {
     // SAFETY: the caller's contract.
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn rq_bailout(reason: *const c_char) -> ! {
 }
 
 /// # Safety
-/// As `rq_bailout`.
+/// As for `rq_bailout`.
 #[cold]
 #[inline(never)]
 unsafe fn bail_out(reason: *const c_char, here: usize) -> ! {
@@ -113,11 +113,11 @@ unsafe fn bail_out(reason: *const c_char, here: usize) -> ! {
     fatal::no_try(line.as_str())
 }
 
-/// The text of this thread's last bailout.
+/// Returns the text of this thread's last bailout.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_bailout_reason() -> *const c_char {
     match thread::current().and_then(State::of) {
-        // SAFETY: a state is type-stable, and only this thread changes its text.
+        // SAFETY: a state is never unmapped (M1), and only this thread changes its text.
         Some(state) => unsafe { (*state.bailout_text.as_ptr()).as_ptr().cast() },
         None => c"".as_ptr(),
     }
@@ -136,10 +136,10 @@ pub unsafe extern "C" fn rq_try_enter(frame: *mut TryFrame) {
     unsafe { state.tries.enter(frame, entry, suspension, stack_here()) }
 }
 
-/// The function of a frame is about to leave it.
+/// Takes a frame off, which its function is about to leave.
 ///
 /// # Safety
-/// As `rq_try_enter`.
+/// As for `rq_try_enter`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_try_leave(frame: *mut TryFrame) {
     if let Some(state) = thread::current().and_then(State::of) {
@@ -148,7 +148,7 @@ pub unsafe extern "C" fn rq_try_leave(frame: *mut TryFrame) {
     }
 }
 
-/// This thread, for functions that mean nothing without it.
+/// Returns this thread, for functions that mean nothing without it.
 #[inline(always)]
 pub fn needed_thread(call: &'static str) -> &'static Thread {
     match thread::current() {
@@ -174,7 +174,7 @@ fn out_of_memory(asked_bytes: usize) -> ! {
 }
 
 /// # Safety
-/// `text` is null or a text that outlives what it is used for.
+/// `text` is null or a C string that lives for `'t`.
 pub unsafe fn text<'t>(text: *const c_char) -> &'t str {
     if text.is_null() {
         return "";

@@ -1,4 +1,4 @@
-//! Blocks: the families of `emalloc` and of `pemalloc`.
+//! Blocks: the families of `emalloc` and `pemalloc`.
 
 use crate::api::bailout::Bailout;
 use crate::blocks::trace::Site;
@@ -7,7 +7,7 @@ use crate::c::family::{self, Family, checked_size};
 use core::ffi::{CStr, c_char, c_uint, c_void};
 use core::ptr::null_mut;
 
-/// Decrees that a block outlives its request.
+/// Makes a block outlive its request.
 ///
 /// # Safety
 /// `pointer` is null or a live block.
@@ -19,10 +19,10 @@ pub unsafe extern "C" fn rq_persist(pointer: *mut c_void) {
     }
 }
 
-/// Frees a block of any family.
+/// Frees a block of either family.
 ///
 /// # Safety
-/// `pointer` is null or a live block that nobody uses any more.
+/// `pointer` is null or a live block that is no longer used.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_free(pointer: *mut c_void) {
     // SAFETY: the caller's contract.
@@ -46,7 +46,7 @@ fn alloc_product(
 }
 
 /// # Safety
-/// As `family::resize`.
+/// As for `family::resize`.
 #[inline(always)]
 unsafe fn resize(
     pointer: *mut c_void,
@@ -62,7 +62,7 @@ unsafe fn resize(
 }
 
 /// # Safety
-/// `length` bytes of `text` can be read.
+/// `length` bytes of `text` are readable.
 #[inline(always)]
 unsafe fn duplicate(text: *const c_char, length: usize, family: Family, site: Site) -> *mut c_char {
     let copy = alloc_product((1, length, 1), family, false, site).cast::<c_char>();
@@ -75,14 +75,14 @@ unsafe fn duplicate(text: *const c_char, length: usize, family: Family, site: Si
 }
 
 /// # Safety
-/// `text` is a text.
+/// `text` is a C string.
 unsafe fn length(text: *const c_char) -> usize {
     // SAFETY: the caller's contract.
     unsafe { CStr::from_ptr(text) }.count_bytes()
 }
 
 /// # Safety
-/// `file` is null or a text that lives for ever.
+/// `file` is null or a C string that lives forever.
 unsafe fn site(file: *const c_char, line: c_uint) -> Site {
     if file.is_null() {
         return Site::NONE;
@@ -91,7 +91,8 @@ unsafe fn site(file: *const c_char, line: c_uint) -> Site {
     Site::new(unsafe { CStr::from_ptr(file) }.to_bytes(), line)
 }
 
-/// Declares an allocating function of the request's family, plain and with the place of the call.
+/// Declares an allocating function of the request's family twice: plain, and with the site of the
+/// call.
 macro_rules! with_site {
     ($(#[$meta:meta])* $plain:ident, $at:ident, ($($name:ident: $kind:ty),*) -> $result:ty,
      |$site:ident| $body:expr) => {
@@ -108,10 +109,10 @@ macro_rules! with_site {
         }
 
         $(#[$meta])*
-        /// With the place of the call.
+        /// With the site of the call.
         ///
         /// # Safety
-        /// Pointers are what `rqmalloc.h` says; the file's name lives for ever.
+        /// Pointers are what `rqmalloc.h` says; the file's name lives forever.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $at($($name: $kind,)* file: *const c_char, line: c_uint) -> $result {
             // SAFETY: the caller's contract.
@@ -187,7 +188,7 @@ pub unsafe extern "C" fn rq_erealloc_or_null(pointer: *mut c_void, size: usize) 
 /// `efree`.
 ///
 /// # Safety
-/// `pointer` is null or a live block that nobody uses any more.
+/// `pointer` is null or a live block that is no longer used.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_efree(pointer: *mut c_void) {
     // SAFETY: the caller's contract.
@@ -251,7 +252,7 @@ pub unsafe extern "C" fn rq_safe_perealloc(
 /// `pefree`.
 ///
 /// # Safety
-/// `pointer` is null or a live block that nobody uses any more.
+/// `pointer` is null or a live block that is no longer used.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_pefree(pointer: *mut c_void, persistent: bool) {
     // SAFETY: the caller's contract.
@@ -261,7 +262,7 @@ pub unsafe extern "C" fn rq_pefree(pointer: *mut c_void, persistent: bool) {
 /// `pestrdup`.
 ///
 /// # Safety
-/// `text` is a text.
+/// `text` is a C string.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_pestrdup(text: *const c_char, persistent: bool) -> *mut c_char {
     // SAFETY: the caller's contract.
@@ -271,7 +272,7 @@ pub unsafe extern "C" fn rq_pestrdup(text: *const c_char, persistent: bool) -> *
 /// `pestrndup`.
 ///
 /// # Safety
-/// `length` bytes of `text` can be read.
+/// `length` bytes of `text` are readable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_pestrndup(
     text: *const c_char,

@@ -1,5 +1,5 @@
-//! Blocks of C: allocated without a `Layout`, of the family of requests or of the persistent one, which
-//! each block remembers. What C and `zend` hand out is made of these.
+//! Blocks of C: allocated without a `Layout`, of the family of requests or of the persistent one,
+//! which each block remembers. The functions for C and those of `zend` are made of these.
 
 use crate::api::bailout::Bailout;
 use crate::api::global::{PAYLOAD_ALIGN, pointer};
@@ -19,36 +19,36 @@ use crate::thread::life::current_or_start;
 use crate::thread::{self, HEAP, route};
 use core::ptr::null_mut;
 
-/// Below this lies no block, but what is read through a null pointer.
+/// Below this there are no blocks, only what is read through a null pointer.
 const FIRST_ADDRESS: usize = MIN_PAGE_BYTES;
 
-/// From here on there is no memory of a program's: to read there faults, on some machines without a
-/// page fault. A block's header has room for 48 bits.
+/// From here on a program has no memory: reading there faults, on some machines without a page
+/// fault. A header's id field has room for 48 bits.
 const END_ADDRESS: usize = 1 << if cfg!(target_arch = "x86_64") { 47 } else { 48 };
 
-/// Which functions a block is of.
+/// Which functions a block belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
-    /// `emalloc` and `pemalloc(size, 0)`: of the thread's request.
+    /// `emalloc` and `pemalloc(size, 0)`: the thread's request.
     Request,
-    /// `pemalloc(size, 1)`, `malloc`, and all that Rust allocates persistently.
+    /// `pemalloc(size, 1)`, `malloc`, and everything that Rust allocates persistently.
     Persistent,
 }
 
 impl Family {
-    /// What the flag of `pemalloc` says.
+    /// Returns the family that the flag of `pemalloc` stands for.
     pub fn of_flag(persistent: bool) -> Self {
         if persistent { Self::Persistent } else { Self::Request }
     }
 
-    /// What a block's header says.
+    /// Returns the family of a block.
     fn of(found: &Found<'_>) -> Self {
         // A block that was persisted is its request's, whichever family frees it.
         let is_persistent = found.owner().is_none() && !found.header.has(EARLY);
         Self::of_flag(is_persistent)
     }
 
-    /// Fatal when a block is not of this family.
+    /// Ends the process if a block is not of this family.
     fn expect(self, payload: Block, found: &Found<'_>) {
         let is = Self::of(found);
         if is != self {
@@ -57,7 +57,7 @@ impl Family {
     }
 }
 
-/// `count * size + offset`, or why not.
+/// Returns `count * size + offset`, or why it cannot be allocated.
 pub fn checked_size(count: usize, size: usize, offset: usize) -> Result<usize, Bailout> {
     count
         .checked_mul(size)
@@ -65,7 +65,7 @@ pub fn checked_size(count: usize, size: usize, offset: usize) -> Result<usize, B
         .ok_or(Bailout::Overflow { count, size, offset })
 }
 
-/// A block of a family, never null; its bytes are zero if `zeroed`.
+/// Allocates a block of a family, never null; its bytes are zero if `zeroed`.
 #[inline(always)]
 pub fn alloc(size: usize, family: Family, zeroed: bool, site: Site) -> Result<*mut u8, Bailout> {
     if let Some(bins) = bins_of(family) {
@@ -77,10 +77,10 @@ pub fn alloc(size: usize, family: Family, zeroed: bool, site: Site) -> Result<*m
     alloc_by_route(size, family, zeroed, site)
 }
 
-/// A block from these bins; null when they have none.
+/// Allocates from these bins; null if they have no block.
 #[inline(always)]
 pub fn alloc_from_bins(bins: &Bins, size: usize, zeroed: bool) -> *mut u8 {
-    // Small blocks are cheaper to clear than to ask about.
+    // Clearing a small block is cheaper than finding out whether it is zeroed.
     if zeroed && size > MAX_TABLE_BYTES {
         return null_mut();
     }
@@ -93,18 +93,20 @@ pub fn alloc_from_bins(bins: &Bins, size: usize, zeroed: bool) -> *mut u8 {
     payload
 }
 
-/// The bins that blocks of this family come from in this thread, where that is known without a look.
+/// Returns the bins that blocks of this family come from in this thread, if that is known without a
+/// search.
 #[inline(always)]
 fn bins_of(family: Family) -> Option<&'static Bins> {
     let bins = thread::active();
     match family {
-        // SAFETY: null in a sentinel, else the bins of this thread's cache, which are for ever.
+        // SAFETY: null in a sentinel, else the bins of this thread's cache, which are never
+        // unmapped.
         Family::Persistent => unsafe { bins.cache().as_ref() },
         Family::Request => (bins.kind() == Kind::Lane).then_some(bins),
     }
 }
 
-/// The same where the fast path has no answer.
+/// Allocates as `alloc` does where the fast path has no answer.
 #[cold]
 #[inline(never)]
 pub fn alloc_by_route(
@@ -142,13 +144,14 @@ pub fn alloc_by_route(
     Ok(payload)
 }
 
-/// A persistent block that was asked for as one of a request: it is of that family all the same.
+/// Marks a persistent block as one that was asked for as a request's: it is of that family all the
+/// same.
 fn make_early(block: Block) {
     let header = Raw.header(block);
     header.store(Header(header.load(Ordering::Relaxed)).with(EARLY).0, Ordering::Relaxed);
 }
 
-/// Why a block of this request, or a persistent one, could not be had.
+/// Returns why a block of this request, or a persistent one, was not allocated.
 #[cold]
 fn failure(allocated: Allocated, control: Option<&Control>, size: usize) -> Bailout {
     match control.and_then(LimitExceeded::of) {
@@ -157,11 +160,11 @@ fn failure(allocated: Allocated, control: Option<&Control>, size: usize) -> Bail
     }
 }
 
-/// Resizes a block of a family, which keeps its lifetime; null: as `alloc`. If it moves, at least the
-/// first `copy_size` bytes come along, as far as both blocks have them.
+/// Resizes a block of a family, which keeps its lifetime; null: as `alloc`. If it moves, at least
+/// its first `copy_size` bytes come along, as far as both blocks have them.
 ///
 /// # Safety
-/// `payload` is null or a live block that nobody else uses.
+/// `payload` is null or a live block that nothing else uses.
 pub unsafe fn resize(
     payload: *mut u8,
     size: usize,
@@ -183,7 +186,7 @@ pub unsafe fn resize(
     if size > isize::MAX as usize {
         return Err(Bailout::OutOfMemory(size));
     }
-    // A payload that was moved up to an alignment stays while it is not much too long.
+    // A payload that was moved up to an alignment stays unless it is much too long.
     let capacity = found.capacity(block);
     if block != found.block && size <= capacity && size > capacity / 2 {
         return Ok(payload);
@@ -215,14 +218,14 @@ pub unsafe fn resize(
         make_early(fresh);
     }
     let count = capacity.min(size).min(copy_size);
-    // SAFETY: both payloads hold as much, and a fresh block overlaps no live one.
+    // SAFETY: both payloads have at least `count` bytes, and a fresh block overlaps no live one.
     unsafe { pointer(fresh).copy_from_nonoverlapping(payload, count) };
     free_payload(block, &found);
     Ok(pointer(fresh))
 }
 
-/// Resizes a block of the bins that are active here, or of the cache's: within its class, or to another
-/// one that shares spans. `None`: it is none of them, or they have nothing.
+/// Resizes a block of the bins that are active here, or of the cache's: within its class, or to
+/// another one that shares spans. `None`: it is not one of these, or the bins have no block.
 #[inline]
 fn resize_here(
     block: Block,
@@ -252,7 +255,7 @@ fn resize_here(
         return None;
     }
     let count = old.payload_bytes().min(size).min(copy_size);
-    // SAFETY: both payloads hold as much, and a fresh block overlaps no live one.
+    // SAFETY: both payloads have at least `count` bytes, and a fresh block overlaps no live one.
     unsafe { pointer(fresh).copy_from_nonoverlapping(pointer(block), count) };
     is_freed(bins, block);
     Some(pointer(fresh))
@@ -263,10 +266,10 @@ fn free_payload(payload: Block, found: &Found<'_>) {
     route::free_judged(current_or_start(), found);
 }
 
-/// Frees a block of a family, or of any. Null is ignored.
+/// Frees a block of a family, or of either. Null is ignored.
 ///
 /// # Safety
-/// `payload` is null or a live block that nobody uses any more.
+/// `payload` is null or a live block that is no longer used.
 #[inline(always)]
 pub unsafe fn free(payload: *mut u8, family: Option<Family>) {
     let block = payload.expose_provenance();
@@ -277,7 +280,7 @@ pub unsafe fn free(payload: *mut u8, family: Option<Family>) {
     }
 }
 
-/// The bins that a block of this family is most likely of.
+/// Returns the bins that a block of this family most likely belongs to.
 #[inline(always)]
 fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
     match family {
@@ -286,9 +289,9 @@ fn bins_to_free_to(family: Option<Family>) -> Option<&'static Bins> {
     }
 }
 
-/// Whether the word before a pointer can be read if anything is mapped there: before the start of a page
-/// there may be nothing, when the pointer is not ours. (A misaligned word is an ordinary mismatch to the
-/// machine; checked builds want it named before.)
+/// Returns whether the word before a pointer can be read if anything is mapped at the pointer:
+/// before the start of a page there may be nothing, if the pointer is not ours. (To the machine a
+/// misaligned word is an ordinary mismatch; checked builds must catch it first.)
 #[inline(always)]
 fn may_look_before(block: Block) -> bool {
     block.wrapping_sub(FIRST_ADDRESS) < END_ADDRESS - FIRST_ADDRESS
@@ -296,7 +299,7 @@ fn may_look_before(block: Block) -> bool {
         && (!cfg!(debug_assertions) || block % PAYLOAD_ALIGN == 0)
 }
 
-/// Frees a block if it is one of these bins.
+/// Frees a block if it is one of these bins; returns whether it was.
 #[inline(always)]
 fn is_freed(bins: &Bins, block: Block) -> bool {
     match bins.free_unsized(block) {
@@ -317,7 +320,7 @@ fn free_by_route(payload: *mut u8, family: Option<Family>) {
         return;
     }
     if family.is_none() && may_look_before(block) {
-        // A block that a request's handler was handed.
+        // A persistent block that was handed to a request's handler.
         if bins_of(Family::Persistent).is_some_and(|bins| is_freed(bins, block)) {
             return;
         }
@@ -329,7 +332,7 @@ fn free_by_route(payload: *mut u8, family: Option<Family>) {
     free_payload(block, &found);
 }
 
-/// Bytes that fit into the block; 0 for null. Fatal for what is no live block.
+/// Returns the bytes that fit into the block; 0 for null. Fatal if it is not a live block.
 ///
 /// # Safety
 /// `payload` is null or points to a live block of this allocator.
@@ -338,7 +341,7 @@ pub unsafe fn block_size(payload: *const u8) -> usize {
     if block == NONE { 0 } else { HEAP.find(block).capacity(block) }
 }
 
-/// Whether the address lies in memory of ours.
+/// Returns whether the address is in memory of ours.
 pub fn is_ours(payload: *const u8) -> bool {
     HEAP.is_ours(payload.expose_provenance())
 }

@@ -57,10 +57,10 @@ pub extern "C" fn rq_gc() -> usize {
     zend::gc()
 }
 
-/// Whether this thread's request is below its mark.
+/// Returns whether this thread's request is below its mark.
 ///
 /// # Safety
-/// `error` is null or can be written.
+/// `error` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_check(error: *mut LimitError) -> bool {
     let Err(limit) = crate::check() else { return true };

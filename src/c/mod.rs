@@ -1,4 +1,4 @@
-//! What a C program calls, by `include/rqmalloc.h`, and what those who know ZendMM do.
+//! What a C program calls through `include/rqmalloc.h`, and ZendMM's functions for Rust.
 
 pub mod family;
 pub mod zend;

@@ -1,13 +1,13 @@
-//! The C allocation functions, for a library that `LD_PRELOAD` puts before any program.
+//! The C allocation functions, for a library that `LD_PRELOAD` puts in front of any program.
 //!
-//! `malloc` and its kin hand out persistent blocks; with `RQMALLOC_PRELOAD_REQUESTS=1` in the environment
-//! those of a thread that is inside a request belong to it. With `RQMALLOC_STATS=1` a line of figures is
-//! printed at exit.
+//! `malloc` and its kin hand out persistent blocks; with `RQMALLOC_PRELOAD_REQUESTS=1` in the
+//! environment, those of a thread inside a request belong to the request. With `RQMALLOC_STATS=1` a
+//! line of figures is printed at exit.
 //!
 //! A program that defines `malloc` itself is left alone: the linker prefers its functions to these,
-//! and those of these that it has not defined pass on to the library that comes next. The C
-//! library's own names (`__libc_malloc`) serve from here always: a `malloc` that wraps them gets
-//! blocks of this allocator.
+//! and those of these that it does not define pass the call on to the next library. The C library's
+//! own names (`__libc_malloc`) always serve from here: a `malloc` that wraps them gets blocks of
+//! this allocator.
 
 use crate::api::global::{PAYLOAD_ALIGN, pointer};
 use crate::api::report::stats;
@@ -26,7 +26,7 @@ use core::ffi::{c_int, c_void};
 use core::fmt::Write;
 use core::ptr::null_mut;
 
-/// Whether blocks of a thread inside a request belong to it.
+/// Whether the blocks of a thread inside a request belong to it.
 static OF_REQUESTS: AtomicBool = AtomicBool::new(false);
 
 #[used]
@@ -39,20 +39,20 @@ static AT_EXIT: extern "C" fn() = print_stats;
 extern "C" fn read_environment() {
     let is_of_requests = environment::flag(c"RQMALLOC_PRELOAD_REQUESTS") == Some(true);
     OF_REQUESTS.store(is_of_requests, Ordering::Relaxed);
-    // Looks at the environment, too.
+    // Reads the environment too.
     find_dlopen();
 }
 
 extern "C" fn print_stats() {
     if environment::flag(c"RQMALLOC_STATS") == Some(true) {
         let mut line = Line::EMPTY;
-        // A line that is too long is cut.
+        // A line that is too long is truncated.
         let _ = write!(line, "{}", stats());
         line.print();
     }
 }
 
-/// Whose the blocks of this thread are, where that is not plain.
+/// Returns the family of this thread's blocks, where the fast path does not know it.
 fn family() -> Family {
     match thread::active().kind() {
         Kind::Lane | Kind::Traced if OF_REQUESTS.load(Ordering::Relaxed) => Family::Request,
@@ -62,7 +62,7 @@ fn family() -> Family {
 
 #[cold]
 pub fn fail(error: c_int) -> *mut c_void {
-    // SAFETY: the place is this thread's.
+    // SAFETY: `errno` is this thread's own.
     unsafe { *libc::__errno_location() = error };
     null_mut()
 }
@@ -89,7 +89,7 @@ fn alloc_by_family(size: usize, zeroed: bool) -> *mut c_void {
     }
 }
 
-/// A block at an alignment that is a power of two.
+/// Allocates a block at an alignment that is a power of two.
 pub fn alloc_aligned(align: usize, size: usize) -> *mut c_void {
     if align <= PAYLOAD_ALIGN {
         return alloc(size, false);
@@ -104,7 +104,7 @@ pub fn alloc_aligned(align: usize, size: usize) -> *mut c_void {
     if block == NONE { fail(libc::ENOMEM) } else { pointer(block).cast() }
 }
 
-/// `malloc`. Size 0 gives a unique pointer.
+/// `malloc`. Size 0 returns a unique pointer.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(size: usize) -> *mut c_void {
     alloc(size, false)
@@ -113,17 +113,17 @@ pub extern "C" fn malloc(size: usize) -> *mut c_void {
 /// `free`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free(pointer: *mut c_void) {
     // SAFETY: the caller's contract.
     unsafe { family::free(pointer.cast(), None) }
 }
 
-/// `free_sized` of C23. The block knows its size better.
+/// `free_sized` of C23. The block itself knows its size better.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free_sized(pointer: *mut c_void, _size: usize) {
     // SAFETY: the caller's contract.
@@ -133,7 +133,7 @@ pub unsafe extern "C" fn free_sized(pointer: *mut c_void, _size: usize) {
 /// `free_aligned_sized` of C23.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free_aligned_sized(pointer: *mut c_void, _align: usize, _size: usize) {
     // SAFETY: the caller's contract.
@@ -152,10 +152,10 @@ pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
     }
 }
 
-/// `realloc`. As in glibc, size 0 frees and returns null.
+/// `realloc`. As in glibc, size 0 frees the block and returns null.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(pointer: *mut c_void, size: usize) -> *mut c_void {
     if !is_in_charge() && (pointer.is_null() || !family::is_ours(pointer.cast())) {
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn realloc(pointer: *mut c_void, size: usize) -> *mut c_vo
 }
 
 /// # Safety
-/// `pointer` is null or a block of ours that nobody else uses.
+/// `pointer` is null or a block of ours that nothing else uses.
 #[inline(always)]
 pub unsafe fn resize(pointer: *mut c_void, size: usize) -> *mut c_void {
     if pointer.is_null() {
@@ -187,7 +187,7 @@ pub unsafe fn resize(pointer: *mut c_void, size: usize) -> *mut c_void {
 /// `reallocarray`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn reallocarray(
     pointer: *mut c_void,
@@ -210,7 +210,7 @@ pub unsafe extern "C" fn reallocarray(
     }
 }
 
-/// `memalign`. As in glibc, an alignment is rounded up to a power of two.
+/// `memalign`. As in glibc, the alignment is rounded up to a power of two.
 #[unsafe(no_mangle)]
 pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
     if !is_in_charge() {
@@ -219,7 +219,7 @@ pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
     alloc_rounded(align, size)
 }
 
-/// A block at an alignment that is rounded up to a power of two.
+/// Allocates a block at an alignment that is rounded up to a power of two.
 pub fn alloc_rounded(align: usize, size: usize) -> *mut c_void {
     match align.checked_next_power_of_two() {
         Some(align) => alloc_aligned(align, size),
@@ -239,7 +239,7 @@ pub extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
 /// `posix_memalign`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posix_memalign(
     place: *mut *mut c_void,
@@ -259,10 +259,10 @@ pub unsafe extern "C" fn posix_memalign(
     unsafe { alloc_to(place, align, size) }
 }
 
-/// What `posix_memalign` does: as in glibc, `errno` says it too when there is no memory.
+/// Does the work of `posix_memalign`. As in glibc, `errno` is set too if there is no memory.
 ///
 /// # Safety
-/// `place` can be written.
+/// `place` is writable.
 pub unsafe fn alloc_to(place: *mut *mut c_void, align: usize, size: usize) -> c_int {
     if !align.is_power_of_two() || align % size_of::<*mut c_void>() != 0 {
         return libc::EINVAL;
@@ -276,13 +276,13 @@ pub unsafe fn alloc_to(place: *mut *mut c_void, align: usize, size: usize) -> c_
     0
 }
 
-/// What `valloc` and `pvalloc` align to: what the program was told.
+/// Returns the page length that the program was told, to which `valloc` and `pvalloc` align.
 pub fn system_page_bytes() -> usize {
-    // SAFETY: always callable; a constant that the program was started with.
+    // SAFETY: always callable; a constant from the start of the program on.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
-/// `valloc`: a block at a page.
+/// `valloc`: aligned to a page.
 #[unsafe(no_mangle)]
 pub extern "C" fn valloc(size: usize) -> *mut c_void {
     memalign(system_page_bytes(), size)
@@ -301,10 +301,10 @@ pub fn whole_pages(size: usize) -> Option<usize> {
     size.max(1).checked_next_multiple_of(system_page_bytes())
 }
 
-/// `malloc_usable_size`: bytes that may be used of a block.
+/// `malloc_usable_size`: how many bytes of a block may be used.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc_usable_size(pointer: *mut c_void) -> usize {
     if !is_in_charge() && !family::is_ours(pointer.cast()) {

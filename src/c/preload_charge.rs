@@ -1,4 +1,4 @@
-//! Whether the program's `malloc` is the one of the preloaded library.
+//! Whether the program's `malloc` is that of the preloaded library.
 
 use crate::base::sync::{AtomicU8, Ordering};
 use crate::c::family;
@@ -7,10 +7,11 @@ use core::ffi::{CStr, c_void};
 const UNKNOWN: u8 = 0;
 const OURS: u8 = 1;
 const THEIRS: u8 = 2;
-/// Somebody asks just now.
+/// A thread is finding out.
 const ASKED: u8 = 3;
 
-/// Whether the program's `malloc` is the one here, or at last hands out blocks of this allocator.
+/// Whether the program's `malloc` is the one here, or in the end hands out blocks of this
+/// allocator.
 static IN_CHARGE: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 #[inline(always)]
@@ -22,14 +23,15 @@ pub fn is_in_charge() -> bool {
     }
 }
 
-/// Whether a block that comes back is one of ours: not so where a function here has passed on.
+/// Returns whether a block that comes back is ours: it may not be where a function here passes
+/// calls on.
 #[inline(always)]
 pub fn is_from_here(block: *mut c_void) -> bool {
     IN_CHARGE.load(Ordering::Relaxed) != THEIRS || block.is_null() || family::is_ours(block.cast())
 }
 
-/// Asks whoever defines `malloc` for a block. (Its address does not tell: that of a function whose
-/// address a program takes is a place in the program.) What that `malloc` calls meanwhile, and
+/// Asks whichever library defines `malloc` for a block. (The function's address does not tell: if a
+/// program takes it, it is an address in the program.) Meanwhile the calls of that `malloc`, and of
 /// other threads, are served from here.
 #[cold]
 fn find_who_is_in_charge() -> bool {

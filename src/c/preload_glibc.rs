@@ -1,5 +1,5 @@
-//! What glibc has beside the standard's functions, in the preloaded library: figures of the heap, and its
-//! own names of `malloc` and its kin.
+//! What glibc has beyond the standard's functions, in the preloaded library: figures of the heap,
+//! and its own names for `malloc` and its kin.
 
 use crate::api::report::{Stats, stats};
 use crate::base::fatal;
@@ -15,8 +15,8 @@ use core::fmt::Write;
 
 // ---- figures -------------------------------------------------------------------------------
 
-/// `mallinfo2`, as far as its figures have a meaning here: what is mapped, in use and free. In the
-/// place of the fast bins stands what is kept for the next allocation, in that of the top what
+/// `mallinfo2`, as far as its figures mean anything here: what is mapped, in use and free. The
+/// field of the fast bins has what is kept for the next allocation; that of the top has what
 /// `malloc_trim` looks at.
 #[unsafe(no_mangle)]
 pub extern "C" fn mallinfo2() -> libc::mallinfo2 {
@@ -34,7 +34,7 @@ pub extern "C" fn mallinfo2() -> libc::mallinfo2 {
     info
 }
 
-/// `mallinfo`: the same figures in the range of an `int`. One that does not fit is the largest.
+/// `mallinfo`: the figures of `mallinfo2` as `int`s. One that does not fit becomes the largest.
 #[unsafe(no_mangle)]
 pub extern "C" fn mallinfo() -> libc::mallinfo {
     if !is_in_charge() {
@@ -52,12 +52,12 @@ pub extern "C" fn mallinfo() -> libc::mallinfo {
     info
 }
 
-/// `malloc_info`: XML to a stream, with glibc's elements as far as they have a meaning here. Kept
-/// for the next allocation is "fast", free pages are "rest"; how many blocks that makes is not
-/// known.
+/// `malloc_info`: XML to a stream, with glibc's elements as far as they mean anything here. What is
+/// kept for the next allocation is "fast", free pages are "rest"; the number of blocks in either is
+/// unknown.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_int {
     if !is_in_charge() {
@@ -95,15 +95,15 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
         ours.as_ptr().cast(),
         c"</malloc>\n".as_ptr(),
     ];
-    // Writing to a stream can be cancelled.
+    // Writing to a stream is a cancellation point.
     let is_written = without_cancellation(|| {
-        // SAFETY: texts, and the caller's stream.
+        // SAFETY: C strings, and the caller's stream.
         parts.into_iter().all(|part| unsafe { libc::fputs(part, stream) } >= 0)
     });
     if is_written { 0 } else { -1 }
 }
 
-/// `malloc_stats`: the figures on standard error, in one line.
+/// `malloc_stats`: the figures in one line on standard error.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc_stats() {
     if !is_in_charge() {
@@ -126,15 +126,15 @@ pub extern "C" fn malloc_stats() {
 /// A text in a buffer of its own.
 fn text(arguments: core::fmt::Arguments<'_>) -> Line {
     let mut line = Line::EMPTY;
-    // None here is too long.
+    // No text here is too long.
     let _ = line.write_fmt(arguments);
     line
 }
 
 // ---- the C library's own names -------------------------------------------------------------
 //
-// They serve from here whoever is in charge, and ask nobody: a `malloc` of the program's may be who
-// calls.
+// They serve from here whichever `malloc` is in charge, and ask no other: the caller may be a
+// `malloc` of the program's.
 
 /// glibc's `malloc`.
 #[unsafe(no_mangle)]
@@ -154,7 +154,7 @@ pub extern "C" fn __libc_calloc(count: usize, size: usize) -> *mut c_void {
 /// glibc's `realloc`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn __libc_realloc(pointer: *mut c_void, size: usize) -> *mut c_void {
     if !is_from_here(pointer) {
@@ -167,7 +167,7 @@ pub unsafe extern "C" fn __libc_realloc(pointer: *mut c_void, size: usize) -> *m
 /// glibc's `free`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn __libc_free(pointer: *mut c_void) {
     if !is_from_here(pointer) {
@@ -177,10 +177,10 @@ pub unsafe extern "C" fn __libc_free(pointer: *mut c_void) {
     unsafe { family::free(pointer.cast(), None) }
 }
 
-/// An older name of `free`.
+/// An older name for `free`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cfree(pointer: *mut c_void) {
     // SAFETY: the caller's contract.
@@ -196,7 +196,7 @@ pub extern "C" fn __libc_memalign(align: usize, size: usize) -> *mut c_void {
 /// glibc's `posix_memalign`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn __posix_memalign(
     place: *mut *mut c_void,

@@ -1,4 +1,4 @@
-//! Libraries that would keep to themselves: `dlopen` of the preloaded library.
+//! The preloaded library's `dlopen`, for libraries that would keep to their own symbols.
 
 use crate::base::environment;
 use crate::base::fatal;
@@ -14,11 +14,11 @@ static DROPPED_FLAGS: AtomicU32 = AtomicU32::new(libc::RTLD_DEEPBIND as u32);
 /// A `DlOpen`: the C library's, once it was looked up.
 static NEXT_DLOPEN: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
 
-/// Looks `dlopen` up, and whether the environment has a wish.
+/// Looks up the next `dlopen`, and whether the environment asks to keep the flag.
 #[cold]
 #[inline(never)]
 pub fn find_dlopen() -> *mut c_void {
-    // SAFETY: a text.
+    // SAFETY: a C string.
     let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"dlopen".as_ptr()) };
     if next.is_null() {
         fatal::system_call("dlsym", libc::ENOSYS);
@@ -30,16 +30,16 @@ pub fn find_dlopen() -> *mut c_void {
     next
 }
 
-/// `dlopen` without `RTLD_DEEPBIND`. With it a library prefers the C library's `malloc` to the
-/// program's: blocks change hands between two allocators, and the program crashes, as PHP does with
-/// its own extensions under other preloaded allocators. With `RQMALLOC_PRELOAD_DEEPBIND=1` in the
-/// environment the flag is kept, for programs whose libraries must prefer their own symbols and
+/// `dlopen` without `RTLD_DEEPBIND`. With that flag a library prefers the C library's `malloc` to
+/// the program's: blocks change hands between two allocators and the program crashes, as PHP does
+/// with its own extensions under other preloaded allocators. With `RQMALLOC_PRELOAD_DEEPBIND=1` in
+/// the environment the flag is kept, for programs whose libraries must prefer their own symbols and
 /// keep their blocks to themselves.
 ///
-/// The last thing it does is a jump: the loader looks for libraries by who called `dlopen`.
+/// It ends in a jump, because the loader searches for libraries by the caller of `dlopen`.
 ///
 /// # Safety
-/// As the C function.
+/// As for the C function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void {
     let mut next = NEXT_DLOPEN.load(Ordering::Relaxed);

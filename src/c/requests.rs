@@ -68,7 +68,7 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
     begin(&opening, stack_here())
 }
 
-/// Not inlined: its stack frame is larger than what `rq_begin_request` may have.
+/// Not inlined: its stack frame is larger than `rq_begin_request` may have.
 #[inline(never)]
 fn begin(opening: &Opening, here: usize) -> u64 {
     match hooks::begin(opening) {
@@ -80,7 +80,7 @@ fn begin(opening: &Opening, here: usize) -> u64 {
 /// Ends this thread's innermost request.
 ///
 /// # Safety
-/// As [`end_request`](crate::end_request); `report` is null or can be written.
+/// As for [`end_request`](crate::end_request); `report` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_end_request(report: *mut CReport) {
     // SAFETY: the caller's contract.
@@ -90,14 +90,14 @@ pub unsafe extern "C" fn rq_end_request(report: *mut CReport) {
 /// Closes this thread's innermost request.
 ///
 /// # Safety
-/// `report` is null or can be written.
+/// `report` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_close_request(report: *mut CReport) {
     // SAFETY: the caller's contract.
     unsafe { finish(Survivors::Live, report, "rq_close_request") }
 }
 
-/// Leaves this thread's innermost request and writes the report where there is a place for it.
+/// Leaves this thread's innermost request and writes the report to `place`.
 ///
 /// # Safety
 /// `place` is null or can be written; with [`Survivors::None`], as [`rq_end_request`].
@@ -131,13 +131,13 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
     }
 }
 
-/// The number of this thread's request.
+/// Returns the number of this thread's request; 0 without one.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_current_request() -> u64 {
     thread::current_control().map_or(0, Control::serial)
 }
 
-/// Has a function called before the request's memory goes.
+/// Registers a function to be called before the request's memory is freed.
 ///
 /// # Safety
 /// The function can be called with the argument, once, on the thread that finishes the request.
@@ -147,7 +147,7 @@ pub unsafe extern "C" fn rq_on_end(
     argument: *mut c_void,
 ) {
     struct Argument(*mut c_void);
-    // SAFETY: the caller's contract lets the finisher's thread have it.
+    // SAFETY: the caller's contract lets the finishing thread have it.
     unsafe impl Send for Argument {}
     impl Argument {
         fn get(self) -> *mut c_void {
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn rq_on_end(
     }
 }
 
-/// What this thread allocates is persistent from here on.
+/// Makes what this thread allocates from here on persistent.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_persistent_on() {
     if needed_thread("rq_persistent_on").enter_persistent(EntryKind::PersistentHook).is_none() {
@@ -171,7 +171,7 @@ pub extern "C" fn rq_persistent_on() {
     }
 }
 
-/// The end of `rq_persistent_on`.
+/// Ends `rq_persistent_on`.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_persistent_off() {
     let thread = needed_thread("rq_persistent_off");

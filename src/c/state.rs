@@ -1,4 +1,4 @@
-//! What C has of each thread. A program that never calls it has none of it.
+//! What C keeps for each thread. A thread that never needs it has none.
 
 use crate::base::line::Line;
 use crate::c::tries::Tries;
@@ -6,28 +6,28 @@ use crate::thread::{Extension, HEAP, Thread};
 use core::cell::Cell;
 use core::ptr::with_exposed_provenance_mut;
 
-/// C's part of a thread, which `Thread::extension` leads to. Type-stable, as the thread is.
+/// C's part of a thread, which `Thread::extension` leads to. Never unmapped, as the thread (M1).
 #[repr(C)]
 pub struct State {
     /// First, so that the thread can have it cleared.
     extension: Extension,
-    /// Every `rq_try` that the thread is in.
+    /// Every `rq_try` that the thread is inside.
     pub tries: Tries,
-    /// The text of the last bailout to one.
+    /// The text of the last bailout.
     pub bailout_text: Cell<Line>,
-    /// Whether the error handler runs.
+    /// Whether the error handler is running.
     pub is_telling: Cell<bool>,
 }
 
 impl State {
-    /// What C has of a thread. `None`: nothing yet.
+    /// Returns C's part of a thread. `None`: it does not have one yet.
     #[inline]
     pub fn of(thread: &Thread) -> Option<&'static Self> {
-        // SAFETY: null, or a state: nobody else hangs an extension on a thread.
+        // SAFETY: null, or a state: nothing else sets a thread's extension.
         unsafe { thread.extension.get().cast::<Self>().as_ref() }
     }
 
-    /// The same, made if there is none. `None`: out of memory.
+    /// Returns C's part of a thread, making it if there is none. `None`: out of memory.
     #[inline]
     pub fn of_or_make(thread: &Thread) -> Option<&'static Self> {
         Self::of(thread).or_else(|| Self::make(thread))
@@ -43,14 +43,14 @@ impl State {
             bailout_text: Cell::new(Line::EMPTY),
             is_telling: Cell::new(false),
         };
-        // SAFETY: fresh memory of a state's size, aligned to more than it needs.
+        // SAFETY: fresh memory of a state's size, aligned to at least its alignment.
         unsafe { place.write(state) };
         thread.extension.set(place.cast());
         Self::of(thread)
     }
 }
 
-/// Nothing of a thread that exits is to be seen by the next one that has its memory.
+/// Clears what the next thread with this memory must not see of one that exits.
 ///
 /// # Safety
 /// The extension is that of a state.

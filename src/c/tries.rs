@@ -1,17 +1,17 @@
-//! The tries of C that a thread is in, and which of them are still there.
+//! The tries of C that a thread is inside, and which of them are still alive.
 //!
-//! The frame of a try is a local variable of C. Whoever leaves its function by `longjmp` leaves the
-//! frame on the list, and its memory to what is called next: such a frame is *dead*, and nothing in
-//! it can be believed. What tells is the address, where the frame and whoever asks are on the same
-//! stack: a frame below the stack pointer is dead. What else tells is whether its words are as they
-//! were written, whether its function still returns to where it did, and whether the unwinder finds
-//! another function at its place.
+//! The frame of a try is a local variable of C. A `longjmp` out of its function leaves the frame on
+//! the list, and its memory to the next calls: such a frame is *dead*, and nothing in it can be
+//! trusted. Its address tells, if the frame and the caller are on the same stack: a frame below the
+//! stack pointer is dead. So does whether its words are as they were written, whether its function
+//! still returns to the same address, and whether the unwinder finds another function where the
+//! frame is.
 //!
-//! - **B1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the
-//!   frame of depth `d` came. A dead frame is taken off by that, without a look at it.
-//! - **B2** Every frame is of the suspension in which it came (`Thread::suspension`). One of an earlier
-//!   suspension than the thread's is out of reach: the Rust frames that called back lie between. One of a
-//!   later suspension is dead: that suspension is over.
+//! - **J1** The frame on top has the depth `depth`; `before[d - 1]` is what was on top before the
+//!   frame of depth `d` came. A dead frame is taken off by that, without reading it.
+//! - **J2** Every frame belongs to the suspension in which it came (`Thread::suspension`). One of
+//!   an earlier suspension than the thread's is out of reach: the Rust frames that called back are
+//!   in between. One of a later suspension is dead: that suspension is over.
 
 use crate::lockfree::header::NONE;
 use crate::thread::persistent::{alloc_persistent, free_persistent};
@@ -19,22 +19,22 @@ use crate::thread::{HEAP, current};
 use core::cell::Cell;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
-/// Frames that a thread remembers before it allocates. Without memory for more, a dead frame that
-/// was overwritten hides those below.
+/// Frames that a thread remembers before it allocates. If there is no memory for more, a dead frame
+/// that was overwritten hides those below it.
 const INLINE_FRAMES: usize = 16;
 
-/// The least that a frame has after its first part: what `sigsetjmp` fills on any system.
+/// The least that follows the first part of a frame: what `sigsetjmp` fills on any system.
 const LEAST_PLACE_BYTES: usize = 128;
 
-/// `rq_try_frame` up to what `sigsetjmp` fills.
+/// The first part of an `rq_try_frame`, up to what `sigsetjmp` fills.
 #[repr(C)]
 pub struct TryFrame {
     previous: *mut TryFrame,
     /// The order of the thread's last entry when the try was entered.
     pub entry: u64,
     depth: u64,
-    /// The stack frame of the function: the word after its first is where the function returns to.
-    /// Null where that is not known.
+    /// The stack frame of the function, whose second word is the return address. Null if it is not
+    /// known.
     function: *const usize,
     returns_to: usize,
     /// A hash of all of this. 0: the try was left.
@@ -44,7 +44,7 @@ pub struct TryFrame {
 }
 
 impl TryFrame {
-    /// The words of a frame as they should be.
+    /// Returns the hash of the words of a frame at `address`.
     fn check_of(&self, address: usize) -> u64 {
         let words = [
             address as u64,
@@ -62,7 +62,7 @@ impl TryFrame {
     }
 }
 
-/// The stack pointer of the function this is called in, or a little less.
+/// Returns the stack pointer of the function this is called in, or a little less.
 #[inline(always)]
 pub fn stack_here() -> usize {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -92,7 +92,7 @@ pub fn stack_here() -> usize {
     }
 }
 
-/// Addresses of a stack.
+/// The addresses of a stack.
 #[derive(Clone, Copy)]
 struct Bounds {
     low: usize,
@@ -107,12 +107,12 @@ impl Bounds {
     }
 }
 
-/// The stack that the thread was started with.
+/// Returns the stack that the thread was started with.
 #[cfg(target_os = "linux")]
 fn bounds_of_thread() -> Bounds {
-    // SAFETY: zeros are attributes to be written.
+    // SAFETY: zeros are attributes to be overwritten.
     let mut attributes = unsafe { core::mem::zeroed() };
-    // SAFETY: the attributes are writable, and read and destroyed only when they were made.
+    // SAFETY: the attributes are writable, and are read and destroyed only if they were made.
     unsafe {
         if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
             return Bounds::NONE;
@@ -128,7 +128,7 @@ fn bounds_of_thread() -> Bounds {
     }
 }
 
-/// The stack that the thread was started with.
+/// Returns the stack that the thread was started with.
 #[cfg(target_os = "macos")]
 fn bounds_of_thread() -> Bounds {
     // SAFETY: always callable.
@@ -139,11 +139,11 @@ fn bounds_of_thread() -> Bounds {
     }
 }
 
-/// The stack that signal handlers of the thread run on, if they have one.
+/// Returns the stack that the thread's signal handlers run on, if they have one.
 fn bounds_for_signals() -> Bounds {
-    // SAFETY: zeros are a description of a stack.
+    // SAFETY: zeros are a valid `stack_t`.
     let mut stack: libc::stack_t = unsafe { core::mem::zeroed() };
-    // SAFETY: only asks.
+    // SAFETY: only a query.
     let result = unsafe { libc::sigaltstack(core::ptr::null(), &raw mut stack) };
     if result != 0 || stack.ss_flags & libc::SS_DISABLE != 0 {
         return Bounds::NONE;
@@ -159,17 +159,17 @@ struct Before {
     suspension: u64,
 }
 
-/// The list.
+/// The tries of a thread.
 pub struct Tries {
     top: Cell<*mut TryFrame>,
     depth: Cell<usize>,
-    /// The suspension that the frame on top is of.
+    /// The suspension that the frame on top belongs to (J2).
     suspension: Cell<u64>,
     inline_before: [Cell<Before>; INLINE_FRAMES],
-    /// What does not fit there: a persistent block.
+    /// What does not fit into `inline_before`: a persistent block.
     more_before: Cell<*mut Cell<Before>>,
     more_capacity: Cell<usize>,
-    /// The thread's stack; `NONE`: not looked at yet.
+    /// The thread's stack; `NONE`: not looked up yet.
     stack: Cell<Bounds>,
 }
 
@@ -188,7 +188,7 @@ impl Tries {
         }
     }
 
-    /// Forgets everything: the thread exits.
+    /// Forgets everything, because the thread exits.
     pub fn clear(&self) {
         self.top.set(null_mut());
         self.depth.set(0);
@@ -201,14 +201,14 @@ impl Tries {
         }
     }
 
-    /// Where B1's `before[depth - 1]` is, if there is room for it.
+    /// Returns `before[depth - 1]` (J1), if there is room for it.
     fn before(&self, depth: usize) -> Option<&Cell<Before>> {
         let index = depth.checked_sub(1)?;
         if let Some(before) = self.inline_before.get(index) {
             return Some(before);
         }
         let index = index - INLINE_FRAMES;
-        // SAFETY: the block has so many, all of them set or zeroed.
+        // SAFETY: the block has `more_capacity` entries, all of them set or zeroed.
         (index < self.more_capacity.get()).then(|| unsafe { &*self.more_before.get().add(index) })
     }
 
@@ -223,7 +223,8 @@ impl Tries {
             return;
         }
         let fresh = with_exposed_provenance_mut::<Cell<Before>>(block);
-        // SAFETY: both blocks have as many, and are two.
+        // SAFETY: the fresh block has `capacity` entries and the old one `count`, and they do not
+        // overlap.
         unsafe {
             fresh.add(count).write_bytes(0, capacity - count);
             if !old.is_null() {
@@ -235,11 +236,11 @@ impl Tries {
         free_persistent(current(), old.expose_provenance());
     }
 
-    /// Puts a frame on top, and takes dead ones off before. `suspension` is the thread's.
+    /// Puts a frame on top, after taking off dead ones. `suspension` is the thread's.
     ///
     /// # Safety
-    /// The frame can be written; its `function` is set. `here` is the stack pointer of the caller of
-    /// C.
+    /// The frame is writable and its `function` is set. `here` is the stack pointer of the caller
+    /// of C.
     pub unsafe fn enter(&self, frame: *mut TryFrame, entry: u64, suspension: u64, here: usize) {
         loop {
             let top = self.top.get();
@@ -279,7 +280,7 @@ impl Tries {
         self.suspension.set(suspension);
     }
 
-    /// Takes a frame off, and whatever is above it.
+    /// Takes a frame off, with everything above it.
     ///
     /// # Safety
     /// The frame was put on the list by this thread, in a function that has not returned.
@@ -289,7 +290,7 @@ impl Tries {
             let depth = (*frame).depth as usize;
             self.top.set((*frame).previous);
             self.depth.set(depth.saturating_sub(1));
-            // Where there is no note of it, it was the frame's own.
+            // If there is no note of it, it was the frame's own.
             if let Some(before) = self.before(depth) {
                 self.suspension.set(before.get().suspension);
             }
@@ -297,7 +298,7 @@ impl Tries {
         }
     }
 
-    /// Takes the innermost frame off that is alive, and those above it. `None`: there is none in reach.
+    /// Takes off the innermost frame that is alive, with those above it. `None`: none is in reach.
     pub fn take_alive(&self, suspension: u64, here: usize) -> Option<*mut TryFrame> {
         loop {
             let top = self.top.get();
@@ -318,7 +319,7 @@ impl Tries {
         let before = match self.before(depth) {
             Some(before) => before.get(),
             None => Before {
-                // SAFETY: an intact frame can be read, and is what was written.
+                // SAFETY: an intact frame is readable, and is what was written.
                 frame: if self.is_intact(top) { unsafe { (*top).previous } } else { null_mut() },
                 suspension: self.suspension.get(),
             },
@@ -328,14 +329,14 @@ impl Tries {
         self.suspension.set(before.suspension);
     }
 
-    /// Whether the frame on top may be gone back to.
+    /// Returns whether the frame on top may be jumped to.
     #[cold]
     fn is_alive(&self, top: *mut TryFrame, here: usize) -> bool {
         !(top.addr() < here && self.is_known_dead(top.addr(), here)) && self.is_intact(top)
     }
 
-    /// Whether the words of the frame on top are as they were written, and its function is the
-    /// same.
+    /// Returns whether the words of the frame on top are as they were written, and its function
+    /// still returns to the same address.
     fn is_intact(&self, top: *mut TryFrame) -> bool {
         // SAFETY: it was a frame, on a stack that is still mapped; any words can be read as one.
         let frame = unsafe { &*top };
@@ -345,15 +346,16 @@ impl Tries {
             && unsafe { frame.function.is_null() || *frame.function.add(1) == frame.returns_to }
     }
 
-    /// Whether a frame below the stack pointer is so on the same stack. On stacks that neither the
-    /// thread nor its signal handlers were started with, nothing is known.
+    /// Returns whether a frame below the stack pointer is known to be on the same stack, so dead.
+    /// Nothing is known of stacks that neither the thread nor its signal handlers were started
+    /// with.
     fn is_known_dead(&self, frame: usize, here: usize) -> bool {
         if self.stack.get().high == 0 {
             self.stack.set(bounds_of_thread());
         }
         let (thread, signals) = (self.stack.get(), bounds_for_signals());
         if signals.contains(frame) {
-            // A handler's frame is gone when the thread is back on its own stack.
+            // A handler's frame is gone once the thread is back on its own stack.
             return signals.contains(here) || thread.contains(here);
         }
         thread.contains(frame) && thread.contains(here) && !signals.contains(here)
@@ -361,25 +363,25 @@ impl Tries {
 }
 
 mod walk {
-    //! Whose the place of a frame is now: the functions that are active, innermost first.
+    //! Which function has the memory of a frame now: walks the active functions, innermost first.
 
     use super::TryFrame;
     use crate::base::unwinder;
 
-    /// Stack frames that are looked at.
+    /// Most stack frames that are looked at.
     const MOST_STEPS: usize = 10_000;
-    /// What an address has; above are signatures of pointers.
+    /// The bits of an address; above them are pointer signatures.
     const ADDRESS_MASK: usize = (1 << 48) - 1;
 
-    /// Whether the place of an intact frame is that of a function that returns to another place
-    /// than the frame's. `false`: it is not, or the unwinder does not get there.
+    /// Returns whether the memory of an intact frame belongs to a function with another return
+    /// address than the frame's. `false`: it does not, or the unwinder does not get there.
     pub(super) fn finds_another(frame: *mut TryFrame) -> bool {
-        // SAFETY: an intact frame can be read.
+        // SAFETY: an intact frame is readable.
         let (address, returns_to) = unsafe { (frame.addr(), (*frame).returns_to) };
         let (mut steps, mut finds_another) = (0, false);
         unwinder::walk(|step| {
             if step.stack() > address {
-                // The function looked at before has the place, if this is the same stack.
+                // The function looked at before has the memory, if this is the same stack.
                 let is_other = (step.returns_to() ^ returns_to) & ADDRESS_MASK != 0;
                 finds_another = steps > 0 && is_other;
                 return true;

@@ -1,16 +1,17 @@
 //! The functions of PHP's Zend Memory Manager under their own names, for Rust.
 //!
-//! Two families. What [`emalloc`] and its kin hand out belongs to the request this thread is inside and is
-//! freed with it at the latest; without an open request, or inside [`persistent`](crate::persistent()), it
-//! is persistent, as ZendMM's is before the first request. What [`pemalloc`] and its kin hand out with
-//! `persistent` set lives until it is freed. A block remembers its family: to free or resize it with the
-//! other one ends the process with a line that says so, where ZendMM corrupts its heap.
+//! There are two families. What [`emalloc`] and its kin hand out belongs to the request that this
+//! thread is inside and is freed with it at the latest; without an open request, or inside
+//! [`persistent`](crate::persistent()), it is persistent, as ZendMM's is before the first request.
+//! What [`pemalloc`] and its kin hand out with `persistent` set lives until it is freed. A block
+//! remembers its family: freeing or resizing it with the other one ends the process with a line
+//! that says so, where ZendMM corrupts its heap.
 //!
-//! No function returns null. Where ZendMM raises `E_ERROR` and bails out (at the memory limit, without
-//! memory, when a product overflows) these unwind to the nearest [`Request::catch`], as
-//! [`bailout`](crate::bailout) does; without one the process ends with the error's text.
+//! No function returns null. Where ZendMM raises `E_ERROR` and bails out (at the memory limit,
+//! without memory, or when a product overflows), these unwind to the nearest [`Request::catch`], as
+//! [`bailout`](crate::bailout) does; without one, the process ends with the error's text.
 //!
-//! Every block is aligned to 16 bytes (ZendMM: 8). Size 0 gives a unique pointer.
+//! Every block is aligned to 16 bytes (ZendMM: 8). Size 0 returns a unique pointer.
 //!
 //! ```
 //! # #[global_allocator]
@@ -39,7 +40,7 @@ use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::panic::Location;
 
-/// The block, or the way to the nearest `catch`, or the end.
+/// Returns the block, or unwinds to the nearest `catch`, or ends the process.
 fn or_fail(result: Result<*mut u8, Bailout>) -> *mut u8 {
     match result {
         Ok(block) => block,
@@ -59,42 +60,43 @@ fn site(location: &'static Location<'static>) -> Site {
     Site::new(location.file().as_bytes(), location.line())
 }
 
-/// A block of `size` bytes of this thread's request. ZendMM's `emalloc`.
+/// Allocates `size` bytes in this thread's request. ZendMM's `emalloc`.
 #[track_caller]
 pub fn emalloc(size: usize) -> *mut u8 {
     pemalloc(size, false)
 }
 
-/// A block of `count * size + offset` bytes. ZendMM's `safe_emalloc`.
+/// Allocates `count * size + offset` bytes. ZendMM's `safe_emalloc`.
 #[track_caller]
 pub fn safe_emalloc(count: usize, size: usize, offset: usize) -> *mut u8 {
     safe_pemalloc(count, size, offset, false)
 }
 
-/// A block of `count * size` zeroed bytes. ZendMM's `ecalloc`, which zeroes always: pages fresh from the
-/// system are known to be zero here.
+/// Allocates `count * size` zeroed bytes. ZendMM's `ecalloc`, which always clears them: here, pages
+/// fresh from the system are known to be zero.
 #[track_caller]
 pub fn ecalloc(count: usize, size: usize) -> *mut u8 {
     pecalloc(count, size, false)
 }
 
-/// The block with another size; it may move. Null: as [`emalloc`]. Size 0 does not free: the block shrinks
-/// to the least there is. A block keeps its request, whichever is open; when the function fails, the old
-/// block is as it was. ZendMM's `erealloc`.
+/// Resizes a block, which may move. Null: as [`emalloc`]. Size 0 does not free: the block shrinks
+/// to the smallest size. A block stays in its request, whichever is open; if the function fails,
+/// the old block is as it was. ZendMM's `erealloc`.
 ///
 /// # Safety
-/// `block` is null or a live block that nobody else uses; afterwards only the returned one is.
+/// `block` is null or a live block that nothing else uses; afterwards only the returned one is
+/// live.
 #[track_caller]
 pub unsafe fn erealloc(block: *mut u8, size: usize) -> *mut u8 {
     // SAFETY: the caller's contract.
     unsafe { perealloc(block, size, false) }
 }
 
-/// As [`erealloc`], but when the block moves only the first `copy_size` bytes come along. ZendMM's
-/// `erealloc2`.
+/// Resizes a block as [`erealloc`] does, but if it moves, only its first `copy_size` bytes come
+/// along. ZendMM's `erealloc2`.
 ///
 /// # Safety
-/// As [`erealloc`].
+/// As for [`erealloc`].
 #[track_caller]
 pub unsafe fn erealloc2(block: *mut u8, size: usize, copy_size: usize) -> *mut u8 {
     let site = site(Location::caller());
@@ -102,10 +104,11 @@ pub unsafe fn erealloc2(block: *mut u8, size: usize, copy_size: usize) -> *mut u
     or_fail(unsafe { family::resize(block, size, copy_size, Some(Family::Request), site) })
 }
 
-/// As [`erealloc`], to `count * size + offset` bytes. ZendMM's `safe_erealloc`.
+/// Resizes a block as [`erealloc`] does, to `count * size + offset` bytes. ZendMM's
+/// `safe_erealloc`.
 ///
 /// # Safety
-/// As [`erealloc`].
+/// As for [`erealloc`].
 #[track_caller]
 pub unsafe fn safe_erealloc(block: *mut u8, count: usize, size: usize, offset: usize) -> *mut u8 {
     // SAFETY: the caller's contract.
@@ -115,33 +118,33 @@ pub unsafe fn safe_erealloc(block: *mut u8, count: usize, size: usize, offset: u
 /// Frees a block of the request's family, on any thread. Null is ignored. ZendMM's `efree`.
 ///
 /// # Safety
-/// `block` is null or a live block that nobody uses any more.
+/// `block` is null or a live block that is no longer used.
 pub unsafe fn efree(block: *mut u8) {
     // SAFETY: the caller's contract.
     unsafe { pefree(block, false) }
 }
 
-/// A copy of the text with its final zero. ZendMM's `estrdup`.
+/// Copies the text with its final zero. ZendMM's `estrdup`.
 #[track_caller]
 pub fn estrdup(text: &CStr) -> *mut c_char {
     pestrdup(text, false)
 }
 
-/// A copy of exactly these bytes, zeros among them, and a zero behind. ZendMM's `estrndup`.
+/// Copies exactly these bytes, zeros included, and appends a zero. ZendMM's `estrndup`.
 #[track_caller]
 pub fn estrndup(text: &[u8]) -> *mut c_char {
     pestrndup(text, false)
 }
 
-/// A block of `size` bytes: persistent, or of this thread's request. ZendMM's `pemalloc`; persistent memory
-/// counts in no request's usage or limit, and without memory for it ZendMM exits.
+/// Allocates `size` bytes, persistent or in this thread's request. ZendMM's `pemalloc`. Persistent
+/// memory counts towards no request's usage or limit; if there is no memory for it, ZendMM exits.
 #[track_caller]
 pub fn pemalloc(size: usize, persistent: bool) -> *mut u8 {
     let site = site(Location::caller());
     or_fail(family::alloc(size, Family::of_flag(persistent), false, site))
 }
 
-/// A block of `count * size + offset` bytes. ZendMM's `safe_pemalloc`.
+/// Allocates `count * size + offset` bytes. ZendMM's `safe_pemalloc`.
 #[track_caller]
 pub fn safe_pemalloc(count: usize, size: usize, offset: usize, persistent: bool) -> *mut u8 {
     let (family, site) = (Family::of_flag(persistent), site(Location::caller()));
@@ -149,7 +152,7 @@ pub fn safe_pemalloc(count: usize, size: usize, offset: usize, persistent: bool)
     or_fail(size.and_then(|size| family::alloc(size, family, false, site)))
 }
 
-/// A block of `count * size` zeroed bytes. ZendMM's `pecalloc`.
+/// Allocates `count * size` zeroed bytes. ZendMM's `pecalloc`.
 #[track_caller]
 pub fn pecalloc(count: usize, size: usize, persistent: bool) -> *mut u8 {
     let (family, site) = (Family::of_flag(persistent), site(Location::caller()));
@@ -157,11 +160,11 @@ pub fn pecalloc(count: usize, size: usize, persistent: bool) -> *mut u8 {
     or_fail(size.and_then(|size| family::alloc(size, family, true, site)))
 }
 
-/// The block with another size: see [`erealloc`]. ZendMM's `perealloc`, where size 0 of a persistent block
-/// is libc's `realloc`.
+/// Resizes a block as [`erealloc`] does. ZendMM's `perealloc`, which passes size 0 of a persistent
+/// block to libc's `realloc`.
 ///
 /// # Safety
-/// As [`erealloc`].
+/// As for [`erealloc`].
 #[track_caller]
 pub unsafe fn perealloc(block: *mut u8, size: usize, persistent: bool) -> *mut u8 {
     let (family, site) = (Some(Family::of_flag(persistent)), site(Location::caller()));
@@ -169,10 +172,11 @@ pub unsafe fn perealloc(block: *mut u8, size: usize, persistent: bool) -> *mut u
     or_fail(unsafe { family::resize(block, size, usize::MAX, family, site) })
 }
 
-/// As [`perealloc`], to `count * size + offset` bytes. ZendMM's `safe_perealloc`.
+/// Resizes a block as [`perealloc`] does, to `count * size + offset` bytes. ZendMM's
+/// `safe_perealloc`.
 ///
 /// # Safety
-/// As [`erealloc`].
+/// As for [`erealloc`].
 #[track_caller]
 pub unsafe fn safe_perealloc(
     block: *mut u8,
@@ -187,23 +191,23 @@ pub unsafe fn safe_perealloc(
     or_fail(size.and_then(|size| unsafe { family::resize(block, size, usize::MAX, family, site) }))
 }
 
-/// Frees a block of the family that the flag says. Null is ignored. ZendMM's `pefree`, which believes the
-/// flag: here the block knows better.
+/// Frees a block of the family that the flag names. Null is ignored. ZendMM's `pefree`, which
+/// believes the flag: here the block knows better.
 ///
 /// # Safety
-/// `block` is null or a live block that nobody uses any more.
+/// `block` is null or a live block that is no longer used.
 pub unsafe fn pefree(block: *mut u8, persistent: bool) {
     // SAFETY: the caller's contract.
     unsafe { family::free(block, Some(Family::of_flag(persistent))) }
 }
 
-/// A copy of the text with its final zero. ZendMM's `pestrdup`.
+/// Copies the text with its final zero. ZendMM's `pestrdup`.
 #[track_caller]
 pub fn pestrdup(text: &CStr, persistent: bool) -> *mut c_char {
     pestrndup(text.to_bytes(), persistent)
 }
 
-/// A copy of exactly these bytes, and a zero behind. ZendMM's `pestrndup`.
+/// Copies exactly these bytes and appends a zero. ZendMM's `pestrndup`.
 #[track_caller]
 pub fn pestrndup(text: &[u8], persistent: bool) -> *mut c_char {
     let copy = safe_pemalloc(1, text.len(), 1, persistent);
@@ -215,24 +219,25 @@ pub fn pestrndup(text: &[u8], persistent: bool) -> *mut c_char {
     copy.cast()
 }
 
-/// Bytes that fit into the block, at least what was asked for; 0 for null. ZendMM's `zend_mem_block_size`.
+/// Returns the bytes that fit into the block, at least what was asked for; 0 for null. ZendMM's
+/// `zend_mem_block_size`.
 ///
 /// # Safety
-/// `block` is null or a live block. (What is none ends the process with the fault's name, as far as it
-/// can be told.)
+/// `block` is null or a live block. (Anything else ends the process with the name of the fault, if
+/// it can be recognised.)
 pub unsafe fn block_size(block: *const u8) -> usize {
     // SAFETY: the caller's contract.
     unsafe { family::block_size(block) }
 }
 
-/// Whether the address lies in memory of this allocator, inside a block or not. Never faults. ZendMM's
-/// `is_zend_ptr`, which walks lists for it.
+/// Returns whether the address is in memory of this allocator, inside a block or not. Never faults.
+/// ZendMM's `is_zend_ptr`, which walks lists for it.
 pub fn is_ours(address: *const u8) -> bool {
     family::is_ours(address)
 }
 
-/// Bytes that this thread's request uses, 0 without one: of its pages if `real`, else of its live blocks,
-/// headers and what size classes add included. ZendMM's `zend_memory_usage`.
+/// Returns the bytes that this thread's request uses, 0 without one: of its pages if `real`, else
+/// of its live blocks, including headers and what size classes add. ZendMM's `zend_memory_usage`.
 pub fn memory_usage(real: bool) -> usize {
     Request::current().map_or(0, |request| {
         let usage = request.usage();
@@ -240,14 +245,15 @@ pub fn memory_usage(real: bool) -> usize {
     })
 }
 
-/// The most so far. In bytes of pages either way: live blocks are not counted one by one, so what is not
-/// `real` is an upper bound. ZendMM's `zend_memory_peak_usage`.
+/// Returns the most bytes used so far. They are bytes of pages either way: live blocks are not
+/// counted one by one, so the result without `real` is an upper bound. ZendMM's
+/// `zend_memory_peak_usage`.
 pub fn memory_peak_usage(real: bool) -> usize {
     let _ = real;
     Request::current().map_or(0, |request| request.usage().peak_bytes)
 }
 
-/// The peak is measured anew from now on. ZendMM's `zend_memory_reset_peak_usage`.
+/// Measures the peak anew from now on. ZendMM's `zend_memory_reset_peak_usage`.
 pub fn memory_reset_peak_usage() {
     if let Some(request) = Request::current() {
         request.reset_peak();
@@ -276,11 +282,11 @@ impl fmt::Display for SetLimitError {
 impl core::error::Error for SetLimitError {}
 
 /// Sets the limit of this thread's request, in bytes of pages; `usize::MAX`: none. ZendMM's
-/// `zend_set_memory_limit`, which forgets to store a limit that it made room for: here one that is
-/// accepted is stored.
+/// `zend_set_memory_limit`, which forgets to store a limit that it made room for: here an accepted
+/// limit is stored.
 ///
 /// # Errors
-/// When the request holds more, even after what is free inside it went back, or when none is open.
+/// If the request holds more, even after its free pages were given back, or if none is open.
 /// Nothing has changed then.
 pub fn set_memory_limit(bytes: usize) -> Result<(), SetLimitError> {
     let request = Request::current().ok_or(SetLimitError::NoRequest)?;
@@ -288,8 +294,8 @@ pub fn set_memory_limit(bytes: usize) -> Result<(), SetLimitError> {
     request.set_memory_limit(limit).map_err(SetLimitError::BelowUse)
 }
 
-/// Gives pages back that only free blocks of this thread's request are in; without a request, what the
-/// process has idle. The bytes that went. ZendMM's `zend_mm_gc`.
+/// Gives back pages of this thread's request that contain only free blocks; without a request, the
+/// process's idle memory. Returns the bytes given back. ZendMM's `zend_mm_gc`.
 pub fn gc() -> usize {
     match Request::current() {
         Some(request) => request.reclaim(),

@@ -14,11 +14,11 @@ use crate::request::Shortage;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 
-/// Blocks that are no longer are had without a question.
+/// The length from which on the system is asked first whether it has that much.
 const ORDINARY_BYTES: usize = 1 << 30;
 
 impl Heap {
-    /// A persistent block of `class` where the cache's bin is empty.
+    /// Allocates a persistent block of `class` when the cache's bin is empty.
     #[cold]
     fn refill_and_alloc(&self, cache: &Cache, class: Class) -> Block {
         let tag = self.persistent_tag();
@@ -29,7 +29,8 @@ impl Heap {
         }
     }
 
-    /// A persistent block by any route: `cache` is `None` in a thread that has given its back.
+    /// Allocates a persistent block by any route; `cache` is `None` in a thread that has given its
+    /// own back.
     pub fn alloc_persistent(&self, cache: Option<&Cache>, class: Class) -> Allocated {
         let Some(cache) = cache else {
             return Allocated::used(self.store.take_one(class, self.persistent_tag(), self));
@@ -45,13 +46,13 @@ impl Heap {
         Allocated::used(self.refill_and_alloc(cache, class))
     }
 
-    /// A persistent block above the largest class.
+    /// Allocates a persistent block above the largest class.
     pub fn alloc_persistent_mapped(&self, size: usize, align: usize) -> Allocated {
         self.take_mapping(size, align, 0, self.persistent_tag().with(LARGE))
             .map_or(Allocated::NOTHING, |(_, allocated)| allocated)
     }
 
-    /// A block with a class, of a request in a lane of which the caller is and which has none.
+    /// Allocates a class-sized block for a request from the caller's lane, whose bin is empty.
     pub fn alloc_of_request(
         &self,
         control: &Control,
@@ -66,7 +67,7 @@ impl Heap {
         }
     }
 
-    /// A block above the largest class, of a request in a lane of which the caller is.
+    /// Allocates a block above the largest class for a request, from the caller's lane.
     pub fn alloc_of_request_mapped(
         &self,
         control: &Control,
@@ -79,7 +80,7 @@ impl Heap {
             return Allocated::NOTHING;
         }
         if !control.charge_or_reclaim(lane, bytes, size, self) {
-            // A length that cannot even be counted is no matter of the limit where there is none.
+            // Without a limit, a length too large to count is a shortage of memory.
             let has_limit = control.limit().is_some();
             return if has_limit { Allocated::REFUSED } else { Allocated::NOTHING };
         }
@@ -93,13 +94,13 @@ impl Heap {
         allocated
     }
 
-    /// Whether the system might have so much: not to be asked of it after a request was charged for it,
-    /// which others of its threads would notice. Lengths that are nothing out of the ordinary may.
+    /// Whether the system might have `bytes`. Asked before a request is charged for them, because
+    /// its other threads would notice the charge; an ordinary length might always fit.
     pub(super) fn may_fit(&self, bytes: usize) -> bool {
         bytes < ORDINARY_BYTES || self.could_fit(bytes)
     }
 
-    /// Whether the system would have so much if everything idle went back to it.
+    /// Whether the system would have `bytes` if everything idle went back to it.
     fn could_fit(&self, bytes: usize) -> bool {
         os::could_map(bytes.saturating_sub(self.idle_bytes()))
     }
@@ -113,7 +114,7 @@ impl Heap {
     ) -> Option<(&Span, Allocated)> {
         let take = || self.mappings.take(&self.pages, size, align, owner);
         let Mapped { span, zeroed } = take().or_else(|| {
-            // Memory that nobody uses goes only if the block could fit then.
+            // Idle memory goes back only if the block could fit then.
             let bytes = needed_bytes(size, align)?;
             if !self.could_fit(bytes) {
                 return None;

@@ -7,7 +7,7 @@ use crate::pages::descriptors::DescriptorMemory;
 use crate::request::control::{Control, ControlMemory};
 use crate::request::stub::Stubs;
 
-/// Bytes of regions that may stay with all pooled control blocks together.
+/// Most bytes of regions that stay with all pooled control blocks together.
 const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
 /// Locks of the lists of large blocks: requests share them by their stubs' index.
 const LARGE_LOCK_COUNT: usize = 16;
@@ -19,12 +19,12 @@ pub struct Controls {
     /// Where headers lead to; each stub has one of the control blocks.
     pub stubs: Stubs,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
-    /// Bytes of regions that stay with pooled ones.
+    /// Bytes of regions that stay with pooled control blocks.
     warm_bytes: AtomicUsize,
 }
 
 impl Controls {
-    /// There are none.
+    /// Creates an empty pool.
     pub const fn new() -> Self {
         Self {
             pool: Pool::new(),
@@ -34,15 +34,16 @@ impl Controls {
         }
     }
 
-    /// A control block from the pool, else a new one. `None`: the system has no more memory.
+    /// Takes a control block from the pool, else makes a new one. `None`: the system has no more
+    /// memory.
     pub fn take(&self, memory: &DescriptorMemory) -> Option<&'static Control> {
         if let Some(pooled) = self.take_pooled() {
             return Some(pooled);
         }
         let align = align_of::<Control>();
         let address = memory.take(size_of::<Control>() + align - ALIGN)?;
-        // SAFETY: fresh zeroed memory, aligned to `ALIGN`, and longer than a control block by as much as
-        // it may lack.
+        // SAFETY: fresh zeroed memory, aligned to `ALIGN`, and longer than a control block by what
+        // aligning it may take.
         let control = unsafe { Control::make(address.next_multiple_of(align)) };
         self.renew_stub(control, memory)?;
         Some(control)
@@ -61,12 +62,12 @@ impl Controls {
         self.pool.take(&ControlMemory).map(|address| unsafe { Control::at(address) })
     }
 
-    /// Puts a control block into the pool whose request is over.
+    /// Puts a control block whose request is over into the pool.
     pub fn put(&self, control: &Control) {
         self.pool.put(&ControlMemory, control.address());
     }
 
-    /// Shows every pooled control block to `visit` while it is out of the pool.
+    /// Calls `visit` with every pooled control block while it is out of the pool.
     pub fn each_pooled(&self, mut visit: impl FnMut(&Control)) {
         let visited = Pool::new();
         while let Some(control) = self.take_pooled() {
@@ -83,12 +84,12 @@ impl Controls {
         &self.large_locks[owner.index() as usize % LARGE_LOCK_COUNT]
     }
 
-    /// Bytes of regions that stay with pooled control blocks.
+    /// Returns the bytes of regions that stay with pooled control blocks.
     pub fn warm_bytes(&self) -> usize {
         self.warm_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether `bytes` more may stay with them.
+    /// Charges for `bytes` more that stay with them; `false`: they are over the cap.
     pub fn charge_warm(&self, bytes: usize) -> bool {
         let before = self.warm_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes > MAX_WARM_BYTES {
@@ -98,7 +99,7 @@ impl Controls {
         true
     }
 
-    /// So much less stays with them.
+    /// Notes that `bytes` less stay with them.
     pub fn refund_warm(&self, bytes: usize) {
         self.warm_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -106,7 +107,7 @@ impl Controls {
     /// Makes everything whole in a process that was just forked by a thread that visits `visited`.
     ///
     /// # Safety
-    /// As `Lock::recover`.
+    /// As for `Lock::recover`.
     pub unsafe fn recover(&self, visited: *const Control) {
         // SAFETY: the caller's contract.
         unsafe { self.stubs.recover() };

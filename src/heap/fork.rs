@@ -4,8 +4,8 @@ use super::Heap;
 use crate::request::control::Control;
 
 impl Heap {
-    /// Opens every lock that a thread held which this process, forked just now, does not have, and
-    /// makes whole what such a thread was changing. What it had in hand is lost, nothing else. `visited`
+    /// Opens every lock held by a thread that this process, which was just forked, does not have,
+    /// and makes whole what that thread was changing. Only what it had in hand is lost. `visited`
     /// is the request that this thread visits: visitors that are not there keep nobody waiting.
     ///
     /// # Safety

@@ -1,4 +1,4 @@
-//! A block that came back: what it is, and whose.
+//! A block that came back: what it is, and whose it is.
 
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::blocks::trace::Trace;
@@ -10,20 +10,20 @@ use crate::request::stub::Stub;
 
 /// A live block, found by a payload and judged: its header and its span agree.
 pub struct Found<'h> {
-    /// Its true payload: not the over-aligned address inside it.
+    /// Its true payload, not an over-aligned address inside it.
     pub block: Block,
     /// Its header.
     pub header: Header,
     /// What its pages are used for.
     pub span: &'h Span,
-    /// Where it lies, of which class it is, and whose.
+    /// Where it lies, which class it has, and whose it is.
     pub place: Place,
 }
 
 /// Where a live block lies, and of which lifetime it is.
 #[derive(Clone, Copy)]
 pub enum Place {
-    /// In a slab; if its class is large, the slab is of this block alone. Persistent.
+    /// In a slab, so persistent; if its class is large, the slab has only this block.
     Slab(Class),
     /// In a region, and persistent: it was adopted.
     Adopted(Class),
@@ -53,7 +53,7 @@ impl Owner {
 }
 
 impl Found<'_> {
-    /// Its class; `None`: it has a mapping of its own.
+    /// Returns its class; `None`: it has a mapping of its own.
     pub fn class(&self) -> Option<Class> {
         match self.place {
             Place::Slab(class)
@@ -73,7 +73,7 @@ impl Found<'_> {
         }
     }
 
-    /// Bytes from the payload to the end of its block: what may be used of it.
+    /// Returns the bytes from the payload to the end of its block that may be used.
     pub fn capacity(&self, payload: usize) -> usize {
         let is_traced = self.header.has(TRACED);
         let whole = match self.class() {
@@ -85,7 +85,7 @@ impl Found<'_> {
         whole.saturating_sub(payload - self.block)
     }
 
-    /// Whether a block of this class is as long as this one.
+    /// Whether the block is of this class.
     pub fn is_of_class(&self, class: Class) -> bool {
         self.class() == Some(class)
     }

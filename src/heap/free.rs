@@ -1,4 +1,4 @@
-//! Frees that the fast path refused, and what bins have too much.
+//! Frees that the fast path refused, and blocks that bins have no room for.
 
 use super::Heap;
 use super::found::{Found, Owner, Place};
@@ -25,12 +25,12 @@ impl Heap {
         }
     }
 
-    /// Takes free blocks of `class` back.
+    /// Takes back free blocks of `class`.
     pub fn put_magazine(&self, class: Class, magazine: Magazine) {
         self.store.put(class, magazine, self);
     }
 
-    /// Frees a block. `lane` is the lane the thread is in, if any.
+    /// Frees a block. `lane` is the lane that the thread is in, if any.
     pub fn free(&self, found: &Found<'_>, cache: Option<&Cache>, lane: Option<&Lane>) {
         match found.place {
             Place::Slab(class) | Place::Adopted(class) => {
@@ -42,7 +42,7 @@ impl Heap {
         }
     }
 
-    /// Marks the word before an over-aligned payload (H4).
+    /// Marks the word before an over-aligned payload as freed (H4).
     pub fn mark_aligned_freed(&self, payload: usize, block: Block) {
         if payload != block {
             let word = Raw.header(payload);

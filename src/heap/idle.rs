@@ -1,14 +1,14 @@
-//! Memory that nobody uses goes back: some of it by time, all of it when it is asked for.
+//! Memory that nobody uses goes back: some of it over time, all of it when asked for.
 
 use super::Heap;
 use crate::base::sync::Ordering;
 use crate::request::control::Control;
 use crate::request::finish;
 
-/// How often idle memory is looked for.
+/// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
 
-/// What the process has, but for the thread caches.
+/// What the process has, not counting the thread caches.
 #[derive(Clone, Copy, Default)]
 pub struct HeapFigures {
     /// Bytes mapped from the system.
@@ -20,7 +20,7 @@ pub struct HeapFigures {
 }
 
 impl Heap {
-    /// No less than what `release_all_idle` could give back.
+    /// Returns no less than what `release_all_idle` could give back.
     pub(super) fn idle_bytes(&self) -> usize {
         let (_, cached) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
@@ -53,12 +53,12 @@ impl Heap {
         self.mappings.decay(&self.pages, None) + self.pages.purge(false)
     }
 
-    /// Gives the warm regions of one idle control block back.
+    /// Gives back the warm regions of one idle control block.
     pub fn release_warm_of(&self, control: &Control) {
         finish::release_warm(control, self);
     }
 
-    /// The process's figures but for the thread caches.
+    /// Returns the figures of the process, not counting the thread caches.
     pub fn figures(&self) -> HeapFigures {
         let (mapping_bytes, cached_mappings) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();

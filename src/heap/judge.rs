@@ -1,4 +1,4 @@
-//! Judging what comes back: the live block that a payload is in, or the name of the fault.
+//! Judging what comes back: finds the live block that a payload is in, or names the fault.
 
 use super::Heap;
 use super::found::{Found, Owner, Place};
@@ -17,13 +17,13 @@ use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 
 impl Heap {
-    /// Whether this payload's page or mapping is this heap's.
+    /// Whether the page or mapping of this payload is this heap's.
     pub fn is_ours(&self, payload: usize) -> bool {
         self.pages.registry.find(payload).is_some()
     }
 
-    /// Finds the block of a payload that is freed or resized with this layout. Fatal, with the name
-    /// of the fault, when it is not a live block of this heap with that layout.
+    /// Finds the block of a payload that is freed or resized with this layout. Fatal, naming the
+    /// fault, if it is not a live block of this heap with that layout.
     pub fn judge(&self, payload: usize, size: usize, align: usize) -> Found<'_> {
         let found = self.find(payload);
         let is_traced = found.header.has(TRACED);
@@ -47,14 +47,14 @@ impl Heap {
     }
 
     /// Finds the live block of a payload, whatever its layout. An address that no block can have is
-    /// named before anything is read by it.
+    /// reported before anything is read through it.
     pub fn find(&self, payload: usize) -> Found<'_> {
         if payload % PAYLOAD_ALIGN != 0 || payload == 0 {
             fatal::not_a_block(payload);
         }
         let span = match self.pages.registry.find(payload) {
             None => fatal::not_a_block(payload),
-            // Chunk numbers are longer than mappings.
+            // The registry goes by chunk number, which covers more than the mapping.
             Some(Backing::Mapping(span)) if is_inside(payload, span.base(), span.end()) => span,
             Some(Backing::Mapping(_)) => fatal::not_a_block(payload),
             Some(Backing::Chunk(chunk)) => {
@@ -80,7 +80,8 @@ impl Heap {
         }
     }
 
-    /// A page that names no span: an over-aligned payload far inside a span of one block, or misuse.
+    /// Finds the span of a payload whose page names none: it is over-aligned and far inside a span
+    /// of one block. Anything else is misuse, and fatal.
     fn find_aligned_or_die(&self, payload: usize) -> &Span {
         // The page lies in a mapped chunk, so its words can be read.
         let word = Header(Raw.header(payload).load(Ordering::Relaxed));
@@ -96,7 +97,7 @@ impl Heap {
         self.die_of_a_free_page(payload, word)
     }
 
-    /// A header read from a page that is free: what it was tells what happened.
+    /// Dies of a payload in a free page: what its header was tells what happened.
     fn die_of_a_free_page(&self, payload: usize, word: Header) -> ! {
         let serial = self.identity.serial_of(word.id());
         if word.has(ALIGNED) && word.has(FREED) {
@@ -111,7 +112,7 @@ impl Heap {
         fatal::not_a_block(payload)
     }
 
-    /// Looks at the header of a block and says what is wrong with it, if anything is.
+    /// Looks at the header of a block; fatal, naming the fault, if anything is wrong with it.
     fn live_block<'h>(&'h self, payload: usize, block: Block, span: &'h Span) -> Found<'h> {
         if !starts_a_block(span, block) {
             fatal::not_a_block(payload);
@@ -235,7 +236,7 @@ fn bump_in(span: &Span, control: &Control) -> usize {
         .map_or(cut_end, |bump| bump.max(cut_end))
 }
 
-/// Whether an `ALIGNED` word leads to a place in the same span.
+/// Whether an `ALIGNED` word leads to an address in the same span.
 fn leads_back(span: &Span, payload: usize, distance: usize) -> bool {
     payload.checked_sub(distance).is_some_and(|block| block >= span.base() + FIRST_PAYLOAD_OFFSET)
 }
@@ -249,12 +250,12 @@ fn die_of_a_request(payload: usize, serial: Serial, header: Header) -> ! {
     fatal::ended_request(payload, serial.0)
 }
 
-/// Whether a payload and the word before it lie in memory from `start` to `end`.
+/// Whether a payload and the word before it lie in the memory from `start` to `end`.
 fn is_inside(payload: usize, start: usize, end: usize) -> bool {
     payload >= start + HEADER_BYTES && payload < end
 }
 
-/// Whether a payload can begin here at all, by the span's geometry.
+/// Whether a block can begin here at all, by the span's geometry.
 fn starts_a_block(span: &Span, block: Block) -> bool {
     let Some(offset) = block.checked_sub(span.base() + FIRST_PAYLOAD_OFFSET) else { return false };
     match span.kind() {

@@ -1,5 +1,5 @@
-//! One instance of everything: `Heap` is the sum of the parts below it, and its files are the questions
-//! that need more than one of them: what comes from where, and whose a block is that comes back.
+//! The allocator: `Heap` is the sum of the parts below it, and its files answer the questions that
+//! need more than one of them: what comes from where, and whose a block is that comes back.
 
 mod controls;
 pub mod found;
@@ -24,7 +24,7 @@ use crate::pages::page_heap::PageHeap;
 use crate::persistent::store::{SLOTS_BYTES, Store};
 use controls::Controls;
 
-/// Everything.
+/// The allocator: one instance of every part.
 pub struct Heap {
     identity: Identity,
     /// Whether the heap is set up.
@@ -38,7 +38,8 @@ pub struct Heap {
 }
 
 impl Heap {
-    /// Nothing is mapped, and every bit is zero: a static of it costs the binary nothing.
+    /// Creates a heap with nothing mapped and every bit zero: a static of it costs the binary
+    /// nothing.
     pub const fn new() -> Self {
         Self {
             identity: Identity::new(),
@@ -62,7 +63,7 @@ impl Heap {
         if *is_done {
             drop(is_done);
             if let Some(base) = slots {
-                // SAFETY: just mapped, unknown to anybody.
+                // SAFETY: just mapped, and known to nobody else.
                 unsafe { os::unmap(base, SLOTS_BYTES) };
             }
             return;
@@ -77,7 +78,7 @@ impl Heap {
         *is_done = true;
     }
 
-    /// The header of a live persistent block of class 0.
+    /// Returns the header of a live persistent block of class 0.
     pub fn persistent_tag(&self) -> Header {
         self.identity.persistent_tag()
     }
@@ -87,7 +88,7 @@ impl Heap {
         self.pages.descriptors.take(bytes)
     }
 
-    /// Walks every structure of the process; fatal when one contradicts itself.
+    /// Walks every structure of the process; fatal if one contradicts itself.
     pub fn check(&self) {
         self.store.check(self.persistent_tag());
         self.mappings.check(&self.pages);

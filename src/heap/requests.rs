@@ -1,4 +1,4 @@
-//! Requests from their control block to what is left of them.
+//! Requests, from their control block to what is left of them.
 
 use super::Heap;
 use super::found::{Found, Owner, Place};
@@ -16,12 +16,12 @@ use crate::request::finish::{self, Outcome, Survivors};
 use crate::request::region::Ids;
 
 impl Heap {
-    /// A control block that is the caller's alone. `None`: the system has no more memory.
+    /// Takes a control block, which is the caller's alone. `None`: the system has no more memory.
     pub fn take_control(&self) -> Option<&'static Control> {
         self.controls.take(&self.pages.descriptors)
     }
 
-    /// Puts a control block back whose request is over.
+    /// Puts back a control block whose request is over.
     pub fn recycle(&self, control: &Control) {
         control.retire();
         self.controls.put(control);

@@ -1,4 +1,4 @@
-//! Blocks with pages of their own become longer or shorter where they are.
+//! Blocks with pages of their own grow and shrink where they are.
 
 use super::Heap;
 use super::found::{Found, Owner, Place};
@@ -51,7 +51,7 @@ impl Heap {
             if !is_resized {
                 control.refund(growth);
             } else {
-                // A span that is shortened keeps its pages.
+                // A span that shrinks keeps its pages.
                 let charged = if class.is_none() { wanted } else { span.bytes() };
                 control.recharge_large(span, growth, charged);
                 control.note_taken(new_size);
@@ -69,7 +69,7 @@ impl Heap {
 
     fn resize_span(&self, found: &Found<'_>, class: Class) -> bool {
         let pages = class.slab_pages();
-        // A shrunk block keeps its pages unless they are worth something.
+        // A block that shrinks keeps its pages unless more than half of them would go unused.
         let have = pages_for(found.span.bytes());
         if pages > MAX_SPAN_PAGES || pages * 2 < have || !self.pages.extend(found.span, pages) {
             return false;

@@ -1,4 +1,4 @@
-//! Where pages come from: what is free, else reaped, else new, else everything idle.
+//! Where pages come from: what is free, else what is reaped, else new chunks, else everything idle.
 
 use super::Heap;
 use crate::base::fatal;
@@ -11,15 +11,16 @@ use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
 use crate::pages::supply::Supply;
 
-/// How often a span is looked for in a chunk that was just mapped for it.
+/// Most chunks that are mapped, one after the other, to find room for a span.
 const GROWTH_ATTEMPTS: usize = 4;
-/// What depots must hold before they are reaped to avoid growth: less is not worth the walk.
+/// Bytes that depots must have to be reaped before the process grows: less is not worth the walk.
 const REAP_WORTH_BYTES: usize = 2 * 1024 * 1024;
-/// And this part of the chunks.
+/// The part of the chunks that this must come to, too.
 const REAP_WORTH_DIVISOR: usize = 8;
 
 impl Heap {
-    /// Reaps cold magazines before the process grows, if the depots hold enough to be worth it.
+    /// Reaps cold magazines before the process grows, if the depots have enough for it to be worth
+    /// it.
     fn reap_before_growth(&self) -> bool {
         let held = self.store.depot_bytes();
         held >= REAP_WORTH_BYTES
@@ -52,7 +53,7 @@ impl Supply for Heap {
         take()
             .or_else(|| self.reap_before_growth().then(take).flatten())
             .or_else(grow)
-            // The last resort before null: everything idle, then what is mapped once more.
+            // The last resort before null: release everything idle, then look and grow once more.
             .or_else(|| {
                 self.release_all_idle();
                 take().or_else(grow)

@@ -32,7 +32,7 @@ pub fn free(heap: &Heap, cache: &Cache, block: Block) {
     heap.free(&heap.find(block), Some(cache), None);
 }
 
-/// One of everything; what could not be had is `NONE`.
+/// Allocates one of everything; what was refused is `NONE`.
 pub fn one_of_everything(heap: &'static Heap, cache: &Cache) -> Vec<Block> {
     let mut blocks: Vec<Block> = Class::all()
         .step_by(5)
@@ -44,7 +44,8 @@ pub fn one_of_everything(heap: &'static Heap, cache: &Cache) -> Vec<Block> {
     blocks
 }
 
-/// A request that allocates from regions and large spans and survives by one block of each.
+/// Runs a request that allocates from regions and large spans, and closes it with every block live.
+/// Returns these survivors.
 pub fn one_request(heap: &'static Heap) -> Vec<Block> {
     let Some(control) = heap.take_control() else { return Vec::new() };
     heap.open_request(control, heap.draw_serials(), &Opening::default());
@@ -68,7 +69,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
 
 type Action = fn(&'static Heap, &Cache);
 
-/// What a thread does whose steps are forked at; together they take every lock there is.
+/// What the thread does that is forked at every step; together these take every lock there is.
 const FORKED_AT: [(&str, Action); 7] = [
     ("set up", |heap, _| heap.set_up()),
     ("magazines", |heap, cache| {
@@ -100,7 +101,7 @@ const FORKED_AT: [(&str, Action); 7] = [
     }),
 ];
 
-/// Blocks of one class, all back in their slabs or depot afterwards.
+/// Allocates blocks of one class; all are back in their slabs or depot afterwards.
 fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
     let class = Class::from_index(index).unwrap();
     let blocks: Vec<Block> =
@@ -109,7 +110,8 @@ fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
     cache.flush(|class, magazine| heap.put_magazine(class, magazine));
 }
 
-/// Large blocks of one request, freed in another order while others stay on its list.
+/// Allocates large blocks in one request and frees them in another order, while others stay on its
+/// list.
 fn large_blocks(heap: &'static Heap, cache: &Cache) {
     let control = heap.take_control().unwrap();
     heap.open_request(control, heap.draw_serials(), &Opening::default());
@@ -124,7 +126,7 @@ fn large_blocks(heap: &'static Heap, cache: &Cache) {
     heap.recycle(control);
 }
 
-/// All that a process does with a heap it has been given by a fork; `live` are blocks that it has.
+/// Does all that a process does with a heap it got by a fork; `live` are blocks that it has.
 fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     // SAFETY: the process has one thread.
     unsafe { heap.recover(core::ptr::null()) };
@@ -140,7 +142,7 @@ fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     let mut unique = blocks.clone();
     unique.sort_unstable();
     unique.dedup();
-    assert!(unique.len() == blocks.len() && !blocks.contains(&NONE), "a block is had once");
+    assert!(unique.len() == blocks.len() && !blocks.contains(&NONE), "every block is distinct");
     blocks.iter().for_each(|&block| free(heap, &cache, block));
     one_request(heap).iter().for_each(|&block| free(heap, &cache, block));
     large_blocks(heap, &cache);
@@ -155,7 +157,7 @@ fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     assert!(heap.pages.chunk_bytes() <= CHUNK_BYTES, "no more is lost than was in hand");
 }
 
-/// Forks; the status that the child ended with: 0 if it ran to its end.
+/// Forks. Returns the status that the child ended with: 0 if it ran to its end.
 fn status_of_a_child(run: impl FnOnce()) -> i32 {
     // SAFETY: the child uses nothing that another thread of this process could hold.
     match unsafe { libc::fork() } {
@@ -199,7 +201,7 @@ fn a_fork_at_every_step_of_every_critical_section_loses_nothing_else() {
     }
 }
 
-/// Forks while a thread is at this step of an action; `false`: the action has fewer.
+/// Forks while a thread is at this step of an action; `false`: the action has fewer steps.
 fn fork_at(heap: &'static Heap, live: &[Block], name: &str, action: Action, step: u64) -> bool {
     let pause: &'static Pause = Box::leak(Box::default());
     let thread = std::thread::spawn(move || {
@@ -234,7 +236,7 @@ fn a_fork_by_who_holds_a_lock_leaves_it_held() {
     assert_eq!(status, 0);
 }
 
-/// What a child says that is ended by a walker.
+/// Returns the last words of a child that a walker ends.
 fn last_words(run: impl FnOnce()) -> String {
     let mut pipe = [0; 2];
     // SAFETY: `pipe` is writable.

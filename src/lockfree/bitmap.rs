@@ -1,11 +1,11 @@
 //! The pages of a chunk as a bitmap: a set bit is a free page.
 //!
-//! Compiled by `loom-tests`. A run is claimed word by word by compare-and-swap and rolled back when
-//! a later word refuses, so no lock is held and a claimed page has exactly one owner:
+//! Compiled by `loom-tests`. A run is claimed word by word by compare-and-swap, and rolled back if
+//! a later word refuses, so no lock is taken and a claimed page has exactly one owner:
 //!
-//! - **B1** A bit that a claim cleared belongs to that claim alone until it is set again.
-//! - **B2** Setting a bit releases what its owner wrote to the page, clearing it acquires that.
-//! - **B3** Rolling a claim back is a give: who keeps hints of free pages renews them after a refusal.
+//! - **B1** A bit that a claim has cleared belongs to that claim alone until it is set again.
+//! - **B2** Setting a bit releases what its owner wrote to the page; clearing it acquires that.
+//! - **B3** Rolling a claim back is a give: hints of free pages must be renewed after a refusal.
 
 use crate::base::sync::{AtomicU64, Ordering};
 
@@ -22,7 +22,7 @@ const fn mask(from: usize, count: usize) -> u64 {
     if count >= WORD_BITS { u64::MAX } else { ((1 << count) - 1) << from }
 }
 
-/// The parts of the run `first..first + count` in each word: (word, mask).
+/// Splits the run `first..first + count` into the words it is in: (word, mask).
 fn parts(first: usize, count: usize) -> impl DoubleEndedIterator<Item = (usize, u64)> + Clone {
     let end = first + count;
     (first / WORD_BITS..end.div_ceil(WORD_BITS)).map(move |word| {
@@ -33,8 +33,8 @@ fn parts(first: usize, count: usize) -> impl DoubleEndedIterator<Item = (usize, 
 }
 
 impl<const WORDS: usize> PageBitmap<WORDS> {
-    /// Claims the lowest run of `count` free pages; its first index. Calls `rolled_back` for every
-    /// claim that was refused halfway (B3).
+    /// Claims the lowest run of `count` free pages and returns its first index. Calls `rolled_back`
+    /// for every claim that was refused halfway (B3).
     pub fn take(&self, count: usize, mut rolled_back: impl FnMut()) -> Option<usize> {
         loop {
             let first = find_run(&self.snapshot(), count)?;
@@ -45,7 +45,8 @@ impl<const WORDS: usize> PageBitmap<WORDS> {
         }
     }
 
-    /// Claims exactly the pages `first..first + count`, or none: a refusal may have been a give (B3).
+    /// Claims exactly the pages `first..first + count`, or nothing: a refusal may have been a give
+    /// (B3).
     pub fn take_at(&self, first: usize, count: usize) -> bool {
         if first + count > WORDS * WORD_BITS {
             return false;
@@ -91,23 +92,23 @@ impl<const WORDS: usize> PageBitmap<WORDS> {
         self.free[word].fetch_or(mask, Ordering::Release);
     }
 
-    /// How the words looked, one after the other.
+    /// Returns the words, read one after the other.
     pub fn snapshot(&self) -> [u64; WORDS] {
         core::array::from_fn(|word| self.free[word].load(Ordering::Relaxed))
     }
 
-    /// How many pages are free.
+    /// Returns how many pages are free.
     pub fn free_count(&self) -> usize {
         self.snapshot().iter().map(|word| word.count_ones() as usize).sum()
     }
 }
 
-/// The first index of the lowest run of `count` set bits.
+/// Returns the first index of the lowest run of `count` set bits.
 pub fn find_run<const WORDS: usize>(words: &[u64; WORDS], count: usize) -> Option<usize> {
     runs(words).find(|&(_, length)| length >= count).map(|(first, _)| first)
 }
 
-/// The length of the longest run of set bits.
+/// Returns the length of the longest run of set bits.
 pub fn longest_run<const WORDS: usize>(words: &[u64; WORDS]) -> usize {
     runs(words).map(|(_, length)| length).max().unwrap_or(0)
 }
@@ -123,7 +124,7 @@ pub fn runs<const WORDS: usize>(words: &[u64; WORDS]) -> impl Iterator<Item = (u
     })
 }
 
-/// The first index from `at` on whose bit is `value`.
+/// Returns the first index from `at` on whose bit is `value`.
 fn next_bit<const WORDS: usize>(words: &[u64; WORDS], at: usize, value: bool) -> Option<usize> {
     let mut word = at / WORD_BITS;
     let mut from = at % WORD_BITS;
@@ -142,7 +143,7 @@ fn next_bit<const WORDS: usize>(words: &[u64; WORDS], at: usize, value: bool) ->
 mod tests {
     use super::*;
 
-    /// The same by looking at one bit after the other.
+    /// Finds a run by looking at one bit after the other.
     fn naive_run(words: &[u64; 4], count: usize) -> Option<usize> {
         let bit = |index: usize| words[index / 64] >> (index % 64) & 1 == 1;
         (0..=256 - count).find(|&first| (first..first + count).all(bit))
@@ -156,7 +157,7 @@ mod tests {
                 *seed ^= *seed << 17;
                 *seed
             };
-            // Long runs of both kinds, and now and then a full word.
+            // Long runs of both kinds, and occasionally a full word.
             let (a, b) = (next(), next());
             if a % 5 == 0 { u64::MAX } else { (u64::MAX >> (a % 64)) ^ (1 << (b % 64)) }
         })

@@ -1,11 +1,11 @@
 //! What a request may hold: the pages it uses and its limit in one word, so that one
 //! compare-and-swap decides both.
 //!
-//! Compiled by `loom-tests`. All in pages: the caller knows how long one is.
+//! Compiled by `loom-tests`. Everything is in pages, whose length only the caller knows.
 //!
-//! - **G1** A charge that is granted leaves `used <= limit` (less the headroom it was given); a limit
-//!   that is accepted is not below `used`. Only `charge_beyond` passes it.
-//! - **G2** Who sees a mark sees what was in use and what was asked for when it was set.
+//! - **G1** A granted charge leaves `used <= limit` (less the headroom it was given); an accepted
+//!   limit is not below `used`. Only `charge_beyond` exceeds it.
+//! - **G2** A thread that sees a mark sees what was in use and what was asked for when it was set.
 
 use crate::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, const_fn};
 
@@ -26,25 +26,25 @@ const fn word_of(used: u32, limit: u32) -> u64 {
     (used as u64) << USED_SHIFT | limit as u64
 }
 
-/// Used pages above, the limit below.
+/// Used pages in the upper half, the limit in the lower.
 pub struct Budget(AtomicU64);
 
 impl Budget {
     const_fn! {
-        /// Nothing is used and there is no limit.
+        /// A budget without charges or a limit.
         pub const fn new() -> Self {
             Self(AtomicU64::new(word_of(0, NO_LIMIT)))
         }
     }
 
-    /// The budget of a new request, which nobody else knows yet.
+    /// Sets up the budget of a new request, which no other thread knows yet.
     #[inline]
     pub fn open(&self, limit: u32) {
         self.0.store(word_of(0, limit), Ordering::Relaxed);
     }
 
-    /// Uses so many pages more, unless fewer than `headroom` pages are left below the limit then.
-    /// The pages in use afterwards.
+    /// Charges `pages`, unless fewer than `headroom` pages would be left below the limit. Returns
+    /// the pages in use afterwards.
     #[inline]
     pub fn charge(&self, pages: u32, headroom: u32) -> Option<u32> {
         self.change(|used, limit| {
@@ -54,12 +54,12 @@ impl Budget {
         .map(used_of)
     }
 
-    /// Uses so many pages more whatever the limit is. The pages in use afterwards.
+    /// Charges `pages` whatever the limit is. Returns the pages in use afterwards.
     pub fn charge_beyond(&self, pages: u32) -> Option<u32> {
         self.change(|used, limit| Some((used.checked_add(pages)?, limit))).map(used_of)
     }
 
-    /// Uses so many pages less.
+    /// Takes `pages` off the charge.
     #[inline]
     pub fn refund(&self, pages: u32) {
         self.0.fetch_sub(word_of(pages, 0), Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl Budget {
         self.change(|used, _| (used <= limit).then_some((used, limit))).is_some()
     }
 
-    /// The word after `step`, which says what used and limit become.
+    /// Sets used and limit to what `step` makes of them, and returns the new word.
     #[inline]
     fn change(&self, step: impl Fn(u32, u32) -> Option<(u32, u32)>) -> Option<u64> {
         let mut seen = self.0.load(Ordering::Relaxed);
@@ -84,28 +84,28 @@ impl Budget {
         }
     }
 
-    /// Pages in use just now.
+    /// Returns the pages in use now.
     pub fn used(&self) -> u32 {
         used_of(self.0.load(Ordering::Relaxed))
     }
 
-    /// The limit in pages.
+    /// Returns the limit in pages.
     #[inline]
     pub fn limit(&self) -> u32 {
         limit_of(self.0.load(Ordering::Relaxed))
     }
 }
 
-/// What a mark remembers.
+/// What a mark records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Marked {
-    /// What was in use.
+    /// Bytes that were in use.
     pub in_use_bytes: usize,
-    /// What was asked for.
+    /// Bytes that were asked for.
     pub asked_bytes: usize,
 }
 
-/// That a request has come near its limit, or was refused memory at it, for whoever looks.
+/// A note that a request has come near its limit, or was refused memory at it.
 pub struct Mark {
     reasons: AtomicU32,
     in_use_bytes: AtomicUsize,
@@ -114,12 +114,12 @@ pub struct Mark {
 
 /// The request holds more than its limit less its reserve.
 const NEAR: u32 = 1;
-/// It was refused memory: whether its program can do without, it alone knows.
+/// The request was refused memory; only its program knows whether it can do without.
 const REFUSED: u32 = 2;
 
 impl Mark {
     const_fn! {
-        /// Not set.
+        /// A mark that is not set.
         pub const fn new() -> Self {
             Self {
                 reasons: AtomicU32::new(0),
@@ -129,12 +129,12 @@ impl Mark {
         }
     }
 
-    /// Says that the request is near its limit, or says anew why.
+    /// Marks the request as near its limit, or records anew why it is.
     pub fn set(&self, marked: Marked) {
         self.say(NEAR, marked);
     }
 
-    /// Says that it was refused memory.
+    /// Marks the request as having been refused memory.
     pub fn note_refusal(&self, marked: Marked) {
         self.say(REFUSED, marked);
     }
@@ -145,19 +145,19 @@ impl Mark {
         self.reasons.fetch_or(reason, Ordering::Release);
     }
 
-    /// Takes it back.
+    /// Clears the mark.
     #[inline]
     pub fn clear(&self) {
         self.reasons.store(0, Ordering::Relaxed);
     }
 
-    /// Whether it says that the request is near its limit.
+    /// Returns whether the request is marked as near its limit.
     #[inline]
     pub fn is_near(&self) -> bool {
         self.reasons.load(Ordering::Relaxed) & NEAR != 0
     }
 
-    /// Why it is set, if it is.
+    /// Returns why the mark is set, if it is.
     #[inline]
     pub fn get(&self) -> Option<Marked> {
         if self.reasons.load(Ordering::Acquire) == 0 {

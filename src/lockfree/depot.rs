@@ -1,11 +1,11 @@
 //! The process's store of magazines of one class.
 //!
 //! Compiled by `loom-tests`. A ring of slots under a lock that is held for moves of one slot only:
-//! magazines go in and out at the top, where they are warm, and are reaped from the bottom.
+//! magazines go in and out at the top, where they are most recent, and are reaped from the bottom.
 //!
-//! - **D1** `filled` describes the filled slots; a magazine is in one slot or outside. It changes by one
-//!   store, so that a process which is forked at any moment has each magazine once.
-//! - **D2** `low` is the least `count` since the last `age`: so many were not needed meanwhile.
+//! - **D1** `filled` says which slots are filled; a magazine is in one slot or outside. It changes
+//!   by one store, so that a process forked at any moment has each magazine once.
+//! - **D2** `low` is the least `count` since the last `age`: this many were not needed meanwhile.
 
 use crate::base::sync::{AtomicU32, Lock, Ordering, const_fn, step};
 use crate::lockfree::header::Block;
@@ -15,7 +15,7 @@ use crate::lockfree::header::Block;
 pub struct Magazine {
     /// The first block, linked to the others through their payloads.
     pub head: Block,
-    /// How many there are; 0 only when there is no magazine.
+    /// How many blocks there are; 0 only if there is no magazine.
     pub count: u32,
 }
 
@@ -23,18 +23,18 @@ impl Magazine {
     /// No magazine.
     pub const EMPTY: Self = Self { head: 0, count: 0 };
 
-    /// Whether there is none.
+    /// Returns whether there is no magazine.
     #[inline]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
 
-/// The memory of a depot's slots. All calls come under the depot's lock.
+/// The memory of a depot's slots. Every call is made under the depot's lock.
 pub trait Slots {
-    /// How many slots there are.
+    /// Returns how many slots there are.
     fn capacity(&self) -> u32;
-    /// The magazine in a slot below `capacity`.
+    /// Returns the magazine in a slot below `capacity`.
     fn get(&self, index: u32) -> Magazine;
     /// Puts a magazine into a slot below `capacity`.
     fn set(&mut self, index: u32, magazine: Magazine);
@@ -46,7 +46,7 @@ struct Ring<S> {
     low: u32,
 }
 
-/// Which slots are filled: the first one above, how many below, in one word.
+/// Which slots are filled, in one word: the first in the upper half, how many in the lower.
 #[derive(Clone, Copy)]
 struct Filled(u64);
 
@@ -78,16 +78,16 @@ impl<S: Slots> Ring<S> {
     }
 }
 
-/// The store.
+/// The depot.
 pub struct Depot<S> {
     ring: Lock<Ring<S>>,
-    /// `count`, to be looked at without the lock: a hint.
+    /// `count`, readable without the lock: a hint.
     hint: AtomicU32,
 }
 
 impl<S> Depot<S> {
     const_fn! {
-        /// An empty store with these slots.
+        /// An empty depot with these slots.
         pub const fn new(slots: S) -> Self {
             Self {
                 ring: Lock::new(Ring { slots, filled: Filled::NONE, low: 0 }),
@@ -98,17 +98,18 @@ impl<S> Depot<S> {
 }
 
 impl<S: Slots> Depot<S> {
-    /// Replaces the slots of a store that has never held anything.
+    /// Replaces the slots of a depot that has never had a magazine.
     pub fn provide(&self, slots: S) {
         self.ring.lock().slots = slots;
     }
 
-    /// Makes the store whole in a process that was just forked.
+    /// Makes the depot whole in a process that was just forked.
     ///
     /// # Safety
-    /// As `Lock::recover`.
+    /// As for `Lock::recover`.
     pub unsafe fn recover(&self) {
-        // SAFETY: the caller's contract. What is written under the lock is whole at every step (D1).
+        // SAFETY: the caller's contract. What is written under the lock is whole at every step
+        // (D1).
         unsafe {
             self.ring.recover(|ring, _| {
                 let count = ring.filled.count();
@@ -118,7 +119,7 @@ impl<S: Slots> Depot<S> {
         }
     }
 
-    /// Puts a magazine on top; gives it back when every slot is filled.
+    /// Puts a magazine on top, or gives it back if every slot is filled.
     pub fn put(&self, magazine: Magazine) -> Result<(), Magazine> {
         let mut ring = self.ring.lock();
         let (bottom, count) = (ring.filled.bottom(), ring.filled.count());
@@ -132,18 +133,18 @@ impl<S: Slots> Depot<S> {
         Ok(())
     }
 
-    /// Takes the magazine on top: the warmest.
+    /// Takes the magazine on top: the most recent.
     pub fn take(&self) -> Option<Magazine> {
         self.take_where(|ring, left| (ring.slot(left), ring.filled.bottom()))
     }
 
-    /// Takes the magazine at the bottom: the coldest.
+    /// Takes the magazine at the bottom: the oldest.
     pub fn take_coldest(&self) -> Option<Magazine> {
         self.take_where(|ring, _| (ring.slot(0), ring.slot(1)))
     }
 
-    /// Takes the magazine of the slot that `choose` picks for the number of those that stay; and
-    /// the bottom that these have.
+    /// Takes a magazine. Given how many stay, `choose` picks its slot, and the bottom of those that
+    /// stay.
     fn take_where(&self, choose: impl FnOnce(&Ring<S>, u32) -> (u32, u32)) -> Option<Magazine> {
         if self.magazine_count() == 0 {
             return None;
@@ -157,7 +158,7 @@ impl<S: Slots> Depot<S> {
         Some(ring.slots.get(slot))
     }
 
-    /// How many magazines nobody needed since the last call.
+    /// Returns how many magazines were not needed since the last call.
     pub fn age(&self) -> u32 {
         if self.magazine_count() == 0 {
             return 0;
@@ -168,14 +169,14 @@ impl<S: Slots> Depot<S> {
         idle
     }
 
-    /// How many magazines there are just now.
+    /// Returns how many magazines there are now.
     #[inline]
     pub fn magazine_count(&self) -> u32 {
         self.hint.load(Ordering::Relaxed)
     }
 
-    /// Shows every magazine to `visit`, under the lock; then the name and both sides of what contradicts
-    /// itself (D1, D2), if anything does. For tests.
+    /// Shows every magazine to `visit`, under the lock. If something contradicts itself (D1, D2),
+    /// returns its name and both sides. For tests.
     pub fn check(&self, visit: impl FnMut(Magazine)) -> Result<(), (&'static str, u32, u32)> {
         let ring = self.ring.lock();
         let (count, capacity) = (ring.filled.count(), ring.slots.capacity());
@@ -190,7 +191,7 @@ impl<S: Slots> Depot<S> {
         if hint != count { Err(("hint of a depot", hint, count)) } else { Ok(()) }
     }
 
-    /// How many blocks there are. Walks every slot under the lock: for statistics.
+    /// Returns how many blocks there are. Walks every slot under the lock: for statistics.
     pub fn block_count(&self) -> u64 {
         let ring = self.ring.lock();
         (0..ring.filled.count())

@@ -2,14 +2,15 @@
 //! from the top.
 //!
 //! - **H1** Every access to a header is a relaxed atomic load or store (plain moves on the
-//!   machine), because a closer or a sweeper on another thread may read it. The one read-modify-write
-//!   is the first step of a stray's free. `TRACED` alone is set by a release, after the record.
-//! - **H2** The class in a live header is `Class::of` the size its `Layout` has now; a `realloc` in
-//!   place that changes the class rewrites it.
-//! - **H3** Freeing clears `LIVE`. A stray first sets `FREED`; the drain clears `LIVE`.
+//!   machine), because a closer or a sweeper on another thread may read it. The one
+//!   read-modify-write is the first step of a stray's free. `TRACED` alone is set by a release,
+//!   after the record.
+//! - **H2** The class in a live header is `Class::of` the size that its `Layout` has now; a
+//!   `realloc` in place that changes the class rewrites it.
+//! - **H3** Freeing clears `LIVE`. A stray's free first sets `FREED`; the drain clears `LIVE`.
 //! - **H4** An `ALIGNED` word is marked `FREED` when its block is freed.
 //!
-//! This file is compiled by `loom-tests`: it holds no statics and reaches memory through `Memory`.
+//! This file is compiled by `loom-tests`: it has no statics and reaches memory through `Memory`.
 
 use crate::base::sync::AtomicU64;
 
@@ -21,14 +22,14 @@ pub const FREED: u64 = 1 << 57;
 pub const LATE: u64 = 1 << 58;
 /// The block has a span or a mapping of its own, and its descriptor knows whose it is.
 pub const LARGE: u64 = 1 << 59;
-/// Not a header but a word before an over-aligned payload, leading back to the header.
+/// Not a header: the word before an over-aligned payload, which leads back to the header.
 pub const ALIGNED: u64 = 1 << 60;
 
 /// The block is in a bin of a lane that is being swept.
 pub const SWEPT: u64 = 1 << 61;
-/// The block is longer than its layout by a `Trace`.
+/// The block is longer than its layout, by a `Trace`.
 pub const TRACED: u64 = 1 << 62;
-/// The block is persistent because no request was open when one of a request was asked for.
+/// The block is persistent because a request's block was asked for while no request was open.
 pub const EARLY: u64 = 1 << 63;
 
 /// The flags that only live blocks have.
@@ -36,9 +37,9 @@ pub const OF_LIVE: u64 = LIVE | FREED | LATE | TRACED | EARLY;
 /// The flags that a block keeps when it is adopted.
 pub const OF_ADOPTED: u64 = FREED | TRACED;
 
-/// How many bits of a header the id has.
+/// How many bits of a header the id takes.
 pub const ID_BITS: u32 = 48;
-/// The bits of a header the id has.
+/// The bits of a header that the id takes.
 pub const ID_MASK: u64 = (1 << ID_BITS) - 1;
 const CLASS_SHIFT: u32 = ID_BITS;
 const CLASS_MASK: u64 = 0xff << CLASS_SHIFT;
@@ -49,8 +50,8 @@ const _: () = assert!(
     "flags, class and id are the whole word and do not overlap"
 );
 
-/// What the class field of an `ALIGNED` word must hold: a function of the distance, so that a
-/// chance word in a payload hardly passes for one.
+/// Makes the class field of an `ALIGNED` word a function of the distance, so that a word in a
+/// payload hardly ever passes for one by chance.
 const ALIGNED_CHECK_MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A header's 64 bits.
@@ -64,37 +65,37 @@ impl Header {
         Self((id & ID_MASK) | flags)
     }
 
-    /// The same header with this class.
+    /// Returns the header with this class instead.
     #[inline(always)]
     pub const fn with_class(self, class: usize) -> Self {
         Self((self.0 & !CLASS_MASK) | ((class as u64) << CLASS_SHIFT))
     }
 
-    /// The same header without these flags.
+    /// Returns the header without these flags.
     #[inline(always)]
     pub const fn without(self, flags: u64) -> Self {
         Self(self.0 & !flags)
     }
 
-    /// The same header with these flags.
+    /// Returns the header with these flags too.
     #[inline]
     pub const fn with(self, flags: u64) -> Self {
         Self(self.0 | flags)
     }
 
-    /// Whether any of these flags is set.
+    /// Returns whether any of these flags is set.
     #[inline]
     pub const fn has(self, flags: u64) -> bool {
         self.0 & flags != 0
     }
 
-    /// The id field.
+    /// Returns the id field.
     #[inline]
     pub const fn id(self) -> u64 {
         self.0 & ID_MASK
     }
 
-    /// The class field, which may be no class when the word was overwritten.
+    /// Returns the class field, which may not be a class if the word was overwritten.
     #[inline]
     pub const fn class_index(self) -> usize {
         ((self.0 & CLASS_MASK) >> CLASS_SHIFT) as usize
@@ -105,7 +106,7 @@ impl Header {
         Self(ALIGNED | Self::aligned_check(distance) | distance as u64)
     }
 
-    /// How far back the block's payload is, when this is an intact `ALIGNED` word.
+    /// Returns how far back the block's payload is, if this is an intact `ALIGNED` word.
     pub fn aligned_distance(self) -> Option<usize> {
         let distance = self.id() as usize;
         (distance != 0 && self.without(FREED) == Self::aligned(distance)).then_some(distance)
@@ -166,18 +167,18 @@ impl core::fmt::Debug for Header {
     }
 }
 
-/// The address of a payload; 0 is no block. Payloads are 16-byte aligned and below 2^48.
+/// The address of a payload; 0 means no block. Payloads are 16-byte aligned and below 2^48.
 pub type Block = usize;
 
 /// No block.
 pub const NONE: Block = 0;
 
-/// How the checked files reach the words of a block. The heap's implementation is raw memory; a
-/// model's is an array of loom types.
+/// How the files that loom checks reach the words of a block. The heap's implementation is raw
+/// memory, a model's an array of loom types.
 pub trait Memory {
-    /// The header of `block`.
+    /// Returns the header of `block`.
     fn header(&self, block: Block) -> &AtomicU64;
-    /// The first payload word of a free block: the next one in its list.
+    /// Returns the first payload word of a free block: the next block in its list.
     fn link(&self, block: Block) -> Block;
     /// Sets the first payload word of a free block.
     fn set_link(&self, block: Block, next: Block);

@@ -11,23 +11,23 @@ pub struct LargeCount(AtomicU64);
 
 impl LargeCount {
     const_fn! {
-        /// None.
+        /// No large block.
         pub const fn new() -> Self {
             Self(AtomicU64::new(0))
         }
     }
 
-    /// None, in a request that nobody else knows yet.
+    /// Sets the count of a request that no other thread knows yet to 0.
     pub fn open(&self) {
         self.recount(0);
     }
 
-    /// So many, by the only thread there is.
+    /// Sets the count, in the only thread there is.
     pub fn recount(&self, count: u64) {
         self.0.store(count, Ordering::Relaxed);
     }
 
-    /// One more, on the list by now.
+    /// Adds a block that is on the list by now.
     pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -37,7 +37,7 @@ impl LargeCount {
         self.0.fetch_sub(1, Ordering::Release);
     }
 
-    /// How many there are; at 0 the list is empty for good, for who closes.
+    /// Returns how many there are; once a closer reads 0, the list stays empty.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
@@ -47,7 +47,7 @@ impl LargeCount {
 pub struct Occupancy(pub AtomicBool);
 
 impl Occupancy {
-    /// Takes an idle lane and sees all that its last occupant did.
+    /// Takes an idle lane, and sees everything its last occupant did.
     #[inline]
     pub fn try_enter(&self) -> bool {
         !self.is_taken()
@@ -60,7 +60,7 @@ impl Occupancy {
         self.0.store(false, Ordering::Release);
     }
 
-    /// Whether somebody has it just now.
+    /// Returns whether a thread is in the lane now.
     #[inline]
     pub fn is_taken(&self) -> bool {
         self.0.load(Ordering::Relaxed)

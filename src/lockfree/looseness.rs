@@ -1,9 +1,9 @@
-//! Whether a mapping is longer than its block needs, and who may change that.
+//! Whether a mapping is longer than its block needs, and which thread may change that.
 //!
 //! Compiled by `loom-tests`.
 //!
-//! - **Z1** The mapping's length is changed by its block's owner while it is tight, and by the one thread
-//!   that has claimed what is too much, until it says that it is tight again.
+//! - **Z1** The length of a mapping is changed by its block's owner while it is tight, and by the
+//!   one thread that has claimed the excess, until that thread says that it is tight again.
 
 use crate::base::sync::{AtomicU32, Ordering};
 
@@ -11,37 +11,37 @@ const TIGHT: u32 = 0;
 const LOOSE: u32 = 1;
 const CLAIMED: u32 = 2;
 
-/// The word. Zero: as long as the block needs.
+/// The word. Zero: as long as the block needs, so *tight*.
 pub struct Looseness(pub AtomicU32);
 
 impl Looseness {
-    /// A new mapping, which nobody else knows yet.
+    /// Sets up a new mapping, which no other thread knows yet.
     pub fn open(&self) {
         self.0.store(TIGHT, Ordering::Relaxed);
     }
 
-    /// Whether it is as long as its block needs, as far as is known.
+    /// Returns whether the mapping is known to be as long as its block needs.
     pub fn is_tight(&self) -> bool {
         self.0.load(Ordering::Acquire) == TIGHT
     }
 
-    /// It is longer from now on; by its block's owner.
+    /// Marks the mapping as longer than needed; called by its block's owner.
     pub fn loosen(&self) {
         self.0.store(LOOSE, Ordering::Release);
     }
 
-    /// Claims what is too much, to give it back.
+    /// Claims the excess, to give it back.
     pub fn claim(&self) -> bool {
         self.0.compare_exchange(LOOSE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// What was claimed is given back.
+    /// Ends a claim: the excess was given back.
     pub fn settle(&self) {
         self.0.store(TIGHT, Ordering::Release);
     }
 
-    /// The block's owner has the whole mapping to itself again. `None`: another thread has claimed the
-    /// end of it, and is not done.
+    /// Returns the whole mapping to the block's owner. `None`: another thread has claimed the
+    /// excess and is not done.
     pub fn try_tighten(&self) -> Option<()> {
         let regain =
             || self.0.compare_exchange(LOOSE, TIGHT, Ordering::Relaxed, Ordering::Relaxed).is_ok();

@@ -1,5 +1,5 @@
 //! Words that several threads change without a lock, and nothing else. `loom-tests` compiles this
-//! folder as it is: its files name `core`, `base::sync` and one another, and hold no statics.
+//! folder as it is: its files name `core`, `base::sync` and one another, and have no statics.
 
 pub mod bitmap;
 pub mod budget;

@@ -1,15 +1,15 @@
-//! A pool of type-stable objects: a lock-free stack whose objects are never unmapped.
+//! A pool of objects that are never unmapped (M1): a lock-free stack.
 //!
 //! Compiled by `loom-tests`. A tag beside the address changes with every successful swap, so that a
-//! taker which slept through a take and a put of the same object fails instead of installing a
-//! stale successor.
+//! taker that slept through a take and a put of the same object fails instead of installing a stale
+//! successor.
 //!
 //! - **P1** An object is on the stack or has one owner.
-//! - **P2** A put releases what its owner did to the object, the take acquires it.
+//! - **P2** A put releases what its owner did to the object; the take acquires it.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 
-/// Objects are at least this aligned.
+/// The least alignment of an object.
 pub const ALIGN: usize = 64;
 
 const ADDRESS_BITS: u32 = 42;
@@ -18,9 +18,9 @@ const ADDRESS_MASK: u64 = (1 << ADDRESS_BITS) - 1;
 const ONE_SWAP: u64 = 1 << ADDRESS_BITS;
 
 /// How the stack reaches an object's successor word. It may be read while another thread owns the
-/// object, hence atomic.
+/// object, so it is atomic.
 pub trait Successors {
-    /// The successor word of the object at `address`.
+    /// Returns the successor word of the object at `address`.
     fn successor(&self, address: usize) -> &AtomicU64;
 }
 

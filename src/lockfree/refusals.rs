@@ -1,15 +1,15 @@
-//! How often the process says that a request is at its memory limit: some lines a second, and how many it
-//! has left out.
+//! How often the process reports that a request is at its memory limit: a few lines a second, and
+//! how many were left out.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 
-/// Lines that are written in a second at most.
+/// Most lines written in a second.
 pub const LINES_PER_SECOND: u64 = 5;
 
 const COUNT_BITS: u32 = 16;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 
-/// The second of the last line with the lines in it, and how many were left out since.
+/// The second of the last line and the lines written in it; and how many were left out since.
 pub struct Refusals {
     lines: AtomicU64,
     left_out: AtomicU64,
@@ -23,9 +23,9 @@ impl Refusals {
         }
     }
 
-    /// Whether one more line may be written now, and how many were left out before it.
+    /// Returns how many lines were left out before this one; `None` if it must be left out too.
     pub fn next(&self, milliseconds: u64) -> Option<u64> {
-        // One more than the second, so that 0 is none.
+        // One more than the second, so that 0 is no second.
         let second = (milliseconds / 1_000 + 1) << COUNT_BITS;
         let count = |word: u64| if word & !COUNT_MASK == second { word & COUNT_MASK } else { 0 };
         let granted = self.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {

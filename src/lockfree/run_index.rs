@@ -1,33 +1,34 @@
-//! Which of 64 chunks have a run of free pages that is long enough, so that no search looks at a
-//! chunk in vain twice.
+//! Which of 64 chunks have a long enough run of free pages, so that no search looks at a chunk
+//! twice for nothing.
 //!
-//! Compiled by `loom-tests`. One word a length, one bit a chunk. A set bit is a hint that may be
-//! stale; a clear bit is never wrong for good:
+//! Compiled by `loom-tests`. One word per length, one bit per chunk. A set bit is a hint that may
+//! be stale; a clear bit is never wrong for good:
 //!
-//! - **R1** When every `publish` of a chunk has returned, its bits are set for every length that its
-//!   longest run had after the last give.
+//! - **R1** When every `publish` of a chunk has returned, its bits are set for every length that
+//!   its longest run had after the last give.
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
 /// The words. All zero: no chunk has a free page.
 pub struct RunIndex<const LENGTHS: usize> {
-    /// For each length the chunks that may have such a run.
+    /// For each length, the chunks that may have such a run.
     pub words: [AtomicU64; LENGTHS],
 }
 
 impl<const LENGTHS: usize> RunIndex<LENGTHS> {
-    /// The chunks that may have a run of the length with this index.
+    /// Returns the chunks that may have a run of the length with this index.
     #[inline]
     pub fn candidates(&self, length_index: usize) -> u64 {
         self.words[length_index].load(Ordering::Relaxed)
     }
 
-    /// Brings the bits of a chunk up to what `longest` says its longest run is. To be called after
-    /// pages were given, and after a search was in vain.
+    /// Brings the bits of a chunk up to date with its longest run, which `longest` returns. To be
+    /// called after pages were given, and after a search found nothing.
     pub fn publish(&self, slot: u32, lengths: &[u8; LENGTHS], longest: impl Fn() -> usize) {
         let mask = 1u64 << slot;
-        // Between the change of the pages and the look at the bits here, and between a cleared bit
-        // and the second look at the pages: of a giver and a clearer one sees the other.
+        // One between the change of the pages and the look at the bits here, one between a cleared
+        // bit and the second look at the pages: of a giver and a clearer, one sees what the other
+        // did.
         fence(Ordering::SeqCst);
         loop {
             let run = longest();

@@ -1,25 +1,26 @@
-//! Words that one thread writes while others read them: a reader gets what one write left, or nothing.
+//! Words that one thread writes while others read them: a reader gets what one write left, or
+//! nothing.
 //!
 //! Compiled by `loom-tests`.
 //!
 //! - **V1** One thread writes at a time; the version is odd from before its first word until after
 //!   its last one.
-//! - **V2** A reader that saw the same even version before and after its words saw one write's. The
-//!   first write must be ordered before the first read by something else.
+//! - **V2** A reader that saw the same even version before and after its words saw those of one
+//!   write. The first write must be ordered before the first read by something else.
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
-/// Words with a version. Memory that was never written may hold anything.
+/// Words with a version. Memory that was never written may contain anything.
 #[repr(C)]
 pub struct Versioned<const WORDS: usize> {
-    /// Odd while they are written.
+    /// Odd while the words are being written.
     pub version: AtomicU64,
     /// The words.
     pub words: [AtomicU64; WORDS],
 }
 
 impl<const WORDS: usize> Versioned<WORDS> {
-    /// Writes all words.
+    /// Writes all words. No other thread may be writing (V1).
     pub fn write(&self, words: &[u64; WORDS]) {
         let odd = self.version.load(Ordering::Relaxed) | 1;
         self.version.store(odd, Ordering::Relaxed);
@@ -30,7 +31,7 @@ impl<const WORDS: usize> Versioned<WORDS> {
         self.version.store(odd.wrapping_add(1), Ordering::Release);
     }
 
-    /// The words; `None`: they are being written.
+    /// Returns the words of one write (V2). `None`: they are being written.
     pub fn read(&self) -> Option<[u64; WORDS]> {
         let before = self.version.load(Ordering::Acquire);
         let words = core::array::from_fn(|word| self.words[word].load(Ordering::Relaxed));

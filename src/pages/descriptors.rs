@@ -1,11 +1,13 @@
-//! Memory for descriptors: taken from the operating system in blocks, zeroed, never given back, so
-//! that what lives in it is type-stable.
+//! Memory for descriptors: taken from the operating system in blocks, zeroed, never given back.
+//!
+//! - **M1** Memory taken from here is never unmapped and only ever holds the type it was taken for,
+//!   so a stale pointer to a descriptor, control block, lane or thread can still be read.
 
 use crate::base::os;
 use crate::base::sync::{AtomicUsize, Lock, Ordering, step};
 use crate::lockfree::pool::ALIGN;
 
-/// How much is mapped at once.
+/// Bytes that are mapped at once, or a multiple of this.
 const STEP_BYTES: usize = 256 * 1024;
 
 struct Rest {
@@ -26,12 +28,13 @@ pub struct DescriptorMemory {
 }
 
 impl DescriptorMemory {
-    /// Nothing is mapped yet.
+    /// Descriptor memory of which nothing is mapped yet.
     pub const fn new() -> Self {
         Self { rest: Lock::new(Rest { at: 0, end: 0 }), mapped_bytes: AtomicUsize::new(0) }
     }
 
-    /// Zeroed memory for ever, aligned as pooled objects are. `None`: the system has no more.
+    /// Takes zeroed memory for the life of the process (M1), aligned as pooled objects are. `None`:
+    /// the system has no more.
     pub fn take(&self, bytes: usize) -> Option<usize> {
         let bytes = bytes.next_multiple_of(ALIGN);
         if let Some(address) = self.cut(bytes) {
@@ -43,7 +46,7 @@ impl DescriptorMemory {
         let mut rest = self.rest.lock();
         // Keep the longer rest; what is dropped of the other was never touched.
         if fresh_bytes - bytes > rest.bytes() {
-            // Empty meanwhile: a process that is forked now must not see half of each.
+            // Empty meanwhile: a process forked now must not see half of each.
             rest.end = 0;
             step();
             rest.at = fresh + bytes;
@@ -69,13 +72,13 @@ impl DescriptorMemory {
     /// Makes it whole in a process that was just forked.
     ///
     /// # Safety
-    /// As `Lock::recover`.
+    /// As for `Lock::recover`.
     pub unsafe fn recover(&self) {
         // SAFETY: the caller's contract. What is written under the lock is whole at every step.
         unsafe { self.rest.recover(|_, _| ()) };
     }
 
-    /// Bytes mapped so far.
+    /// Returns the bytes mapped so far.
     pub fn mapped_bytes(&self) -> usize {
         self.mapped_bytes.load(Ordering::Relaxed)
     }

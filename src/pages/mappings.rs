@@ -1,12 +1,13 @@
 //! Mappings of one block each, and a small decaying store of those just freed: mapping and
-//! unmapping the same megabytes over and over costs ten times what using them does, in page faults.
+//! unmapping the same megabytes over and over costs ten times as much as using them does, in page
+//! faults.
 //!
 //! A mapping from the store may be much longer than the block it serves next. It is *loose* then: a
-//! while later, if the block is still there, the rest is given back.
+//! while later, if the block is still there, the excess is given back.
 //!
-//! - **U1** A mapping in the store is registered, of kind `Cached`, and nobody else's.
-//! - **U2** A mapping's length is changed by those that `looseness` says may (Z1). No system call is made
-//!   under the lock.
+//! - **U1** A mapping in the store is registered, of kind `Cached`, and owned by nobody else.
+//! - **U2** The length of a mapping is changed only by the thread that `looseness` allows to (Z1).
+//!   No system call is made under the lock.
 
 use crate::base::fatal;
 use crate::base::os::{self, MAX_PAGE_BYTES, Resized};
@@ -19,17 +20,17 @@ use crate::pages::span::{Span, SpanKind};
 use core::ptr::null;
 
 const ENTRY_COUNT: usize = 16;
-/// What the store holds at most.
+/// Most bytes in the store.
 const MAX_CACHED_BYTES: usize = 64 * 1024 * 1024;
-/// A mapping serves a block when at most this part of it is left over.
+/// A mapping is snug if it exceeds the block's need by at most one part in this many.
 const SLACK_DIVISOR: usize = 4;
-/// How long a mapping stays.
+/// How long a mapping stays in the store, or loose.
 const KEEP_MILLISECONDS: u64 = 500;
 
-const _: () = assert!(MAX_PAGE_BYTES % PAGE_BYTES == 0, "a mapping is whole pages of ours, too");
+const _: () = assert!(MAX_PAGE_BYTES % PAGE_BYTES == 0, "a mapping is whole pages of ours too");
 const _: () = assert!(CHUNK_BYTES % MAX_PAGE_BYTES == 0, "a chunk is whole pages of any system");
 
-/// The mappings.
+/// All mappings.
 pub struct Mappings {
     store: Lock<Store>,
     cached_bytes: AtomicUsize,
@@ -41,7 +42,7 @@ struct Store {
     loose: [Loose; ENTRY_COUNT],
 }
 
-/// A loose mapping, and the thread that gives back what it has too much; 0: none does.
+/// A loose mapping, and the thread that gives its excess back; 0: none does.
 #[derive(Clone, Copy)]
 struct Loose {
     span: *const Span,
@@ -52,18 +53,18 @@ impl Loose {
     const NONE: Self = Self { span: null(), claimed_by: 0 };
 }
 
-// SAFETY: the pointers are to type-stable descriptors, guarded by the lock.
+// SAFETY: the pointers are to descriptors (M1), guarded by the lock.
 unsafe impl Send for Store {}
 
 /// A mapping and what is known of its memory.
 pub struct Mapped<'h> {
     /// Its descriptor.
     pub span: &'h Span,
-    /// Every byte of it reads as zero.
+    /// Whether every byte of it reads as zero.
     pub zeroed: bool,
 }
 
-/// Forgets the chunk numbers that only the end of a mapping has which is about to go.
+/// Forgets the chunk numbers that belong only to the end of a mapping, which is about to go.
 fn forget_end(pages: &PageHeap, base: usize, old: usize, new: usize) {
     let first = (base + new).next_multiple_of(CHUNK_BYTES);
     if first < base + old {
@@ -71,25 +72,26 @@ fn forget_end(pages: &PageHeap, base: usize, old: usize, new: usize) {
     }
 }
 
-/// Whether a mapping is hardly longer than the `wanted` bytes.
+/// Returns whether a mapping is hardly longer than the `wanted` bytes.
 fn is_snug(bytes: usize, wanted: usize) -> bool {
     bytes - wanted <= wanted / SLACK_DIVISOR
 }
 
-/// Bytes of pages that a block of `size` bytes needs, wherever in a mapping an alignment puts it.
+/// Returns the bytes of pages that a block of `size` bytes needs, wherever in a mapping its
+/// alignment puts it.
 pub fn needed_bytes(size: usize, align: usize) -> Option<usize> {
     let padding = if align > PAYLOAD_ALIGN { align } else { 0 };
     let bytes = size.checked_add(FIRST_PAYLOAD_OFFSET)?.checked_add(padding)?;
     (bytes <= isize::MAX as usize - CHUNK_BYTES).then(|| bytes.next_multiple_of(PAGE_BYTES))
 }
 
-/// The length of its mapping: whole pages of any system.
+/// Returns the length of its mapping: whole pages of any system.
 fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
     needed_bytes(size, align).map(|bytes| bytes.next_multiple_of(MAX_PAGE_BYTES))
 }
 
 impl Mappings {
-    /// Nothing is mapped.
+    /// No mappings.
     pub const fn new() -> Self {
         Self {
             store: Lock::new(Store {
@@ -101,7 +103,8 @@ impl Mappings {
         }
     }
 
-    /// A mapping that holds `size` bytes at this alignment. `None`: the system has no more memory.
+    /// Takes a mapping with room for `size` bytes at this alignment. `None`: the system has no more
+    /// memory.
     pub fn take<'h>(
         &self,
         pages: &'h PageHeap,
@@ -136,8 +139,8 @@ impl Mappings {
         Some(Mapped { span, zeroed: true })
     }
 
-    /// The shortest mapping in the store that is long enough, else the longest if it is not far
-    /// from it: making it longer keeps the pages it has.
+    /// Takes the shortest mapping in the store that is long enough, else the longest if it is not
+    /// far from it: making it longer keeps the pages it has.
     fn take_cached<'h>(&self, bytes: usize) -> Option<&'h Span> {
         if self.cached_bytes.load(Ordering::Relaxed) < bytes / 2 {
             return None;
@@ -146,7 +149,7 @@ impl Mappings {
         let (span, slot) = store
             .cached
             .iter_mut()
-            // SAFETY: what the store holds are type-stable descriptors.
+            // SAFETY: null, or a descriptor (M1).
             .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
             .filter(|(span, _)| span.bytes() >= bytes / 2)
             .min_by_key(|(span, _)| (span.bytes() < bytes, span.bytes().abs_diff(bytes)))?;
@@ -156,7 +159,7 @@ impl Mappings {
         Some(span)
     }
 
-    /// A mapping from the store serves a block that needs `wanted` bytes of it.
+    /// Notes that a mapping from the store serves a block that needs only `wanted` bytes of it.
     fn note_loose(&self, pages: &PageHeap, span: &Span, wanted: usize) {
         if is_snug(span.bytes(), wanted) {
             return;
@@ -169,7 +172,7 @@ impl Mappings {
         }
     }
 
-    /// Puts a mapping on the list of loose ones. `false`: there is no room.
+    /// Puts a mapping on the list of loose ones. `false`: the list is full.
     fn list_loose(&self, span: &Span) -> bool {
         let mut store = self.store.lock();
         let slot = store.loose.iter_mut().find(|slot| slot.span.is_null());
@@ -179,23 +182,23 @@ impl Mappings {
         })
     }
 
-    /// Gives back what a loose mapping has too much, which the caller has claimed.
+    /// Gives back the excess of a loose mapping, which the caller has claimed.
     fn tighten(&self, pages: &PageHeap, span: &Span) {
         let (base, old, wanted) = (span.base(), span.bytes(), span.mapping.needed_bytes.get());
-        // What is registered must be mapped; and a process that is forked before the pages are gone
-        // loses them, where it would otherwise give them back twice.
+        // What is registered must be mapped; and a process forked before the pages are gone leaks
+        // them, where it would otherwise give them back twice.
         forget_end(pages, base, old, wanted);
         step();
         span.set_bytes(wanted);
         step();
         self.mapped_bytes.fetch_sub(old - wanted, Ordering::Relaxed);
         step();
-        // SAFETY: the end of a mapping that the caller has claimed (U2).
+        // SAFETY: the end of a mapping, which the caller has claimed (U2).
         unsafe { os::unmap(base + wanted, old - wanted) };
         span.mapping.looseness.settle();
     }
 
-    /// The block of a mapping is freed or resized: it is loose no more (U2).
+    /// Makes a mapping whose block is freed or resized tight again (U2).
     fn forget_loose(&self, span: &Span) {
         if span.mapping.looseness.is_tight() {
             return;
@@ -208,7 +211,8 @@ impl Mappings {
         }
     }
 
-    /// Takes a mapping back. It stays for a while, and the oldest ones go to make room for it.
+    /// Takes a mapping back. It stays in the store for a while, and the oldest ones make room for
+    /// it.
     pub fn give(&self, pages: &PageHeap, span: &Span, now: u64) {
         self.forget_loose(span);
         let bytes = span.bytes();
@@ -223,7 +227,7 @@ impl Mappings {
         }
     }
 
-    /// Puts a mapping into the store, or takes the oldest out, which stands in its way.
+    /// Puts a mapping into the store; if there is no room, takes the oldest one out instead.
     fn put<'h>(&self, span: &Span, bytes: usize) -> Option<&'h Span> {
         let mut store = self.store.lock();
         let has_room = self.cached_bytes.load(Ordering::Relaxed) + bytes <= MAX_CACHED_BYTES;
@@ -243,7 +247,7 @@ impl Mappings {
         let (span, slot) = store
             .cached
             .iter_mut()
-            // SAFETY: what the store holds are type-stable descriptors.
+            // SAFETY: null, or a descriptor (M1).
             .filter_map(|slot| unsafe { slot.as_ref() }.map(|span| (span, slot)))
             .min_by_key(|(span, _)| span.mapping.cached_at.get())?;
         *slot = null();
@@ -257,12 +261,13 @@ impl Mappings {
         pages.registry.remove(base, bytes);
         pages.give_descriptor(span);
         self.mapped_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        // SAFETY: the mapping is the caller's and nothing names it any more.
+        // SAFETY: the mapping is the caller's, and nothing refers to it any more.
         unsafe { os::unmap(base, bytes) };
     }
 
-    /// Gives mappings back to the system that were put in the store long before `now`, and what is
-    /// too much of loose ones; all of them when `now` is `None`. Returns the store's bytes that went.
+    /// Gives back to the system the mappings that were put into the store long before `now`, and
+    /// the excess of loose ones; all of them if `now` is `None`. Returns the bytes that left the
+    /// store.
     pub fn decay(&self, pages: &PageHeap, now: Option<u64>) -> usize {
         let is_old = |since: usize| {
             now.is_none_or(|now| now.saturating_sub(since as u64) >= KEEP_MILLISECONDS)
@@ -281,11 +286,11 @@ impl Mappings {
         bytes
     }
 
-    /// Claims the loose mapping of a slot if it is old; the slot is the caller's then.
+    /// Claims the loose mapping of a slot if it is old enough; then the slot is the caller's.
     fn claim_loose<'h>(&self, index: usize, is_old: impl Fn(usize) -> bool) -> Option<&'h Span> {
         let mut store = self.store.lock();
         let slot = &mut store.loose[index];
-        // SAFETY: what the store holds are type-stable descriptors.
+        // SAFETY: null, or a descriptor (M1).
         let span = unsafe { slot.span.as_ref() }.filter(|_| slot.claimed_by == 0)?;
         if !is_old(span.mapping.loose_since.get()) {
             return None;
@@ -316,8 +321,8 @@ impl Mappings {
         None
     }
 
-    /// Changes the length of a mapping, moving its pages where they cannot stay. The payload begins
-    /// at the same distance from the base as before. `false`: nothing has changed.
+    /// Changes the length of a mapping, moving its pages if they cannot stay. The payload begins at
+    /// the same distance from the base as before. `false`: nothing has changed.
     pub fn resize(&self, pages: &PageHeap, span: &Span, size: usize) -> bool {
         self.forget_loose(span);
         mapping_bytes(size, 1).is_some_and(|bytes| self.set_bytes(pages, span, bytes))
@@ -328,15 +333,17 @@ impl Mappings {
         if new == old {
             return true;
         }
-        // Room for a length that the system will refuse would never be used.
+        // Do not prepare entries for a length that the system will refuse: they would never be
+        // used.
         let is_prepared = pages.registry.is_prepared(base, new)
             || (os::could_map(new.saturating_sub(old))
                 && pages.registry.prepare(&pages.descriptors, base, new));
         if !is_prepared {
             return false;
         }
-        // What is registered must be mapped: the end that goes is forgotten before, the one that
-        // comes is entered after. What stays is never touched: its block may be freed meanwhile.
+        // What is registered must be mapped: an end that goes is forgotten before, one that comes
+        // is entered after. The entries that stay are not touched: the block may be freed
+        // meanwhile.
         if new < old {
             forget_end(pages, base, old, new);
         }
@@ -358,7 +365,8 @@ impl Mappings {
         true
     }
 
-    /// Moves a mapping's pages to a longer one, without copying. Where it stands then is not registered.
+    /// Moves a mapping's pages to a longer one without copying. The new addresses are not
+    /// registered yet.
     fn relocate(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
         let (base, old) = (span.base(), span.bytes());
         let Some(target) = os::map_aligned(new, CHUNK_BYTES, 0) else { return false };
@@ -367,26 +375,27 @@ impl Mappings {
             unsafe { os::unmap(target, new) };
             return false;
         }
-        // The old addresses are anybody's as soon as the pages have moved: forget them before.
+        // The old addresses may be anybody's as soon as the pages have moved: forget them before
+        // that.
         pages.registry.remove(base, old);
         // SAFETY: both mappings are the caller's.
         let moved = unsafe { os::move_pages(base, old, target, new) };
         if moved {
             span.describe_mapping(target, new);
         }
-        // Otherwise the addresses at `target` are lost: they may be anybody's already.
+        // On failure the addresses at `target` are lost: they may be anybody's already.
         moved
     }
 
     /// Makes the store whole in a process that was just forked.
     ///
     /// # Safety
-    /// As `Lock::recover`.
+    /// As for `Lock::recover`.
     pub unsafe fn recover(&self) {
         let repair = |store: &mut Store, _| {
             let this = this_thread();
             for slot in &mut store.loose {
-                // SAFETY: what the store holds are type-stable descriptors.
+                // SAFETY: null, or a descriptor (M1).
                 let Some(span) = (unsafe { slot.span.as_ref() }) else { continue };
                 if slot.claimed_by != 0 && slot.claimed_by != this {
                     *slot = Loose::NONE;
@@ -401,12 +410,12 @@ impl Mappings {
         unsafe { self.store.recover(repair) };
     }
 
-    /// Walks the store and the list of loose mappings; fatal when they contradict themselves or the
+    /// Walks the store and the list of loose mappings; fatal if they contradict themselves or the
     /// registry (U1).
     pub fn check(&self, pages: &PageHeap) {
         let store = self.store.lock();
         let mut bytes = 0;
-        // SAFETY: what the store holds are type-stable descriptors.
+        // SAFETY: null, or a descriptor (M1).
         for span in store.cached.iter().filter_map(|slot| unsafe { slot.as_ref() }) {
             if span.kind() != SpanKind::Cached {
                 fatal::broken("kind of a cached mapping", span.base(), span.bytes());
@@ -427,7 +436,7 @@ impl Mappings {
         if bytes > mapped {
             fatal::broken("bytes of mappings", bytes, mapped);
         }
-        // What is claimed may be freed and used for something else before its claim ends.
+        // A claimed one may be freed and used for something else before its claim ends.
         for loose in store.loose.iter().filter(|loose| loose.claimed_by == 0) {
             // SAFETY: as above.
             let Some(span) = (unsafe { loose.span.as_ref() }) else { continue };
@@ -437,7 +446,7 @@ impl Mappings {
         }
     }
 
-    /// Bytes of all mappings, and of those in the store.
+    /// Returns the bytes of all mappings, and of those in the store.
     pub fn figures(&self) -> (usize, usize) {
         (self.mapped_bytes.load(Ordering::Relaxed), self.cached_bytes.load(Ordering::Relaxed))
     }

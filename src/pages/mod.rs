@@ -1,4 +1,4 @@
-//! Pages: where they come from, what they are used for, and who finds that out by an address.
+//! Pages: where they come from, what they are used for, and how an address leads to that.
 
 pub mod span;
 pub mod descriptors;

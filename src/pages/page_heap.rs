@@ -1,8 +1,8 @@
 //! The page heap: spans from chunks, chunks from the operating system, and both back.
 //!
 //! No lock: pages are claimed in a chunk's bitmap, and `RunIndex` says in which chunk a search is
-//! worth while. Chunks stand in groups of 64 that are never unmapped, so that a searcher holding a
-//! stale chunk finds no free page in it, or free pages of its successor.
+//! worth while. Chunks are in groups of 64 whose descriptors are never unmapped, so a searcher with
+//! a stale chunk finds no free page in it, or free pages of its successor.
 
 use crate::base::fatal;
 use crate::base::os;
@@ -20,10 +20,10 @@ use crate::pages::span::{Span, SpanKind, SpanMemory};
 use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 
 const CHUNKS_PER_GROUP: usize = 64;
-/// A group is 256 MiB of chunks; all groups are 1 TiB.
+/// A group describes 256 MiB of chunks; all groups, 1 TiB.
 const GROUP_COUNT: usize = 4096;
 
-/// The lengths in pages that are searched for by bit; a search for another takes the next longer.
+/// The lengths in pages that the index has a word for; a search for another takes the next longer.
 const RUN_LENGTHS: [u8; 22] =
     [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 16, 17, 21, 25, 29, 33, 41, 49, 57, 65];
 /// The longest span that is taken from a chunk.
@@ -52,7 +52,7 @@ const _: () = assert!(CHUNKS_PER_GROUP == u64::BITS as usize, "`taken` has a bit
 #[repr(C, align(64))]
 struct Group {
     index: RunIndex<{ RUN_LENGTHS.len() }>,
-    /// Which chunks are there, or being opened or released.
+    /// Which chunks exist, or are being opened or released.
     taken: AtomicU64,
     chunks: [Chunk; CHUNKS_PER_GROUP],
 }
@@ -61,13 +61,13 @@ struct Group {
 pub struct Taken<'h> {
     /// Its descriptor.
     pub span: &'h Span,
-    /// Every byte of it reads as zero.
+    /// Whether every byte of it reads as zero.
     pub zeroed: bool,
 }
 
 /// The page heap.
 pub struct PageHeap {
-    /// What stands where.
+    /// What is at which address.
     pub registry: Registry,
     /// Memory for descriptors.
     pub descriptors: DescriptorMemory,
@@ -79,7 +79,7 @@ pub struct PageHeap {
 }
 
 impl PageHeap {
-    /// Nothing is mapped.
+    /// A page heap without chunks.
     pub const fn new() -> Self {
         Self {
             registry: Registry::new(),
@@ -95,18 +95,18 @@ impl PageHeap {
     fn groups(&self) -> impl Iterator<Item = &Group> {
         let count = self.group_count.load(Ordering::Acquire);
         self.groups[..count].iter().filter_map(|slot| {
-            // SAFETY: groups are made of zeroed memory, published once and never freed.
+            // SAFETY: null, or a group: zeroed memory is one, and is published once (M1).
             unsafe { slot.load(Ordering::Acquire).as_ref() }
         })
     }
 
-    /// A descriptor that is the caller's alone.
+    /// Takes a descriptor, which is the caller's alone. `None`: the system has no more memory.
     pub fn take_descriptor(&self) -> Option<&Span> {
         let address = match self.spans.take(&SpanMemory) {
             Some(address) => address,
             None => self.descriptors.take(size_of::<Span>())?,
         };
-        // SAFETY: zeroed memory is a descriptor (of nothing), and so is what was pooled.
+        // SAFETY: zeroed memory is a descriptor (of nothing), and only descriptors are pooled (M1).
         Some(unsafe { &*with_exposed_provenance::<Span>(address) })
     }
 
@@ -116,7 +116,7 @@ impl PageHeap {
         self.spans.put(&SpanMemory, core::ptr::from_ref(span).expose_provenance());
     }
 
-    /// Takes a span of `pages` from the chunks there are.
+    /// Takes a span of `pages` from the existing chunks.
     pub fn take_span(
         &self,
         kind: SpanKind,
@@ -178,7 +178,7 @@ impl PageHeap {
         true
     }
 
-    /// Claims the number of a chunk that is not there.
+    /// Claims the number of a chunk that does not exist.
     fn claim_slot(&self) -> Option<usize> {
         loop {
             for (index, group) in self.groups().enumerate() {
@@ -196,7 +196,7 @@ impl PageHeap {
         }
     }
 
-    /// Adds a group unless another thread just did.
+    /// Adds a group, unless another thread just did.
     fn add_group(&self) -> bool {
         let count = self.group_count.load(Ordering::Acquire);
         let Some(slot) = self.groups.get(count) else { return false };
@@ -225,7 +225,7 @@ impl PageHeap {
         Some((unsafe { group.as_ref()? }, (number % CHUNKS_PER_GROUP) as u32))
     }
 
-    /// The chunk an address of ours is in.
+    /// Returns the chunk that an address of ours is in.
     fn chunk_of(&self, address: usize) -> Option<&Chunk> {
         match self.registry.find(address)? {
             crate::pages::registry::Backing::Chunk(chunk) => Some(chunk),
@@ -233,7 +233,7 @@ impl PageHeap {
         }
     }
 
-    /// Gives a whole span back with its descriptor.
+    /// Gives back a whole span with its descriptor.
     pub fn give_span(&self, span: &Span) {
         let (base, bytes, named) = (span.base(), span.bytes(), named_pages(span));
         let Some(chunk) = self.chunk_of(base) else { return };
@@ -242,7 +242,7 @@ impl PageHeap {
         self.give_unnamed(chunk, chunk.page_of(base), bytes / PAGE_BYTES);
     }
 
-    /// Gives pages back whose descriptor goes on without them.
+    /// Gives back pages whose descriptor goes on without them.
     pub fn give_pages(&self, base: usize, pages: usize) {
         let Some(chunk) = self.chunk_of(base) else { return };
         let first = chunk.page_of(base);
@@ -275,8 +275,8 @@ impl PageHeap {
         true
     }
 
-    /// Purges free pages: those that were free at the last tick already if `aged_only`, else all.
-    /// Chunks that are wholly free go back. Returns the bytes that went.
+    /// Purges free pages: if `aged_only`, those that were already free at the last tick, else all.
+    /// Chunks that are wholly free go back to the system. Returns the bytes given back.
     pub fn purge(&self, aged_only: bool) -> usize {
         let mut bytes = 0;
         for group in self.groups() {
@@ -306,7 +306,7 @@ impl PageHeap {
                     return 0;
                 }
                 chunk.purge_run(first, count, |address, bytes| {
-                    // SAFETY: the pages are claimed: nobody else's, and free until then.
+                    // SAFETY: the pages are claimed by this call, and were free until then.
                     unsafe { os::purge(address, bytes) }
                 })
             })
@@ -323,7 +323,7 @@ impl PageHeap {
         if base == 0 || !chunk.free.take_all() {
             return false;
         }
-        // Claimed meanwhile and opened anew: then `base` is another one.
+        // It may have been released and opened anew before the claim: then `base` has changed.
         let base = chunk.base();
         publish(group, slot);
         self.registry.remove(base, CHUNK_BYTES);
@@ -334,20 +334,21 @@ impl PageHeap {
         true
     }
 
-    /// Bytes of chunks that are mapped.
+    /// Returns the bytes of mapped chunks.
     pub fn chunk_bytes(&self) -> usize {
         self.chunk_count.load(Ordering::Relaxed) * CHUNK_BYTES
     }
 
-    /// Bytes of free pages, and of those that hold memory.
+    /// Returns the bytes of free pages, and of those among them that are backed by memory.
     pub fn free_bytes(&self) -> (usize, usize) {
         self.groups().flat_map(|group| &group.chunks).fold((0, 0), |(free, dirty), chunk| {
             (free + chunk.free.free_count() * PAGE_BYTES, dirty + chunk.dirty_bytes())
         })
     }
 
-    /// Looks at the registry and at what every page names; fatal when it is a descriptor of nothing or of
-    /// other pages, or when the registry does not know the chunk. Other threads may take and give pages meanwhile.
+    /// Looks at the registry and at the span that every page names; fatal if that is a descriptor
+    /// of nothing or of other pages, or if the registry does not know the chunk. Other threads may
+    /// take and give pages meanwhile.
     pub fn check(&self) {
         self.registry.check();
         for chunk in self.groups().flat_map(|group| &group.chunks) {
@@ -369,8 +370,8 @@ impl PageHeap {
     }
 }
 
-/// How many of its pages name a span: all of a slab or a region, where blocks begin anywhere, and
-/// the first one of a span of one block, where the header is.
+/// Returns how many of a span's pages name it: all of a slab or a region, where blocks begin
+/// anywhere, and the first one of a span of one block, where the header is.
 fn named_pages(span: &Span) -> usize {
     match span.kind() {
         SpanKind::Slab if span.class_index() < FIRST_LARGE_CLASS => span.bytes() / PAGE_BYTES,

@@ -31,7 +31,7 @@ const _: () = assert!(
 
 type Leaf = [AtomicUsize; LEAF_COUNT];
 
-/// What stands at an address.
+/// What is at an address.
 pub enum Backing<'h> {
     /// A chunk of ours.
     Chunk(&'h Chunk),
@@ -39,18 +39,18 @@ pub enum Backing<'h> {
     Mapping(&'h Span),
 }
 
-/// The table.
+/// The registry.
 pub struct Registry {
     root: [AtomicPtr<Leaf>; ROOT_COUNT],
 }
 
 impl Registry {
-    /// Nothing is registered.
+    /// An empty registry.
     pub const fn new() -> Self {
         Self { root: [const { AtomicPtr::new(null_mut()) }; ROOT_COUNT] }
     }
 
-    /// What stands at this address, if it is ours.
+    /// Returns what is at this address, if it is ours.
     pub fn find(&self, address: usize) -> Option<Backing<'_>> {
         let number = address / CHUNK_BYTES;
         let leaf = self.root.get(number / LEAF_COUNT)?.load(Ordering::Acquire);
@@ -60,15 +60,15 @@ impl Registry {
             0 => None,
             span if span & SPAN_BIT != 0 => {
                 let span = with_exposed_provenance::<Span>(span & !SPAN_BIT);
-                // SAFETY: entries are addresses of descriptors, which are type-stable.
+                // SAFETY: an entry with the bit is the address of a descriptor (M1).
                 Some(Backing::Mapping(unsafe { &*span }))
             }
-            // SAFETY: as above.
+            // SAFETY: an entry without the bit is the address of a chunk's descriptor (M1).
             chunk => Some(Backing::Chunk(unsafe { &*with_exposed_provenance::<Chunk>(chunk) })),
         }
     }
 
-    /// Whether there is room for the entries of `bytes` from `base`.
+    /// Returns whether there is room for the entries of `bytes` from `base`.
     pub fn is_prepared(&self, base: usize, bytes: usize) -> bool {
         let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
         (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| {
@@ -76,8 +76,8 @@ impl Registry {
         })
     }
 
-    /// Makes room for the entries of `bytes` from `base`, for ever. `false`: the system has no more
-    /// memory.
+    /// Makes room for the entries of `bytes` from `base`, for the life of the process. `false`: the
+    /// system has no more memory.
     pub fn prepare(&self, meta: &DescriptorMemory, base: usize, bytes: usize) -> bool {
         let last = (base + bytes - 1) / CHUNK_BYTES / LEAF_COUNT;
         (base / CHUNK_BYTES / LEAF_COUNT..=last).all(|index| self.prepare_leaf(meta, index))
@@ -89,7 +89,7 @@ impl Registry {
             return true;
         }
         let Some(fresh) = meta.take(size_of::<Leaf>()) else { return false };
-        // Zeroed memory is a leaf without entries. Who loses the race leaves its leaf unused.
+        // Zeroed memory is a leaf without entries. The loser of a race leaves its leaf unused.
         let _ = slot.compare_exchange(
             null_mut(),
             with_exposed_provenance_mut(fresh),
@@ -109,19 +109,19 @@ impl Registry {
         }
     }
 
-    /// Registers a chunk whose room is prepared.
+    /// Registers a chunk whose entries have room.
     pub fn add_chunk(&self, chunk: &Chunk) {
         self.set(chunk.base(), CHUNK_BYTES, core::ptr::from_ref(chunk).expose_provenance());
     }
 
-    /// Registers the mapping of a mapped block whose room is prepared.
+    /// Registers the mapping of a mapped block whose entries have room.
     pub fn add_mapping(&self, span: &Span) {
         let entry = core::ptr::from_ref(span).expose_provenance() | SPAN_BIT;
         self.set(span.base(), span.bytes(), entry);
     }
 
-    /// Looks at every entry; fatal when what it leads to does not stand there. Other threads may register
-    /// and forget meanwhile: an entry is written after its descriptor, and goes before it.
+    /// Looks at every entry; fatal if what it leads to is not at its address. Other threads may
+    /// register and forget meanwhile: an entry is written after its descriptor, and goes before it.
     pub fn check(&self) {
         for (index, slot) in self.root.iter().enumerate() {
             // SAFETY: as in `find`.
@@ -142,7 +142,7 @@ impl Registry {
         }
     }
 
-    /// Forgets what stands at these addresses.
+    /// Forgets what is at these addresses.
     pub fn remove(&self, base: usize, bytes: usize) {
         self.set(base, bytes, 0);
     }

@@ -1,22 +1,22 @@
 //! Span descriptors: what a run of pages is used for.
 //!
-//! Descriptors are type-stable and live outside the chunks, so that a page's use can change while a
-//! stale pointer to it is being judged.
+//! Descriptors are outside the chunks and stay readable (M1), so that a page's use can change while
+//! a stale pointer to it is being judged.
 //!
-//! | part | field | who writes it | who reads it |
+//! | part | field | written by | read by |
 //! |---|---|---|---|
-//! | all | `kind`, `class`, `base`, `bytes`, `owner` | who describes the span, before it is published; of a mapping, its block's owner | anybody |
-//! | all | `next`, `previous` | who holds the list: the class's lock; the lane's occupant, then the closer; the request's lock of large blocks; the store of mappings | the same |
+//! | all | `kind`, `class`, `base`, `bytes`, `owner` | the thread that describes the span, before it is published; of a mapping, its block's owner | any thread |
+//! | all | `next`, `previous` | the holder of the list: the class's lock; the lane's occupant, then the closer; the request's lock of large blocks; the store of mappings | the same |
 //! | `slab` | all | under the class's lock | the same |
-//! | `region` | `cut_end`, `warm_bytes` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also whoever words a fatal error |
-//! | `region` | `sweeper` | who occupies the region's lane | who sweeps others |
-//! | `region` | `count`, `held_pages` | the closer, then who frees a survivor | the same |
-//! | `own` | `charged_bytes`, `kept` | the block's owner | the same; under the request's lock, who lists its blocks |
+//! | `region` | `cut_end`, `warm_bytes` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
+//! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
+//! | `region` | `count`, `held_pages` | the closer, then threads that free a survivor | the same |
+//! | `own` | `charged_bytes`, `kept` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
 //! | `own` | `detached` | under the request's lock | the same |
-//! | `own` | `traced_bytes` | the owner, after it has written the record | anybody |
-//! | `mapping` | `asked_bytes`, `needed_bytes`, `loose_since` | the owner, the last two before the mapping is loose | the owner; once loose, who tightens it |
-//! | `mapping` | `cached_at` | who puts it into the store, before it is listed | who takes it out |
-//! | `mapping` | `looseness` | see `looseness` | by it, who may change `bytes` |
+//! | `own` | `traced_bytes` | the owner, after it has written the record | any thread |
+//! | `mapping` | `asked_bytes`, `needed_bytes`, `loose_since` | the owner, the last two before the mapping is loose | the owner; once loose, the thread that tightens it |
+//! | `mapping` | `cached_at` | the thread that puts it into the store, before it is listed | the thread that takes it out |
+//! | `mapping` | `looseness` | see `looseness` | any thread that may want to change `bytes` |
 
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::lockfree::header::Block;
@@ -44,7 +44,7 @@ pub enum SpanKind {
     Cached,
 }
 
-/// The persistent blocks of a slab that are not out in magazines.
+/// The blocks of a slab that are not out in magazines.
 pub struct SlabBlocks {
     /// Blocks that came back.
     pub free: Cell<Block>,
@@ -56,11 +56,11 @@ pub struct SlabBlocks {
     pub listed: Cell<bool>,
 }
 
-/// What is known of a region.
+/// The part of a region.
 pub struct RegionState {
-    /// How far it is cut, from when its lane has left it.
+    /// How far it is cut; valid from when its lane has left it.
     pub cut_end: Gauge,
-    /// Address of the lane whose occupant sweeps it; 0: nobody does.
+    /// The address of the lane whose occupant sweeps it; 0: none does.
     pub sweeper: AtomicUsize,
     /// Blocks of it that were adopted, and the token once it is an adopted span.
     pub count: AdoptedCount,
@@ -74,28 +74,28 @@ pub struct RegionState {
     pub warm_bytes: Gauge,
 }
 
-/// What is known of a block that has a span or a mapping of its own.
+/// The part of a block that has a span or a mapping of its own.
 pub struct OwnState {
-    /// Bytes that the request is charged for.
+    /// Bytes that the request is charged for it.
     pub charged_bytes: Gauge,
-    /// Bytes of the block that its `Trace` stands at the end of, from when it is written there; 0: the
-    /// block has none.
+    /// Bytes of the block at the end of which its `Trace` is, from when that is written; 0: there
+    /// is none.
     pub traced_bytes: AtomicUsize,
     /// The id that the block's header was made with.
     pub header_id: AtomicU64,
 }
 
-/// What is known of a mapping, in use or kept for the next block.
+/// The part of a mapping, in use or kept for the next block.
 pub struct MappingState {
-    /// Bytes of the block that were asked for.
+    /// Bytes that were asked for as its block.
     pub asked_bytes: Gauge,
     /// When a cached mapping was put into the store, in coarse milliseconds.
     pub cached_at: Gauge,
-    /// Whether the mapping is longer than the block needs, and who may change that.
+    /// Whether the mapping is longer than the block needs, and which thread may change that.
     pub looseness: Looseness,
-    /// Bytes the block needs of a loose mapping.
+    /// Bytes of a loose mapping that its block needs.
     pub needed_bytes: Gauge,
-    /// When it became loose, in coarse milliseconds.
+    /// When the mapping became loose, in coarse milliseconds.
     pub loose_since: Gauge,
 }
 
@@ -112,25 +112,25 @@ pub struct Span {
     pub next: Cell<*const Span>,
     /// See `next`.
     pub previous: Cell<*const Span>,
-    /// What a slab has.
+    /// For a slab.
     pub slab: SlabBlocks,
-    /// What a region has.
+    /// For a region.
     pub region: RegionState,
-    /// What the span of a large or mapped block has.
+    /// For the span or mapping of a large or mapped block.
     pub own: OwnState,
-    /// What a mapping has beside that.
+    /// For a mapping, besides that.
     pub mapping: MappingState,
 }
 
-// SAFETY: the table at the head of the module says who touches which field when.
+// SAFETY: the table at the head of the module says which thread touches which field when.
 unsafe impl Sync for Span {}
 
 const _: () =
     assert!(size_of::<Span>() <= 3 * align_of::<Span>(), "a descriptor is three cache lines");
-const _: () = assert!(SpanKind::Free as u8 == 0, "zeroed memory describes nothing");
+const _: () = assert!(SpanKind::Free as u8 == 0, "a zeroed descriptor describes nothing");
 
 impl Span {
-    /// Describes `bytes` from `base` from now on. The descriptor is the caller's alone.
+    /// Makes the descriptor, which is the caller's alone, describe `bytes` from `base`.
     pub fn describe(&self, kind: SpanKind, class: usize, base: usize, bytes: usize, owner: usize) {
         self.class.store(class as u8, Ordering::Relaxed);
         self.base.store(base, Ordering::Relaxed);
@@ -160,7 +160,7 @@ impl Span {
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
 
-    /// What the pages are used for.
+    /// Returns what the pages are used for.
     pub fn kind(&self) -> SpanKind {
         match self.kind.load(Ordering::Relaxed) {
             1 => SpanKind::Slab,
@@ -177,17 +177,17 @@ impl Span {
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
 
-    /// Slab: index of its class.
+    /// Returns the index of a slab's class.
     pub fn class_index(&self) -> usize {
         self.class.load(Ordering::Relaxed) as usize
     }
 
-    /// First address.
+    /// Returns the first address.
     pub fn base(&self) -> usize {
         self.base.load(Ordering::Relaxed)
     }
 
-    /// Length.
+    /// Returns the length.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -203,7 +203,7 @@ impl Span {
         self.owner.load(Ordering::Relaxed) as u64
     }
 
-    /// Changes where a mapping stands and how long it is.
+    /// Changes the address and the length of a mapping.
     pub fn describe_mapping(&self, base: usize, bytes: usize) {
         self.base.store(base, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
@@ -214,7 +214,7 @@ impl Span {
         self.class.store(class as u8, Ordering::Relaxed);
     }
 
-    /// Bytes of a mapping that its block needs: what is more may be given back at any time.
+    /// Returns the bytes of a mapping that its block needs: the rest may be given back at any time.
     pub fn needed_bytes(&self) -> usize {
         if self.mapping.looseness.is_tight() {
             self.bytes()
@@ -228,7 +228,7 @@ impl Span {
         self.owner.store(owner as usize, Ordering::Relaxed);
     }
 
-    /// One past the last address.
+    /// Returns one past the last address.
     pub fn end(&self) -> usize {
         self.base() + self.bytes()
     }
@@ -239,7 +239,7 @@ pub struct SpanMemory;
 
 impl Successors for SpanMemory {
     fn successor(&self, address: usize) -> &AtomicU64 {
-        // SAFETY: only addresses of descriptors are ever pooled, and those are type-stable.
+        // SAFETY: only addresses of descriptors are ever pooled here (M1).
         unsafe { &(*with_exposed_provenance::<Span>(address)).successor }
     }
 }

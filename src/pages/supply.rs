@@ -1,5 +1,5 @@
-//! What others ask for pages: the page heap and the mappings, and whatever their owner does before it
-//! says that there is no memory.
+//! What other wings ask for pages: the page heap and the mappings, and whatever their owner tries
+//! before it reports that there is no memory.
 
 use crate::lockfree::header::Block;
 use crate::pages::adopted::AdoptedSpans;
@@ -8,7 +8,7 @@ use crate::pages::span::{Span, SpanKind};
 
 /// Where spans come from and go back to.
 pub trait Supply {
-    /// A span, from what is free, else reaped, else new. `None`: the system has no more memory.
+    /// Takes a span: from free pages, else reaped, else new. `None`: the system has no more memory.
     fn take_span(
         &self,
         kind: SpanKind,
@@ -16,8 +16,8 @@ pub trait Supply {
         pages: usize,
         owner: u64,
     ) -> Option<Taken<'_>>;
-    /// The span of a block that is free and on a list: fatal if it is not of this kind, since a link was
-    /// overwritten then.
+    /// Returns the span of a block that is free and on a list; fatal if it is not of this kind,
+    /// because then a link was overwritten.
     fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span;
     /// The span of a persistent block that is free and on a list: a slab or a region; fatal if it is
     /// neither, because a link was overwritten then.
@@ -26,10 +26,10 @@ pub trait Supply {
     fn adopted(&self) -> &AdoptedSpans;
     /// Gives a span of a chunk back.
     fn give_span(&self, span: &Span);
-    /// Gives some pages of a span back.
+    /// Gives back some pages of a span.
     fn give_pages(&self, base: usize, pages: usize);
-    /// Gives a descriptor back whose pages are gone.
+    /// Gives back a descriptor whose pages are gone.
     fn give_descriptor(&self, span: &Span);
-    /// Gives the mapping of a mapped block back.
+    /// Gives back the mapping of a mapped block.
     fn give_mapping(&self, span: &Span);
 }

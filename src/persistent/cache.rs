@@ -1,11 +1,13 @@
-//! A thread's bins of persistent blocks, and how much they may hold.
+//! A thread's bins of persistent blocks, and how much they may keep.
 //!
-//! Beside its bin each class has a *previous* magazine, so that a thread whose frees and
-//! allocations swing around a full bin goes to the depot once a magazine and not once a swing.
+//! Beside its bin, each class has a *previous* magazine, so that a thread whose frees and
+//! allocations swing around a full bin goes to the depot once per magazine rather than once per
+//! swing.
 //!
-//! - **K1** Caps start low, double when a class runs dry or its magazines leave the thread, and never
-//!   promise more than the thread's share of the process's budget.
-//! - **K2** A class whose bin looks the same at two ticks is idle: its blocks go, its cap starts anew.
+//! - **K1** Caps start low, double when a class runs dry or its magazines leave the thread, and are
+//!   not raised if they would promise more than the thread's share of the process's budget.
+//! - **K2** A class whose bin looks the same at two ticks is idle: its blocks go, and its cap
+//!   starts over.
 
 use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class};
@@ -15,26 +17,26 @@ use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Block, Header};
 use core::cell::Cell;
 
-/// What all caches together may hold.
+/// Most bytes that all caches together may keep.
 const BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// What one cache may hold at least and at most.
+/// Least and most bytes that one cache may keep.
 const SHARE_BYTES: core::ops::RangeInclusive<usize> = 256 * 1024..=8 * 1024 * 1024;
-/// A class's cap starts at this part of a magazine.
+/// The part of a magazine that a class's cap starts at.
 const FIRST_CAP_DIVISOR: u32 = 4;
 
-/// A thread cache.
+/// The cache of a thread.
 #[repr(C)]
 pub struct Cache {
-    /// What the thread's `active` points at outside requests.
+    /// What the thread's `active` points to outside requests.
     pub bins: Bins,
     previous: [Previous; CLASS_COUNT],
     seen: [Cell<(Block, u32)>; CLASS_COUNT],
-    /// Sum of what the caps promise.
+    /// The sum of what the caps promise.
     promised_bytes: Cell<usize>,
     share_bytes: Cell<usize>,
 }
 
-/// A magazine that the thread keeps beside a bin. The count is for anybody to read.
+/// A magazine that the thread keeps beside a bin. Any thread may read the count.
 struct Previous {
     head: Cell<Block>,
     count: Gauge,
@@ -58,13 +60,13 @@ fn first_cap(class: Class) -> u32 {
     if class.is_large() { 0 } else { (class.magazine_count() / FIRST_CAP_DIVISOR).max(1) }
 }
 
-/// A bin and a previous magazine.
+/// Returns the bytes that a cap promises: for a bin and for a previous magazine.
 fn promise(class: Class, cap: u32) -> usize {
     2 * cap as usize * class.kept_bytes()
 }
 
 impl Cache {
-    /// Bins that hand out blocks with this tag, for one of `thread_count` threads.
+    /// Opens bins that hand out blocks with this tag, for one of `thread_count` threads.
     pub fn open(&self, tag: Header, thread_count: usize) {
         self.bins.open(Kind::Cache, tag);
         self.bins.set_cache(&raw const self.bins);
@@ -90,8 +92,8 @@ impl Cache {
         self.set_cap(class, cap);
     }
 
-    /// Fills an empty bin from the previous magazine, else from `source(want)`. `false`: there is
-    /// nothing.
+    /// Fills an empty bin from the previous magazine, else from `source(want)`. `false`: both are
+    /// empty.
     pub fn refill(&self, class: Class, source: impl FnOnce(u32) -> Magazine) -> bool {
         let mut magazine = self.previous[class.index()].replace(Magazine::EMPTY);
         if magazine.is_empty() {
@@ -102,7 +104,7 @@ impl Cache {
         !magazine.is_empty()
     }
 
-    /// The class has run dry or over: let it keep more, if the thread's share allows (K1).
+    /// Lets a class that has run dry or over keep more, if the thread's share allows (K1).
     pub fn raise_cap(&self, class: Class) {
         let cap = self.bins.bin(class).cap();
         let raised = (cap * 2).clamp(1, class.magazine_count());
@@ -117,7 +119,7 @@ impl Cache {
         self.previous[class.index()].count.get() != 0
     }
 
-    /// Makes room in a bin that is over its cap; what must leave the thread for that.
+    /// Makes room in a bin that is over its cap. Returns what must leave the thread for that.
     pub fn make_room(&self, class: Class) -> Magazine {
         let bin = self.bins.bin(class);
         if bin.count() <= bin.cap() {
@@ -126,7 +128,8 @@ impl Cache {
         if bin.cap() == 0 {
             return bin.take_all();
         }
-        // The last block stays: a thread that frees and allocates in turn does not come back here.
+        // The last block stays, so that a thread that frees and allocates in turn does not return
+        // here.
         let leaving = self.previous[class.index()].replace(bin.take_rest());
         if !leaving.is_empty() {
             self.raise_cap(class);
@@ -134,7 +137,7 @@ impl Cache {
         leaving
     }
 
-    /// Empties every bin into `sink`.
+    /// Empties every bin and every previous magazine into `sink`.
     pub fn flush(&self, mut sink: impl FnMut(Class, Magazine)) {
         Class::all().for_each(|class| self.flush_class(class, &mut sink));
     }
@@ -149,7 +152,7 @@ impl Cache {
         }
     }
 
-    /// Empties the bins that have not changed since the last call (K2).
+    /// Empties the bins that have not changed since the last call into `sink` (K2).
     pub fn age(&self, mut sink: impl FnMut(Class, Magazine)) {
         for class in Class::all() {
             let bin = self.bins.bin(class);
@@ -161,7 +164,7 @@ impl Cache {
         }
     }
 
-    /// Bytes the cache keeps.
+    /// Returns the bytes that the cache keeps.
     pub fn held_bytes(&self) -> usize {
         Class::all()
             .map(|class| {
@@ -171,8 +174,8 @@ impl Cache {
             .sum()
     }
 
-    /// Walks every bin and every previous magazine; fatal when one contradicts its count or its class, or
-    /// when the caps promise something else than is written down (K1).
+    /// Walks every bin and every previous magazine; fatal if one contradicts its count or its
+    /// class, or if the caps do not promise what is written down (K1).
     pub fn check(&self) {
         self.bins.check();
         for class in Class::all() {

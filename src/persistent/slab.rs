@@ -1,11 +1,11 @@
 //! Slabs: spans cut into persistent blocks of one class.
 //!
 //! - **A1** Of a slab's blocks, `free_count` are on its own list, `slab_count - cut_count` were
-//!   never cut, and the rest are out in magazines, bins or use.
+//!   never cut, and the rest are out in magazines, in bins or in use.
 //! - **A2** A slab is on its class's list while it has a block to give; when all of its blocks are
-//!   back it is nobody's and its pages go.
-//! - **A3** The list is whole from its first slab on at every step, and all else follows from it but for
-//!   `touched`: so a process that is forked meanwhile can make the rest anew.
+//!   back it is nobody's, and its pages go.
+//! - **A3** The list is whole from its first slab on at every step, and all else but `touched`
+//!   follows from it, so a process that is forked meanwhile can rebuild the rest.
 
 use crate::base::fatal;
 use crate::base::size_class::{Class, HEADER_BYTES};
@@ -18,13 +18,13 @@ use core::ptr::null;
 
 struct Listed {
     first: *const Span,
-    /// Blocks on slabs' own lists, and those that were never cut: figures for `stats`.
+    /// Blocks on the slabs' own lists, and those that were never cut: a figure for `stats`.
     idle_count: usize,
-    /// The slab that is being changed.
+    /// The slab being changed.
     touched: *const Span,
 }
 
-// SAFETY: the pointers are to type-stable descriptors, whose lists the lock guards.
+// SAFETY: the pointers are to descriptors (M1), whose lists the lock guards.
 unsafe impl Send for Listed {}
 
 /// The slabs of one class.
@@ -32,7 +32,8 @@ pub struct Slabs {
     listed: Lock<Listed>,
 }
 
-/// What `take_listed` took under the lock; the blocks are linked outside it, where page faults are free.
+/// What `take_listed` took under the lock; the blocks are linked outside it, where page faults keep
+/// nobody waiting.
 struct Cut {
     recycled: Magazine,
     fresh_base: usize,
@@ -40,12 +41,12 @@ struct Cut {
 }
 
 impl Slabs {
-    /// No slab.
+    /// Creates an empty list of slabs.
     pub const fn new() -> Self {
         Self { listed: Lock::new(Listed { first: null(), idle_count: 0, touched: null() }) }
     }
 
-    /// Takes up to `want` free blocks from one slab, made by `fresh_slab` when none has any.
+    /// Takes up to `want` free blocks from one slab, which `fresh_slab` makes if none has any.
     /// `Magazine::EMPTY`: there is no memory for a slab.
     pub fn take<'h>(
         &self,
@@ -69,7 +70,8 @@ impl Slabs {
 
     fn take_listed(&self, class: Class, want: u32) -> Option<Cut> {
         let mut listed = self.listed.lock();
-        // SAFETY: listed descriptors are slabs of this class, guarded by the lock.
+        // SAFETY: null, or a descriptor (M1): a slab of this class, on the list that the lock
+        // guards.
         let span = unsafe { listed.first.as_ref()? };
         listed.touched = span;
         step();
@@ -89,7 +91,7 @@ impl Slabs {
         Some(Cut { recycled, fresh_base, fresh_count })
     }
 
-    /// Takes blocks back, one after the other, and hands slabs that are whole again to `release`.
+    /// Takes blocks back, one after the other, and passes slabs that are whole again to `release`.
     /// `span_of` finds the slab of a block.
     pub fn reap<'h>(
         &self,
@@ -111,7 +113,8 @@ impl Slabs {
                     left -= 1;
                 }
             }
-            // SAFETY: a slab that `take_back` returns is on no list, and no block of it is out.
+            // SAFETY: null, or a slab that `take_back` returned: it is on no list, and no block of
+            // it is out.
             if let Some(span) = unsafe { whole.as_ref() } {
                 release(span);
             }
@@ -121,7 +124,7 @@ impl Slabs {
     /// Makes the list whole in a process that was just forked (A3).
     ///
     /// # Safety
-    /// As `Lock::recover`.
+    /// As for `Lock::recover`.
     pub unsafe fn recover(&self, class: Class) {
         // SAFETY: the caller's contract.
         unsafe {
@@ -133,12 +136,12 @@ impl Slabs {
         }
     }
 
-    /// How many blocks lie in slabs.
+    /// Returns how many blocks lie in slabs.
     pub fn idle_count(&self) -> usize {
         self.listed.lock().idle_count
     }
 
-    /// Walks the list; fatal when a slab on it contradicts A1 or A2.
+    /// Walks the list; fatal if a slab on it contradicts A1 or A2.
     pub fn check(&self, class: Class) {
         let listed = self.listed.lock();
         let mut idle = 0;
@@ -165,9 +168,9 @@ impl Slabs {
     }
 }
 
-/// Makes anew what follows from the list (A3).
+/// Rebuilds what follows from the list (A3).
 fn repair(listed: &mut Listed, class: Class) {
-    // SAFETY: null, or the descriptor of a slab that the thread which held the lock had.
+    // SAFETY: null, or the descriptor (M1) of a slab that the thread with the lock was changing.
     if let Some(touched) = unsafe { listed.touched.as_ref() } {
         touched.slab.free_count.set(free_blocks(touched));
         touched.slab.listed.set(false);
@@ -192,7 +195,7 @@ fn repair(listed: &mut Listed, class: Class) {
     listed.touched = null();
 }
 
-/// How many blocks are on a slab's own list.
+/// Counts the blocks on a slab's own list.
 fn free_blocks(span: &Span) -> u32 {
     let mut count = 0;
     let mut block = span.slab.free.get();
@@ -223,7 +226,7 @@ fn take_recycled(span: &Span, want: u32) -> Magazine {
     Magazine { head, count: want }
 }
 
-/// Writes the headers and links of blocks that were just cut, in address order, before the recycled.
+/// Writes the headers and links of the blocks just cut, in address order, before the recycled ones.
 fn link_fresh(class: Class, cut: Cut, free_header: Header) -> Magazine {
     let stride = class.stride_bytes();
     let first = cut.fresh_base + HEADER_BYTES;
@@ -237,7 +240,7 @@ fn link_fresh(class: Class, cut: Cut, free_header: Header) -> Magazine {
     Magazine { head, count: cut.recycled.count + cut.fresh_count }
 }
 
-/// Puts a block on its slab's list; returns the slab, unlisted, when it is whole.
+/// Puts a block on its slab's list. Returns the slab, unlisted, if it is whole; else null.
 fn take_back(listed: &mut Listed, class: Class, span: &Span, block: Block) -> *const Span {
     let slab = &span.slab;
     listed.touched = span;
@@ -265,7 +268,7 @@ fn take_back(listed: &mut Listed, class: Class, span: &Span, block: Block) -> *c
     if is_whole { span } else { null() }
 }
 
-/// How many blocks a slab has to give.
+/// Returns how many blocks a slab has to give.
 fn idle_blocks(span: &Span, class: Class) -> usize {
     let slab = &span.slab;
     (slab.free_count.get() + class.slab_count() - slab.cut_count.get()) as usize
@@ -281,7 +284,7 @@ fn push(listed: &mut Listed, span: &Span) {
     step();
     listed.first = span;
     step();
-    // SAFETY: a listed descriptor, guarded by the lock.
+    // SAFETY: null, or a descriptor (M1), on the list that the lock guards.
     if let Some(second) = unsafe { second.as_ref() } {
         second.previous.set(span);
         step();
@@ -294,7 +297,7 @@ fn remove(listed: &mut Listed, span: &Span) {
     let (previous, next) = (span.previous.get(), span.next.get());
     listed.touched = span;
     step();
-    // SAFETY: neighbours on the list, guarded by the lock.
+    // SAFETY: null, or a neighbour on the list, which the lock guards.
     match unsafe { previous.as_ref() } {
         Some(previous) => previous.next.set(next),
         None => listed.first = next,

@@ -1,7 +1,7 @@
-//! The process's store of free persistent blocks: of each class the magazines that threads handed over,
-//! and the slabs that all blocks are cut from.
+//! The process's store of free persistent blocks: for each class the magazines that threads handed
+//! over, and the slabs that all blocks are cut from.
 //!
-//! Blocks with a span of their own are not kept here: a free one's span goes back at once.
+//! Blocks with a span of their own are not kept here: the span of a free one goes back at once.
 
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET};
@@ -20,24 +20,24 @@ use crate::persistent::slab::Slabs;
 use core::iter::from_fn;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
-/// Magazines a depot holds at most.
+/// Most magazines in a depot.
 const SLOTS_PER_DEPOT: u32 = 4096;
 /// Bytes of the slots of one depot.
 const DEPOT_BYTES: usize = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
 /// Bytes of the slots of all depots.
 pub const SLOTS_BYTES: usize = DEPOT_BYTES * FIRST_LARGE_CLASS;
-/// Magazines that are reaped at most before the process grows.
+/// Most magazines that are reaped before the process grows.
 const REAPED_BEFORE_GROWTH: usize = 32;
-/// Magazines of a class that are reaped at most at a tick.
+/// Most magazines of a class that are reaped at a tick.
 const REAPED_AT_A_TICK: u32 = 64;
 
-/// The slots of a depot, in memory that is provided at the first use of the heap.
+/// The slots of a depot, in memory that is provided when the heap is first used.
 struct SlotArray {
     first: *mut Magazine,
     capacity: u32,
 }
 
-// SAFETY: the memory is the depot's alone, reached under its lock only.
+// SAFETY: the memory is the depot's alone, and reached only under its lock.
 unsafe impl Send for SlotArray {}
 
 impl Slots for SlotArray {
@@ -45,7 +45,7 @@ impl Slots for SlotArray {
         self.capacity
     }
     fn get(&self, index: u32) -> Magazine {
-        // SAFETY: `index < capacity`, and a slot that is read was set before.
+        // SAFETY: `index < capacity`, and a slot is set before it is read.
         unsafe { *self.first.add(index as usize) }
     }
     fn set(&mut self, index: u32, magazine: Magazine) {
@@ -54,14 +54,14 @@ impl Slots for SlotArray {
     }
 }
 
-/// The store.
+/// The store of free persistent blocks.
 pub struct Store {
     slabs: [Slabs; FIRST_LARGE_CLASS],
     depots: [Depot<SlotArray>; FIRST_LARGE_CLASS],
 }
 
 impl Store {
-    /// Nothing is stored, and without slots every depot is full: magazines go back to their slabs.
+    /// Creates an empty store. Without slots every depot is full: magazines go back to their slabs.
     pub const fn new() -> Self {
         Self {
             slabs: [const { Slabs::new() }; FIRST_LARGE_CLASS],
@@ -73,7 +73,8 @@ impl Store {
     /// Provides the depots with slots, once.
     ///
     /// # Safety
-    /// `base` is the address of `SLOTS_BYTES` writable bytes, the store's alone for ever.
+    /// `base` is the address of `SLOTS_BYTES` writable bytes, the store's alone for the life of the
+    /// process.
     pub unsafe fn provide_slots(&self, base: usize) {
         for (index, depot) in self.depots.iter().enumerate() {
             let first = with_exposed_provenance_mut(base + index * DEPOT_BYTES);
@@ -89,7 +90,8 @@ impl Store {
         &self.slabs[class.index()]
     }
 
-    /// Free blocks of `class`, at most about `want`. `tag` is the header of live ones of class 0.
+    /// Takes free blocks of `class`: a magazine of the depot, else at most `want` from a slab.
+    /// `tag` is the header of live ones of class 0.
     pub fn take<S: Supply>(&self, class: Class, want: u32, tag: Header, supply: &S) -> Magazine {
         let free_header = free_header(tag, class);
         if class.is_large() {
@@ -110,7 +112,7 @@ impl Store {
         })
     }
 
-    /// A live block with a span of its own.
+    /// Takes a live block with a span of its own.
     pub fn take_large<S: Supply>(&self, class: Class, tag: Header, supply: &S) -> Allocated {
         let taken = supply.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0);
         let Some(Taken { span, zeroed }) = taken else { return Allocated::NOTHING };
@@ -119,7 +121,7 @@ impl Store {
         Allocated::new(block, zeroed)
     }
 
-    /// One live block, for a thread without a cache; `NONE`: there is no memory.
+    /// Takes one live block, for a thread without a cache; `NONE`: there is no memory.
     pub fn take_one<S: Supply>(&self, class: Class, tag: Header, supply: &S) -> Block {
         let magazine = self.take(class, 1, tag, supply);
         if magazine.is_empty() {
@@ -133,7 +135,7 @@ impl Store {
         magazine.head
     }
 
-    /// Takes free blocks of `class` back.
+    /// Takes back free blocks of `class`.
     pub fn put<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
         if class.is_large() {
             give_large(magazine, supply);
@@ -142,7 +144,7 @@ impl Store {
         }
     }
 
-    /// One free block back from a thread without a cache.
+    /// Takes back one free block from a thread without a cache.
     pub fn put_one<S: Supply>(&self, class: Class, block: Block, supply: &S) {
         let top = if class.is_large() { None } else { self.depot(class).take() };
         match top {
@@ -182,7 +184,7 @@ impl Store {
         }
     }
 
-    /// Reaps some of the coldest magazines of all classes; whether there were any.
+    /// Reaps some of the coldest magazines of all classes. Returns whether there were any.
     pub fn reap_some<S: Supply>(&self, supply: &S) -> bool {
         let mut left = REAPED_BEFORE_GROWTH;
         for class in Class::all_shared() {
@@ -193,7 +195,7 @@ impl Store {
         left < REAPED_BEFORE_GROWTH
     }
 
-    /// Reaps half of what nobody needed since the last call.
+    /// Reaps half of the magazines that nobody needed since the last call.
     pub fn age<S: Supply>(&self, supply: &S) {
         for class in Class::all_shared() {
             let idle = self.depot(class).age().div_ceil(2).min(REAPED_AT_A_TICK);
@@ -204,13 +206,13 @@ impl Store {
     /// Reaps every magazine.
     pub fn release<S: Supply>(&self, supply: &S) {
         for class in Class::all_shared() {
-            // Not more than there were: other threads may put as fast as this one takes.
+            // No more than there were: other threads may put as fast as this one takes.
             let count = self.depot(class).magazine_count();
             self.reap_coldest(class, count as usize, supply);
         }
     }
 
-    /// No less than what the depots hold: every magazine counts as a full one.
+    /// Returns no less than what the depots have: every magazine counts as a full one.
     pub fn depot_bytes(&self) -> usize {
         Class::all_shared()
             .map(|class| {
@@ -224,12 +226,12 @@ impl Store {
         Class::all_shared().map(|class| self.slabs(class).idle_count() * class.stride_bytes()).sum()
     }
 
-    /// No less than what is stored, without a walk over the depots.
+    /// Returns no less than what is stored, without a walk over the depots.
     pub fn most_bytes(&self) -> usize {
         self.slab_bytes() + self.depot_bytes()
     }
 
-    /// What is stored.
+    /// Returns the bytes of what is stored.
     pub fn held_bytes(&self) -> usize {
         let in_depots: usize = Class::all_shared()
             .map(|class| self.depot(class).block_count() as usize * class.stride_bytes())
@@ -240,7 +242,7 @@ impl Store {
     /// Makes the store whole in a process that was just forked.
     ///
     /// # Safety
-    /// As `Lock::recover`.
+    /// As for `Lock::recover`.
     pub unsafe fn recover(&self) {
         for class in Class::all_shared() {
             // SAFETY: the caller's contract.
@@ -251,8 +253,8 @@ impl Store {
         }
     }
 
-    /// Walks every slab and every magazine, whose blocks have this tag but are not live; fatal when one
-    /// contradicts itself.
+    /// Walks every slab and every magazine, whose blocks have this tag but are not live; fatal if
+    /// one contradicts itself.
     pub fn check(&self, tag: Header) {
         for class in Class::all_shared() {
             self.slabs(class).check(class);
@@ -297,7 +299,7 @@ pub fn free_header(tag: Header, class: Class) -> Header {
     tag.without(LIVE).with_class(class.index())
 }
 
-/// Gives the spans of free large blocks back.
+/// Gives back the spans of free large blocks.
 fn give_large<S: Supply>(magazine: Magazine, supply: &S) {
     let mut block = magazine.head;
     for _ in 0..magazine.count {

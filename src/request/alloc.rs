@@ -1,5 +1,5 @@
-//! Where a block comes from when the lane's bin and range have none: what comes back first, then
-//! what a sweep joins, then new memory.
+//! Where a block comes from when the lane's bin is empty and its range too short: what came back
+//! first, then what a sweep joins, then new memory.
 
 use super::{Host, Shortage};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES, pages_for};
@@ -14,8 +14,8 @@ use crate::request::region::{next_hole, write_hole};
 use crate::request::lane::{Lane, shared_cap};
 use crate::request::sweep;
 
-/// Before a request is marked its free blocks are swept if they are at least this part of its
-/// regions: near the mark that may be at every slow path.
+/// The part of its regions that must be free for a request to be swept before it is marked: near
+/// the mark, every slow path may ask.
 const SOFT_WORTH_DIVISOR: usize = 32;
 
 /// Holes that are shorter are left to grow.
@@ -25,8 +25,8 @@ const MIN_HOLE_BYTES: usize = 256;
 const MAX_BORROWED: usize = 3;
 
 impl Control {
-    /// A block that the lane's bins and region have no room for, and whether its payload reads as
-    /// zero. `asked_bytes` is what the caller wants it for.
+    /// Allocates a block that the lane's bins and range have no room for; also returns whether its
+    /// payload reads as zero. `asked_bytes` is the size that the caller asked for.
     #[cold]
     pub fn alloc_refilling<S: Host>(
         &self,
@@ -80,8 +80,8 @@ impl Control {
         if self.adopt_region(lane, class, asked_bytes, Bound::Soft, supply) {
             return lane.bins.alloc(class);
         }
-        // At the mark, at the limit or out of memory: what is free inside the request comes first,
-        // then what it may have is looked at once more.
+        // At the mark, at the limit or out of memory: use what is free inside the request first,
+        // then try for a region once more.
         let worth_bytes = self.region_bytes() / SOFT_WORTH_DIVISOR;
         let is_swept = self.reclaim_at_bound(lane, worth_bytes, supply).is_some();
         if self.has_free(lane, class)
@@ -89,7 +89,7 @@ impl Control {
         {
             return lane.bins.alloc(class);
         }
-        // Before null any free block is worth it.
+        // Before null is returned, any free block is worth a sweep.
         if !is_swept
             && self.reclaim_at_bound(lane, class.stride_bytes(), supply).is_some()
             && (self.has_free(lane, class)
@@ -100,7 +100,8 @@ impl Control {
         NONE
     }
 
-    /// Whether the lane has a free block of this class, or something to cut one from.
+    /// Whether the lane has a free block of this class, or a piece to cut one from, which it
+    /// adopts.
     fn has_free(&self, lane: &Lane, class: Class) -> bool {
         lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class)
     }
@@ -132,7 +133,7 @@ impl Control {
         true
     }
 
-    /// Cuts from the inside of a piece from now on, if there is one.
+    /// Makes the lane cut from the inside of a piece, if there is one.
     fn adopt_piece(&self, lane: &Lane, class: Class) -> bool {
         let Some(piece) = lane.adopt_piece(class) else { return false };
         self.pace.note_range(piece.stride_bytes());
@@ -234,7 +235,7 @@ impl Control {
         Some(take(long).or_else(|| (short < long).then(|| take(short)).flatten())?.span)
     }
 
-    /// A block with a span of its own, and whether its payload reads as zero.
+    /// Allocates a block with a span of its own; also returns whether its payload reads as zero.
     fn alloc_large<S: Host>(
         &self,
         lane: &Lane,

@@ -1,5 +1,5 @@
-//! The control block of a request: pooled, type-stable, never inside a request. The sum of its
-//! parts, which do not know it; what is done with them stands above it.
+//! The control block of a request: pooled, type-stable (M1), never inside a request. It is the sum
+//! of its parts, which do not know it; the files above it say what is done with them.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
@@ -36,39 +36,39 @@ use core::cell::Cell;
 use core::mem::offset_of;
 use core::ptr::{null, with_exposed_provenance, with_exposed_provenance_mut};
 
-/// What no request's serial is: ids have 48 bits.
+/// A serial that no request has, because ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
 
 /// How a request is opened.
 #[derive(Clone, Copy, Default)]
 pub struct Opening {
-    /// What it is called in reports.
+    /// The request's name in reports.
     pub name: Option<&'static str>,
     /// Bytes of pages it may hold.
     pub limit_bytes: Option<usize>,
-    /// Bytes below the limit at which it is marked.
+    /// How many bytes below the limit it is marked.
     pub reserve_bytes: Option<usize>,
-    /// What is said of blocks that were never freed.
+    /// What is reported about blocks that were never freed.
     pub leaks: LeakPolicy,
-    /// Nothing is said when it is refused memory at its limit.
+    /// Whether nothing is reported when it is refused memory at its limit.
     pub hides_limit: bool,
 }
 
-/// What is said, when a request is over, of blocks that were never freed.
+/// What is reported about blocks that were never freed, when a request is over.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct LeakPolicy {
-    /// They are listed after a clean end.
+    /// Whether they are listed after a clean end.
     pub reported: bool,
-    /// And after a bailout.
+    /// Whether they are listed after a bailout, too.
     pub reported_after_bailout: bool,
-    /// Every block remembers where it was allocated.
+    /// Whether every block remembers where it was allocated.
     pub traced: bool,
 }
 
-/// The control block.
+/// The control block of a request.
 #[repr(C, align(128))]
 pub struct Control {
-    /// Who is inside.
+    /// What the threads inside allocate from.
     pub lanes: Lanes,
     pub(super) exchange: Exchange,
     /// The next control block in the pool.
@@ -95,12 +95,12 @@ pub struct Control {
     pub(super) warm: Warm,
 }
 
-// SAFETY: the table at the head of the module says who touches which field when.
+// SAFETY: the table at the head of the module says which thread touches which field when.
 unsafe impl Sync for Control {}
 
 const _: () = assert!(
     offset_of!(Control, lanes) == 0 && offset_of!(Lanes, first) == 0,
-    "the bins of the first lane begin with the control block's first cache line"
+    "the bins of the first lane start at the control block's first cache line"
 );
 /// What a request uses just now.
 #[derive(Clone, Copy)]
@@ -116,16 +116,16 @@ pub struct Figures {
 }
 
 impl Control {
-    /// The control block at this address, which a span or a thread names.
+    /// Returns the control block at an address that a span or a thread names.
     ///
     /// # Safety
-    /// `address` is that of a control block: they are type-stable.
+    /// `address` is that of a control block (M1).
     pub unsafe fn at<'h>(address: usize) -> &'h Self {
         // SAFETY: the caller's contract.
         unsafe { &*with_exposed_provenance::<Self>(address) }
     }
 
-    /// Makes a control block of zeroed memory.
+    /// Makes a control block in zeroed memory.
     ///
     /// # Safety
     /// `address` is zeroed, aligned memory of the size of a control block, the caller's alone.
@@ -178,7 +178,7 @@ impl Control {
         unsafe { &*stub.control().cast() }
     }
 
-    /// Opens a new request. The control block comes from the pool: it is the caller's alone.
+    /// Opens a new request. The control block is out of the pool and the caller's alone.
     #[inline]
     pub fn open(&self, serial: Serial, ids: Ids, opening: &Opening) {
         self.serial.store(serial.0, Ordering::Relaxed);
@@ -199,15 +199,15 @@ impl Control {
         stub.state.open(generation);
     }
 
-    /// The request is over and nothing of it is left: from here on a stale block's id is not this
-    /// control block's.
+    /// Retires a request that is over and of which nothing is left: from here on, the id in a stale
+    /// block is not this control block's.
     #[inline]
     pub fn retire(&self) {
         self.serial.store(NO_SERIAL, Ordering::Relaxed);
         self.stub().state.retire();
     }
 
-    /// Its address, as spans name it.
+    /// Returns its address, by which spans name it.
     #[inline]
     pub fn address(&self) -> usize {
         core::ptr::from_ref(self).expose_provenance()
@@ -218,7 +218,7 @@ impl Control {
         Serial(self.serial.load(Ordering::Relaxed))
     }
 
-    /// What stands in the headers of the request's blocks.
+    /// Returns the id in the headers of the request's blocks.
     pub fn id(&self) -> u64 {
         self.id.load(Ordering::Relaxed)
     }
@@ -236,13 +236,14 @@ impl Control {
         self.lanes.is_one()
     }
 
-    /// The lanes that were entered, as far as is known: the first, and all if it was not enough.
+    /// Returns the lanes that may have been entered: the first, and all once it was not enough.
     #[inline]
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
         self.lanes.entered()
     }
 
-    /// Takes an idle lane, else a new one from `memory`, which gives zeroed memory for ever.
+    /// Enters an idle lane, else a new one made of what `memory` returns: zeroed memory for the
+    /// life of the process.
     #[inline]
     pub fn enter(&self, memory: impl Fn(usize) -> Option<usize>) -> Option<&Lane> {
         let first = self.lanes.enter_first();
@@ -256,13 +257,13 @@ impl Control {
         self.lanes.enter_any(Header::tag(self.id(), LIVE), &memory)
     }
 
-    /// A lane's bin is over its cap.
+    /// Relieves a lane's bin that is over its cap.
     #[cold]
     pub fn lane_bin_full(&self, lane: &Lane, class: Class) {
         self.exchange.relieve(lane, class, self.stub().pending());
     }
 
-    /// Takes all that lanes handed on into one lane's bins.
+    /// Takes everything that lanes handed on into one lane's bins.
     pub(super) fn take_all_handed_on(&self, lane: &Lane) {
         if !self.has_one_lane() {
             self.exchange.take_all_handed_on(lane, self.stub().pending());
@@ -271,7 +272,7 @@ impl Control {
 
     // ---- large blocks ------------------------------------------------------------------------
 
-    /// Puts the span of a large block, which is charged for so many bytes, on the request's list.
+    /// Puts the span of a large block, charged `charged_bytes`, on the request's list.
     pub fn link_large<S: Host>(&self, span: &Span, charged_bytes: usize, supply: &S) {
         supply.with_large_lock(self.serial(), || self.large.link(span, charged_bytes));
     }
@@ -282,73 +283,72 @@ impl Control {
         self.large.unlink(span, &self.footprint);
     }
 
-    /// A large block needs another number of bytes now; `growth_bytes` more are charged for
-    /// already.
+    /// Notes that a large block needs `new_bytes` now; `growth_bytes` more are already charged.
     pub fn recharge_large(&self, span: &Span, growth_bytes: usize, new_bytes: usize) {
         self.large.recharge(span, growth_bytes, new_bytes, &self.footprint);
     }
 
-    /// Makes the list of large blocks whole in a process that was just forked.
+    /// Repairs the list of large blocks in a process that was just forked.
     pub fn repair_large(&self) {
         self.large.repair();
     }
 
-    /// Large blocks, and the bytes of their spans.
+    /// Returns the number of large blocks and the bytes charged for them.
     pub fn large_figures(&self) -> (usize, usize) {
         self.large.figures()
     }
 
     // ---- the footprint -----------------------------------------------------------------------
 
-    /// The limit in bytes, if there is one.
+    /// Returns the limit in bytes, if there is one.
     pub fn limit(&self) -> Option<usize> {
         self.footprint.limit_bytes()
     }
 
-    /// Why the request is marked, or was refused memory, if so.
+    /// Returns why the request is marked, or was refused memory, if so.
     #[inline]
     pub fn marked(&self) -> Option<Marked> {
         self.footprint.marked()
     }
 
     /// Whether the request is marked, so that it should be given up. A refusal alone is no reason:
-    /// who asked may do without.
+    /// the caller that asked may do without.
     #[inline]
     pub fn is_to_be_given_up(&self) -> bool {
         self.footprint.is_near_limit()
     }
 
-    /// Whether it is to be said now that the request was refused memory at its limit: once.
+    /// Whether it must be reported now that the request was refused memory at its limit: once.
     pub fn tells_refusal(&self) -> bool {
         self.footprint.tells_refusal()
     }
 
-    /// The memory that was charged for is there.
+    /// Notes that the memory that was charged for is there.
     pub fn note_taken(&self, asked_bytes: usize) {
         self.footprint.note_taken(asked_bytes);
     }
 
-    /// Counts bytes of pages out (Q2).
+    /// Takes `bytes` of pages off the footprint (Q2).
     pub fn refund(&self, bytes: usize) {
         self.footprint.refund(bytes);
     }
 
-    /// Bytes of the pages it holds.
+    /// Returns the bytes of pages it holds.
     pub fn footprint_bytes(&self) -> usize {
         self.footprint.bytes()
     }
 
-    /// Bytes of the regions it holds.
+    /// Returns the bytes of regions it holds.
     pub(super) fn region_bytes(&self) -> usize {
         self.footprint_bytes().saturating_sub(self.large.bytes())
     }
 
-    /// Largest footprint so far.
+    /// Returns the largest footprint so far.
     pub fn peak_bytes(&self) -> usize {
         self.footprint.peak_bytes()
     }
 
-    /// The peak is measured anew from now on.
+    /// Starts to measure the peak anew.
     pub fn reset_peak(&self) {
         self.footprint.reset_peak();
     }
@@ -375,18 +375,18 @@ impl Control {
             live_blocks: in_regions + large_count,
             live_bytes: bytes_in_regions + large_bytes,
             footprint,
-            // What is charged may not have been compared yet.
+            // The last charge may not have reached the peak yet.
             peak: self.peak_bytes().max(footprint),
         }
     }
 }
 
-/// The successor words of pooled control blocks.
+/// Access to the successor words of pooled control blocks.
 pub struct ControlMemory;
 
 impl Successors for ControlMemory {
     fn successor(&self, address: usize) -> &AtomicU64 {
-        // SAFETY: only control blocks are pooled here, and they are type-stable.
+        // SAFETY: only control blocks are pooled here (M1).
         unsafe { &(*with_exposed_provenance::<Control>(address)).successor }
     }
 }

@@ -1,5 +1,5 @@
-//! What the lanes of a request hand on to one another, so that what one frees comes round to the
-//! one that needs it.
+//! What the lanes of a request hand on to one another, so that what one frees reaches the one that
+//! needs it.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
@@ -28,22 +28,22 @@ struct Lists {
 }
 
 const _: () = assert!(NONE == 0, "zeros are empty, open lists");
-const _: () = assert!(align_of::<Lists>() <= ALIGN, "memory for ever is aligned for the lists");
+const _: () = assert!(align_of::<Lists>() <= ALIGN, "descriptor memory is aligned for the lists");
 
 impl Exchange {
-    /// No lists.
+    /// Creates an exchange without lists.
     pub const fn new() -> Self {
         Self { lists: AtomicPtr::new(null_mut()) }
     }
 
-    /// Makes the lists, if there are none, of what `memory` gives: zeroed, for ever. Without memory
-    /// bins are not bounded, and only memory is lost.
+    /// Makes the lists, if there are none yet, of what `memory` returns: zeroed memory for the life
+    /// of the process. Without it bins are not bounded, and only memory is lost.
     pub fn provide(&self, memory: &impl Fn(usize) -> Option<usize>) {
         if self.lists().is_some() {
             return;
         }
         if let Some(address) = memory(size_of::<Lists>()) {
-            // Who loses the race leaves its own unused.
+            // The loser of a race leaves its own lists unused.
             let _ = self.lists.compare_exchange(
                 null_mut(),
                 with_exposed_provenance_mut(address),
@@ -54,7 +54,7 @@ impl Exchange {
     }
 
     fn lists(&self) -> Option<&Lists> {
-        // SAFETY: null, or the lists of this control block, which are for ever; zeros are lists.
+        // SAFETY: null, or the lists of this control block, which are never freed; zeros are lists.
         unsafe { self.lists.load(Ordering::Acquire).as_ref() }
     }
 
@@ -62,7 +62,7 @@ impl Exchange {
     /// still has it keeps: it took it when it had nothing.
     pub fn relieve(&self, lane: &Lane, class: Class, pending: Pending<'_>) {
         let bin = lane.bins.bin(class);
-        // What the bin took when it had nothing, and the one block that saves the next way here.
+        // Keep the refill batch plus one block, so that the next free does not return here at once.
         let kept = bin.cap().saturating_sub(shared_cap(class)) + 1;
         if bin.count() > kept {
             self.hand_on(lane, class, bin.count() - kept, pending);
@@ -118,7 +118,7 @@ impl Exchange {
         });
     }
 
-    /// Forgets all that lanes handed on: its regions go.
+    /// Forgets everything that lanes handed on, whose regions go.
     pub fn forget_handed_on(&self) {
         if let Some(lists) = self.lists() {
             lists.by_class.iter().for_each(|list| {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn zeros_are_empty_open_lists() {
-        // SAFETY: atomics of any value; that these are lists is what is tested.
+        // SAFETY: atomics may have any value; that zeros are lists is what is tested.
         let lists: Lists = unsafe { core::mem::zeroed() };
         assert!(lists.by_class.iter().all(Stack::is_empty));
     }

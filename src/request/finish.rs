@@ -28,7 +28,7 @@ pub enum Survivors {
 /// What a request left behind.
 #[derive(Clone, Copy, Default)]
 pub struct Outcome {
-    /// Blocks that were live and are freed now.
+    /// Blocks that were live and have been freed.
     pub freed_blocks: usize,
     /// Bytes of their strides.
     pub freed_bytes: usize,
@@ -75,7 +75,7 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
     }
 }
 
-/// Empties a lane; its regions stay with the control block as far as the process's cap allows.
+/// Empties a lane; its regions stay with the control block as far as the caps allow.
 fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     if lane.is_untouched(control.has_one_lane()) {
         return;
@@ -90,7 +90,7 @@ fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     });
 }
 
-/// Gives the regions back that stayed with a pooled control block; their bytes.
+/// Gives back the regions that stayed with a pooled control block. Returns their bytes.
 pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
     let mut bytes = 0;
     for region in control.lanes.all().flat_map(Lane::take_all_warm) {
@@ -107,8 +107,8 @@ fn release_large<S: Host>(control: &Control, supply: &S) {
     control.large.take_all().for_each(|span| release_large_span(span, supply));
 }
 
-/// Gives the span or the mapping of a large block back. A header that still says live tells a later
-/// free that the request is over, one that does not tells it that the block was freed.
+/// Gives back the span or the mapping of a large block. A header that still says live tells a later
+/// free that the request is over; one that does not tells it that the block was freed.
 pub fn release_large_span<S: Host>(span: &Span, supply: &S) {
     match span.kind() {
         SpanKind::Mapped => supply.give_mapping(span),

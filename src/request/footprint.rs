@@ -3,13 +3,13 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `budget`, `mark` | see `budget` | |
-//! | `peak_bytes` | who takes memory, by read-modify-write | anybody |
-//! | `limit_bytes`, `reserve_bytes` | who sets the limit | anybody, for the mark and for texts |
-//! | `refusal_is_told` | who is refused memory at the limit | the same |
+//! | `peak_bytes` | the thread that takes memory, by read-modify-write | any thread |
+//! | `limit_bytes`, `reserve_bytes` | the thread that sets the limit | any thread, for the mark and for texts |
+//! | `refusal_is_told` | the thread that is refused memory at the limit | the same |
 //!
 //! - **Q2** The *footprint*, what `budget` has in use, is the sum of the request's regions and of
 //!   what its large blocks need; it is charged before the memory is taken. `peak_bytes` is its
-//!   largest value since the request was opened, or since it was measured anew.
+//!   largest value since the request was opened or the peak was reset.
 
 use crate::base::size_class::PAGE_BYTES;
 use crate::base::symbolizing::is_symbolizing;
@@ -17,16 +17,16 @@ use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
 use crate::lockfree::budget::{Budget, Mark, Marked, NO_LIMIT};
 use crate::request::lane::Lane;
 
-/// Bytes below the limit at which a request is marked: a part of the limit, within bounds.
+/// How far below its limit a request is marked by default: this part of the limit, up to a maximum.
 const RESERVE_DIVISOR: usize = 8;
 const MAX_DEFAULT_RESERVE_BYTES: usize = 4 * 1024 * 1024;
-/// `reserve_bytes` of a request whose opener did not say.
+/// The `reserve_bytes` of a request whose opener did not set any.
 const DEFAULT_RESERVE: usize = usize::MAX;
 
 /// How far a charge may go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
-    /// To the mark, while it is not set.
+    /// To the mark, as long as it is not set.
     Soft,
     /// To the limit.
     Hard,
@@ -51,20 +51,19 @@ fn limit_units(bytes: usize) -> u32 {
     u32::try_from(bytes / UNIT_BYTES).unwrap_or(NO_LIMIT)
 }
 
-/// What a request holds, and how much it may.
+/// What a request holds, and how much it may hold.
 pub struct Footprint {
     budget: Budget,
     peak_bytes: AtomicUsize,
     limit_bytes: AtomicUsize,
     reserve_bytes: AtomicUsize,
     mark: Mark,
-    /// Whether it was said that the request was refused memory at its limit, or nothing is to be
-    /// said.
+    /// Whether a refusal at the limit was already reported, or is never to be.
     refusal_is_told: AtomicBool,
 }
 
 impl Footprint {
-    /// Nothing, of no request.
+    /// Creates an empty footprint, of no request.
     pub const fn new() -> Self {
         Self {
             budget: Budget::new(),
@@ -76,7 +75,7 @@ impl Footprint {
         }
     }
 
-    /// A new request, which nobody else knows yet, holds nothing.
+    /// Opens it for a new request that no other thread knows yet and that holds nothing.
     #[inline]
     pub fn open(
         &self,
@@ -97,10 +96,10 @@ impl Footprint {
         self.refusal_is_told.store(hides_limit, Ordering::Relaxed);
     }
 
-    /// Counts bytes of pages in before they are taken (Q2). `false`: they are over the bound.
+    /// Charges `bytes` of pages before they are taken (Q2). `false`: they are over the bound.
     ///
-    /// At the soft bound a request that has no mark yet is refused, so that the caller reclaims
-    /// first; at the hard bound it goes on, to its limit. Once it has the memory, `note_taken`
+    /// At the soft bound a request that is not marked yet is refused, so that the caller reclaims
+    /// first; at the hard bound it may go on to its limit. Once it has the memory, `note_taken`
     /// marks it. The limit is suspended while the thread panics or makes a backtrace, and in a lane
     /// that says so.
     ///
@@ -118,8 +117,8 @@ impl Footprint {
         granted.is_some()
     }
 
-    /// The memory that was charged for is there: it counts to the peak, and the request is marked
-    /// if it has come near its limit.
+    /// Notes that the memory that was charged for is there: it counts towards the peak, and the
+    /// request is marked if it has come near its limit.
     pub fn note_taken(&self, asked_bytes: usize) {
         let used = self.budget.used();
         let used_bytes = used as usize * UNIT_BYTES;
@@ -133,37 +132,37 @@ impl Footprint {
         }
     }
 
-    /// Counts bytes of pages out (Q2).
+    /// Takes `bytes` of pages off the footprint (Q2).
     pub fn refund(&self, bytes: usize) {
         self.budget.refund(units_of(bytes));
     }
 
-    /// Bytes of the pages it holds.
+    /// Returns the bytes of pages it holds.
     pub fn bytes(&self) -> usize {
         self.budget.used() as usize * UNIT_BYTES
     }
 
-    /// The largest footprint so far.
+    /// Returns the largest footprint so far.
     pub fn peak_bytes(&self) -> usize {
         self.peak_bytes.load(Ordering::Relaxed)
     }
 
-    /// The peak is measured anew from now on.
+    /// Starts to measure the peak anew.
     pub fn reset_peak(&self) {
         self.peak_bytes.store(self.bytes(), Ordering::Relaxed);
     }
 
-    /// The limit in bytes, if there is one.
+    /// Returns the limit in bytes, if there is one.
     pub fn limit_bytes(&self) -> Option<usize> {
         (self.budget.limit() != NO_LIMIT).then(|| self.limit_bytes.load(Ordering::Relaxed))
     }
 
-    /// Whether so many pages more are over the limit, rather than more than the system has.
+    /// Whether `pages` more are over the limit, rather than more than the system has.
     pub fn is_over_limit(&self, pages: usize) -> bool {
         self.budget.used() as usize + pages * (PAGE_BYTES / UNIT_BYTES) > self.budget.limit() as usize
     }
 
-    /// By how much so many bytes more are over the limit.
+    /// Returns by how much `bytes` more are over the limit.
     pub fn missing_bytes(&self, bytes: usize) -> usize {
         let limit_bytes = self.budget.limit() as usize * UNIT_BYTES;
         (self.bytes() + bytes).saturating_sub(limit_bytes)
@@ -196,24 +195,24 @@ impl Footprint {
         })
     }
 
-    /// Why the request is marked, or was refused memory, if so.
+    /// Returns why the request is marked, or was refused memory, if so.
     #[inline]
     pub fn marked(&self) -> Option<Marked> {
         self.mark.get()
     }
 
-    /// Whether the request is marked: a refusal alone does not say so.
+    /// Whether the request is marked; a refusal alone does not count.
     #[inline]
     pub fn is_near_limit(&self) -> bool {
         self.mark.is_near()
     }
 
-    /// An allocation was refused at the limit.
+    /// Notes that an allocation was refused at the limit.
     pub fn note_refusal(&self, asked_bytes: usize) {
         self.mark.note_refusal(Marked { in_use_bytes: self.bytes(), asked_bytes });
     }
 
-    /// Whether it is to be said now that the request was refused memory at its limit: once.
+    /// Whether it must be reported now that the request was refused memory at its limit: once.
     pub fn tells_refusal(&self) -> bool {
         !self.refusal_is_told.load(Ordering::Relaxed)
             && !self.refusal_is_told.swap(true, Ordering::Relaxed)
@@ -251,7 +250,7 @@ mod tests {
         assert!(footprint.is_near_limit(), "the memory is there, above the mark");
         assert!(
             take(&footprint, RESERVE_BYTES - PAGE_BYTES, Bound::Soft),
-            "marked, so to the limit"
+            "marked, so up to the limit"
         );
         assert!(!take(&footprint, PAGE_BYTES, Bound::Hard));
         assert!(footprint.is_over_limit(1) && !footprint.is_over_limit(0));
@@ -285,6 +284,6 @@ mod tests {
         assert!(footprint.marked().is_some() && !footprint.is_near_limit());
         assert!(footprint.tells_refusal() && !footprint.tells_refusal());
         footprint.open(None, None, true);
-        assert!(!footprint.tells_refusal(), "its opener wants nothing said");
+        assert!(!footprint.tells_refusal(), "its opener wants no report");
     }
 }

@@ -1,19 +1,19 @@
-//! Lanes: the part of a request that one thread at a time allocates from.
+//! The lane: the part of a request that one thread at a time allocates from.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `bins` | see `bin` | |
-//! | `occupancy` | who enters and leaves | anybody |
-//! | `occupant` | the occupant, after it entered and before it leaves | anybody |
+//! | `occupancy` | the thread that enters or leaves | any thread |
+//! | `occupant` | the occupant, after it entered and before it leaves | any thread |
 //! | `entry_count` | the occupant | the same |
 //! | `regions`, `warm`, `cut_bytes`, `range_..` | the occupant, else the closer | the same |
 //! | `pieces`, `limit_is_suspended` | the occupant, else the closer | the same |
-//! | `next` | who adds a lane, before it is published | anybody |
+//! | `next` | the thread that adds a lane, before it is published | any thread |
 //!
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of
 //!   a free block. When the range is retired, the blocks of every region on `regions` follow one
 //!   another without a gap from its start to its `cut_end`.
-//! - **N2** A lane's range lies in one of its own regions, so whoever occupies a lane and has
+//! - **N2** A lane's range lies in one of its own regions, so a thread that occupies a lane and has
 //!   retired its range can walk its regions, whatever other lanes do meanwhile.
 
 use crate::base::fatal;
@@ -28,35 +28,36 @@ use crate::request::span_list::SpanList;
 use core::cell::Cell;
 use core::ptr::null;
 
-/// Most pages of a region: what the page mask of a survivor span has bits for, and less.
+/// Most pages in a region: fewer than the page mask of a survivor span has bits for.
 pub const MAX_REGION_PAGES: usize = 16;
 
 const _: () =
     assert!(MAX_REGION_PAGES <= u32::BITS as usize, "`held_pages` has a bit for every page");
 const _: () = assert!(
     MAX_REGION_PAGES * PAGE_BYTES == 256 * 1024,
-    "regions are at most 256 KiB, several times the largest block they hold"
+    "regions are at most 256 KiB, several times the largest block in them"
 );
 
-/// A lane.
+/// A lane of a request.
 #[repr(C)]
 pub struct Lane {
-    /// What a thread's `active` points at while it is in the lane.
+    /// What a thread's `active` points to while it is in the lane.
     pub bins: Bins,
     /// Whether a thread is in the lane.
     pub occupancy: Occupancy,
-    /// What tells the thread whose entries are in the lane from others; 0: none are. Only a thread
+    /// Tells the thread whose entries are in the lane from others; 0: there are none. Only a thread
     /// that is in the lane finds itself here.
     pub occupant: Gauge,
     /// How many of the thread's entries are in the lane.
     pub entry_count: Cell<usize>,
-    /// The regions, the one that is being cut first.
+    /// The regions; the one being cut comes first.
     regions: Cell<*const Span>,
-    /// Regions of earlier requests, empty, the shortest first.
+    /// Empty regions of earlier requests, shortest first.
     warm: Cell<*const Span>,
-    /// Bytes of blocks in all ranges but the one that is being cut.
+    /// Bytes of the blocks in all ranges but the one being cut.
     cut_bytes: Gauge,
-    /// Where that range begins, and whose rest it is: null when it is the inside of a block.
+    /// Where that range begins, and the region it is the rest of: null when it is the inside of a
+    /// block.
     range_start: Gauge,
     range_region: Cell<*const Span>,
     region_count: Cell<usize>,
@@ -68,52 +69,55 @@ pub struct Lane {
     pieces: [Cell<Block>; FIRST_LARGE_CLASS],
     piece_count: Gauge,
     piece_bytes: Gauge,
-    /// Whether the request's memory limit is suspended for the occupant: it reports, or cleans up.
+    /// Whether the request's memory limit is suspended for the occupant, which reports or cleans
+    /// up.
     pub limit_is_suspended: Cell<bool>,
     /// The request's next lane.
     pub next: AtomicPtr<Lane>,
 }
 
-// SAFETY: the table at the head of the module; `occupancy` orders one occupant after the other.
+// SAFETY: see the table at the head of the module; `occupancy` orders one occupant after the other.
 unsafe impl Sync for Lane {}
 
-/// Bytes that a bin of one of several lanes holds at most, and blocks.
+/// Most bytes that a bin of one of several lanes keeps, and most blocks.
 const SHARED_CAP_BYTES: usize = 8 * 1024;
 const SHARED_CAP_COUNT: usize = 64;
 
-/// How many blocks a bin of one of several lanes holds, and hands on at once.
+/// Returns how many blocks a bin of one of several lanes keeps, and hands on at once.
 pub fn shared_cap(class: Class) -> u32 {
     (SHARED_CAP_BYTES / class.stride_bytes()).clamp(1, SHARED_CAP_COUNT) as u32
 }
 
-/// The regions of a list of this lane's.
+/// Returns the regions on one of this lane's lists.
 fn list<'h>(first: *const Span) -> SpanList<'h> {
-    // SAFETY: a lane's lists hold type-stable descriptors, and only who has the lane changes them.
+    // SAFETY: a lane's lists link only descriptors (M1), and only the thread that has the lane
+    // changes them.
     unsafe { SpanList::from(first) }
 }
 
 const _: () = assert!(NONE == 0, "zeros are empty bins and pieces");
-const _: () = assert!(Kind::Unused as u8 == 0, "zeros are bins that nobody has");
+const _: () = assert!(Kind::Unused as u8 == 0, "zeros are nobody's bins");
 
 impl Lane {
-    /// A lane that nobody is in, without regions.
+    /// Creates an idle lane without regions.
     pub fn new() -> Self {
-        // SAFETY: zeros are such a lane, but for bins that are full at once.
+        // SAFETY: zeros are such a lane, but with bins that are full at once.
         let lane: Self = unsafe { core::mem::zeroed() };
         lane.set_shared(false);
         lane
     }
 
-    /// A region for a block of this stride: twice the last one, within bounds.
+    /// Returns the pages of the next region, for a block of this stride: twice the last one, within
+    /// bounds.
     pub fn next_region_pages(&self, stride: usize) -> usize {
         let doubled = 1 << self.region_count.get().min(MAX_REGION_PAGES.ilog2() as usize);
         doubled.max(pages_for(stride + HEADER_BYTES))
     }
 
-    /// Takes an empty region of an earlier request that holds a block of this stride and is no
-    /// longer than a new one would be.
+    /// Takes the shortest warm region, if it has room for a block of this stride and is no longer
+    /// than a new one would be.
     pub fn take_warm(&self, stride: usize) -> Option<&Span> {
-        // SAFETY: `warm` holds type-stable descriptors.
+        // SAFETY: `warm` links only descriptors (M1).
         let span = unsafe { self.warm.get().as_ref()? };
         let wanted = self.next_region_pages(stride) * PAGE_BYTES;
         if span.bytes() < stride + HEADER_BYTES || span.bytes() > wanted {
@@ -123,7 +127,7 @@ impl Lane {
         Some(span)
     }
 
-    /// Cuts from this region from now on.
+    /// Makes this region the range to cut from.
     pub fn adopt(&self, span: &Span) {
         self.retire_range();
         span.next.set(self.regions.get());
@@ -132,8 +136,9 @@ impl Lane {
         self.set_range(span.base() + HEADER_BYTES, span.end(), span);
     }
 
-    /// Cuts from the inside of a piece that holds a block of `class` from now on, if there is one:
-    /// its own region's (N2). The piece is no block any more.
+    /// Makes the inside of a piece the range to cut from, if there is one with room for a block of
+    /// `class`: it lies in a region of this lane (N2). The piece is no longer a block. Returns its
+    /// class.
     pub fn adopt_piece(&self, class: Class) -> Option<Class> {
         if self.piece_count.get() == 0 {
             return None;
@@ -153,7 +158,7 @@ impl Lane {
         Some(found)
     }
 
-    /// Takes every piece; each is a free block that is linked to the next of its class.
+    /// Takes every piece; each is a free block linked to the next one of its class.
     pub fn take_pieces(&self) -> impl Iterator<Item = (Class, Block)> + '_ {
         self.piece_count.set(0);
         self.piece_bytes.set(0);
@@ -162,7 +167,7 @@ impl Lane {
             .map(|class| (class, self.pieces[class.index()].replace(NONE)))
     }
 
-    /// Walks the pieces; fatal when a header or the counts contradict them.
+    /// Walks the pieces; fatal if a header or the counts contradict them.
     pub fn check_pieces(&self) {
         let (mut count, mut bytes) = (0, 0);
         for class in Class::all().take(FIRST_LARGE_CLASS) {
@@ -182,7 +187,7 @@ impl Lane {
         }
     }
 
-    /// Free memory of the lane: blocks, and bytes of stride.
+    /// Returns the free memory of the lane: blocks, and bytes of stride.
     pub fn free_figures(&self) -> (usize, usize) {
         let (blocks, bytes) = self.bins.held();
         (blocks + self.piece_count.get(), bytes + self.piece_bytes.get())
@@ -194,14 +199,14 @@ impl Lane {
         self.range_region.set(region);
     }
 
-    /// Cuts what is left of the range into free blocks, so that its region can be walked (N1).
+    /// Cuts the rest of the range into free blocks, so that its region can be walked (N1).
     pub fn retire_range(&self) {
         while let Some(class) = Class::fitting(self.bins.left_bytes()) {
-            // Blocks of larger classes are not looked for in the bins first.
+            // Not into larger classes, whose blocks usually have spans of their own.
             self.bins.cut_free(class.min(Class::LAST_SHARED));
         }
         self.cut_bytes.add(self.bins.bump() - self.range_start.get());
-        // SAFETY: null, or the type-stable descriptor of a region.
+        // SAFETY: null, or the descriptor of a region (M1).
         if let Some(span) = unsafe { self.range_region.get().as_ref() } {
             span.region.cut_end.set(self.bins.bump());
         }
@@ -247,18 +252,18 @@ impl Lane {
         list(self.regions.get())
     }
 
-    /// Bytes of all blocks ever cut here, free ones too.
+    /// Returns the bytes of all blocks ever cut here, free ones included.
     fn all_cut_bytes(&self) -> usize {
         let range = self.bins.bump().wrapping_sub(self.range_start.get());
-        // Read by another thread while one range makes way for the next, the two may not belong
-        // together: then the range counts for nothing.
+        // If another thread reads while one range makes way for the next, the two words may not
+        // belong together: then the range counts for nothing.
         let is_one_range = range <= MAX_REGION_PAGES * PAGE_BYTES;
         self.cut_bytes.get().wrapping_add(if is_one_range { range } else { 0 })
     }
 
-    /// Blocks, and bytes of stride, that are not in the lane's own bins.
+    /// Returns the blocks, and bytes of stride, that are not in the lane's own bins.
     pub fn out(&self, alone: bool) -> Out {
-        // Only with a second lane can a lane hold blocks without ever having cut one.
+        // Only in a request with a second lane can a lane have blocks without ever having cut one.
         if alone && self.bins.cut_count() == 0 {
             return Out { blocks: 0, bytes: 0 };
         }
@@ -269,8 +274,8 @@ impl Lane {
         }
     }
 
-    /// Sets how much the bins hold: without bound in a request's only lane; otherwise little, so
-    /// that what one lane frees comes round to the one that needs it.
+    /// Sets how much the bins keep: without bound in a request's only lane; otherwise little, so
+    /// that what one lane frees reaches the one that needs it.
     pub fn set_shared(&self, shared: bool) {
         for class in Class::all() {
             let cap = if shared { shared_cap(class) } else { u32::MAX };
@@ -278,7 +283,8 @@ impl Lane {
         }
     }
 
-    /// Takes a stray into the bins. Its header says it is not live already. Returns its class.
+    /// Takes a stray, whose header already says that it is not live, into the bins. Returns its
+    /// class.
     pub fn absorb(&self, block: Block) -> Class {
         let header = Header(Raw.header(block).load(Ordering::Relaxed));
         match Class::from_index(header.class_index()) {
@@ -290,7 +296,8 @@ impl Lane {
         }
     }
 
-    /// Forgets all blocks. Every region goes to `keep`, which says whether it stays with the lane.
+    /// Forgets all blocks. Every region goes to `keep`, which returns whether it stays with the
+    /// lane.
     pub fn reset(&self, mut keep: impl FnMut(&Span) -> bool) {
         let regions = self.regions.replace(null());
         self.forget_blocks();
@@ -301,11 +308,12 @@ impl Lane {
         }
     }
 
-    /// Keeps an empty region for later requests, the shortest first: a small request has a small
-    /// footprint, whatever the ones before it had. They come longest first, so this rarely walks.
+    /// Keeps an empty region for later requests, the shortest first, so that a small request has a
+    /// small footprint, whatever the ones before it had. They come longest first, so this rarely
+    /// walks.
     pub fn put_warm(&self, span: &Span) {
         let mut place = &self.warm;
-        // SAFETY: `warm` holds type-stable descriptors.
+        // SAFETY: `warm` links only descriptors (M1).
         while let Some(other) = unsafe { place.get().as_ref() }.filter(|o| o.bytes() < span.bytes())
         {
             place = &other.next;
@@ -314,7 +322,7 @@ impl Lane {
         place.set(span);
     }
 
-    /// Takes all regions off the lane, for a closer.
+    /// Takes all regions off the lane, for the closer.
     pub fn take_regions(&self) -> SpanList<'_> {
         self.retire_range();
         let regions = self.regions.replace(null());
@@ -333,12 +341,13 @@ impl Lane {
         self.region_count.set(0);
     }
 
-    /// Whether the lane has no region and its bins hold nothing: nothing to forget either.
+    /// Whether the lane has no region and, being the only one, nothing in its bins to forget
+    /// either.
     pub fn is_untouched(&self, alone: bool) -> bool {
         alone && self.regions.get().is_null() && self.lent.get().is_null()
     }
 
-    /// Takes regions off the lane that `is_free` says no block of is in use.
+    /// Takes every region off the lane that `is_free` says has no block in use.
     pub fn take_regions_where(&self, mut is_free: impl FnMut(&Span) -> bool) -> SpanList<'_> {
         let (kept, taken) = (Cell::new(null()), Cell::new(null()));
         for span in list(self.regions.replace(null())) {
@@ -350,13 +359,13 @@ impl Lane {
         list(taken.get())
     }
 
-    /// So many more, or fewer, blocks and bytes of them are cut.
+    /// Counts this many more blocks, and bytes of them, as cut; fewer if negative.
     pub fn recount(&self, blocks: isize, bytes: isize) {
         self.bins.recount(blocks);
         self.cut_bytes.add(bytes as usize);
     }
 
-    /// Cuts `bytes` of free memory at `start` into pieces, as large as they can be.
+    /// Cuts `bytes` of free memory at `start` into pieces that are as large as possible.
     pub fn recut(&self, start: usize, bytes: usize) {
         let (mut at, end) = (start, start + bytes);
         while let Some(class) = Class::fitting(end - at).map(|class| class.min(Class::LAST_SHARED))
@@ -377,7 +386,7 @@ impl Lane {
     }
 }
 
-/// How much of a lane is outside its bins: negative when it frees what another lane handed out.
+/// How much of a lane is outside its bins: negative if it frees what another lane handed out.
 #[derive(Clone, Copy)]
 pub struct Out {
     /// Blocks.

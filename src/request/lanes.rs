@@ -1,10 +1,10 @@
-//! The lanes of a request: one for each thread that is in it at once.
+//! The lanes of a request: one for each thread that is in it at the same time.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `first`, further lanes | see `lane` | |
-//! | `others` | who adds a lane; lanes stay with the control block | anybody |
-//! | `shared` | who opens the request; who enters a second lane | anybody |
+//! | `others` | the thread that adds a lane; lanes stay with the control block | any thread |
+//! | `shared` | the opener of the request; the thread that enters a second lane | any thread |
 
 use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
 use crate::blocks::bin::Kind;
@@ -13,10 +13,10 @@ use crate::lockfree::pool::ALIGN;
 use crate::request::lane::{Lane, Out};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
-/// The lanes.
+/// The lanes of a request.
 #[repr(C)]
 pub struct Lanes {
-    /// The lane of a request that one thread at a time is in.
+    /// The only lane of a request that one thread at a time is in.
     pub first: Lane,
     /// The others, linked by `Lane::next`.
     others: AtomicPtr<Lane>,
@@ -24,10 +24,10 @@ pub struct Lanes {
     shared: AtomicBool,
 }
 
-const _: () = assert!(align_of::<Lane>() <= ALIGN, "memory for ever is aligned for a lane");
+const _: () = assert!(align_of::<Lane>() <= ALIGN, "descriptor memory is aligned for a lane");
 
 impl Lanes {
-    /// One lane, of no request.
+    /// Creates one lane, of no request.
     pub fn new() -> Self {
         Self {
             first: Lane::new(),
@@ -36,8 +36,8 @@ impl Lanes {
         }
     }
 
-    /// Opens the first lane to a new request, which nobody else knows yet; `tag` is the header of
-    /// its live blocks. The other lanes are opened by who enters them.
+    /// Opens the first lane for a new request that no other thread knows yet; `tag` is the header
+    /// of its live blocks. The other lanes are opened by the threads that enter them.
     #[inline]
     pub fn open(&self, tag: Header) {
         self.first.bins.open(Kind::Lane, tag);
@@ -53,19 +53,20 @@ impl Lanes {
         !self.shared.load(Ordering::Relaxed)
     }
 
-    /// The lanes that were entered, as far as is known: the first, and all if it was not enough.
+    /// Returns the lanes that may have been entered: the first, and all once it was not enough.
     #[inline]
     pub fn entered(&self) -> impl Iterator<Item = &Lane> {
         self.all().take(if self.is_one() { 1 } else { usize::MAX })
     }
 
-    /// All lanes, those of earlier requests too.
+    /// Returns all lanes, those of earlier requests included.
     #[inline]
     pub fn all(&self) -> impl Iterator<Item = &Lane> {
         let mut next: *const Lane = &raw const self.first;
         let mut first = true;
         core::iter::from_fn(move || {
-            // SAFETY: lanes are part of the control block or type-stable, and published whole.
+            // SAFETY: null, or a lane: in the control block or in memory of its own (M1), published
+            // whole.
             let lane = unsafe { next.as_ref()? };
             let link = if first { &self.others } else { &lane.next };
             first = false;
@@ -74,20 +75,22 @@ impl Lanes {
         })
     }
 
-    /// Takes the first lane if it is idle.
+    /// Enters the first lane if it is idle.
     #[inline]
     pub fn enter_first(&self) -> Option<&Lane> {
         self.first.occupancy.try_enter().then_some(&self.first)
     }
 
-    /// More than one lane is entered: from here on bins are bounded, also those of occupied lanes.
+    /// Notes that a second lane is entered: from here on bins are bounded, those of occupied lanes
+    /// too.
     pub fn share(&self) {
         if !self.shared.swap(true, Ordering::Relaxed) {
             self.all().for_each(|lane| lane.set_shared(true));
         }
     }
 
-    /// Takes an idle lane, else a new one from `memory`, which gives zeroed memory for ever.
+    /// Enters an idle lane, else a new one made of what `memory` returns: zeroed memory for the
+    /// life of the process.
     pub fn enter_any(
         &self,
         tag: Header,
@@ -98,7 +101,7 @@ impl Lanes {
             return Some(lane);
         }
         let place = with_exposed_provenance_mut::<Lane>(memory(size_of::<Lane>())?);
-        // SAFETY: fresh memory of a lane's size and alignment.
+        // SAFETY: fresh memory of the size and alignment of a lane.
         let lane = unsafe {
             place.write(Lane::new());
             &*place
@@ -121,7 +124,7 @@ impl Lanes {
         }
     }
 
-    /// What the lanes have outside their bins, all together.
+    /// Returns what all lanes together have outside their bins.
     pub fn out(&self) -> Out {
         let alone = self.is_one();
         let nothing = Out { blocks: 0, bytes: 0 };

@@ -3,9 +3,9 @@
 //!
 //! | field | written by | read by |
 //! |---|---|---|
-//! | `first` | who has the heap's lock of the list; who ends the request, alone | the same |
-//! | `count` | who has that lock | anybody |
-//! | `bytes` | the same, and who resizes a block of its own: by read-modify-write | anybody |
+//! | `first` | the thread with the heap's lock of the list; the one that ends the request, alone | the same |
+//! | `count` | the thread with that lock | any thread |
+//! | `bytes` | the same, and the owner that resizes its block: by read-modify-write | any thread |
 
 use crate::base::sync::{AtomicUsize, Ordering, step};
 use crate::lockfree::lifecycle::LargeCount;
@@ -15,7 +15,7 @@ use crate::request::span_list::SpanList;
 use core::cell::Cell;
 use core::ptr::null;
 
-/// The list. Its callers hold the lock, unless a method says otherwise.
+/// The list. Callers have the lock, unless a method says otherwise.
 pub struct LargeList {
     first: Cell<*const Span>,
     count: LargeCount,
@@ -24,19 +24,19 @@ pub struct LargeList {
 }
 
 impl LargeList {
-    /// No block.
+    /// Creates an empty list.
     pub const fn new() -> Self {
         Self { first: Cell::new(null()), count: LargeCount::new(), bytes: AtomicUsize::new(0) }
     }
 
-    /// None, in a request that nobody else knows yet.
+    /// Opens an empty list for a new request that no other thread knows yet.
     #[inline]
     pub fn open(&self) {
         self.count.open();
         self.bytes.store(0, Ordering::Relaxed);
     }
 
-    /// Puts the span of a large block, which is charged for so many bytes, on the list.
+    /// Puts the span of a large block, charged `charged_bytes`, on the list.
     pub fn link(&self, span: &Span, charged_bytes: usize) {
         let second = self.first.get();
         span.previous.set(null());
@@ -45,7 +45,7 @@ impl LargeList {
         step();
         self.first.set(span);
         step();
-        // SAFETY: the list holds type-stable descriptors, guarded by the lock.
+        // SAFETY: null, or a descriptor (M1), on the list that the lock guards.
         if let Some(second) = unsafe { second.as_ref() } {
             second.previous.set(span);
             step();
@@ -60,7 +60,7 @@ impl LargeList {
     /// Afterwards the request may be over (L4).
     pub fn unlink(&self, span: &Span, footprint: &Footprint) {
         let (previous, next) = (span.previous.get(), span.next.get());
-        // SAFETY: neighbours on the list, guarded by the lock.
+        // SAFETY: null, or a neighbour on the list, which the lock guards.
         match unsafe { previous.as_ref() } {
             Some(previous) => previous.next.set(next),
             None => self.first.set(next),
@@ -79,8 +79,8 @@ impl LargeList {
         self.count.drop_one();
     }
 
-    /// A large block needs another number of bytes now; `growth_bytes` more are charged for
-    /// already. Called without the lock, by the block's owner.
+    /// Notes that a large block needs `new_bytes` now; `growth_bytes` more are already charged.
+    /// Called without the lock, by the block's owner.
     pub fn recharge(
         &self,
         span: &Span,
@@ -94,8 +94,8 @@ impl LargeList {
         footprint.refund(old_bytes + growth_bytes - new_bytes);
     }
 
-    /// Makes anew, in a process that was just forked, what follows from the list from its first on:
-    /// that is whole at every step.
+    /// Rebuilds, in a process that was just forked, what follows from the list, which is whole from
+    /// its first span on at every step.
     pub fn repair(&self) {
         let (mut count, mut bytes, mut previous) = (0, 0, null());
         for span in self.spans() {
@@ -108,25 +108,25 @@ impl LargeList {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The spans on the list.
+    /// Returns the spans on the list.
     pub fn spans(&self) -> SpanList<'_> {
-        // SAFETY: the list holds type-stable descriptors, guarded by the lock.
+        // SAFETY: the list links only descriptors (M1), and the lock guards it.
         unsafe { SpanList::from(self.first.get()) }
     }
 
-    /// Takes all spans off the list. Also without the lock when nobody frees a block of the request
-    /// any more.
+    /// Takes all spans off the list. Needs no lock once nobody frees a block of the request any
+    /// more.
     pub fn take_all(&self) -> SpanList<'_> {
-        // SAFETY: as above; what was taken is the caller's alone.
+        // SAFETY: as above; what is taken is the caller's alone.
         unsafe { SpanList::from(self.first.replace(null())) }
     }
 
-    /// How many blocks, and the bytes that are charged for them. Anybody may ask.
+    /// Returns the number of blocks and the bytes charged for them. Any thread may ask.
     pub fn figures(&self) -> (usize, usize) {
         (self.count.count() as usize, self.bytes())
     }
 
-    /// The bytes alone.
+    /// Returns the bytes charged for the blocks.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }

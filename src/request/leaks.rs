@@ -1,6 +1,6 @@
-//! What a request never freed, by size class and by the place where it was allocated.
+//! What a request never freed, by size class and by allocation site.
 //!
-//! Collecting allocates: the caller is in `persistent`, or no request would stay as it is.
+//! Collecting allocates, so the caller is in `persistent`: otherwise it would change a request.
 
 use crate::base::quantity::{Blocks, Bytes};
 use crate::base::request_id::RequestId;
@@ -14,22 +14,23 @@ use std::collections::BTreeMap;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-/// What a request has not freed. Its `Display` is for a person: a line in all, one for each size class,
-/// and where the request traces its leaks one for each place and size, equal ones folded.
+/// What a request has not freed. Its `Display` is for people: a line for the total, one for each
+/// size class and, if the request traces its leaks, one for each site and size, with repeats
+/// folded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Leaks {
     /// The request.
     pub id: RequestId,
-    /// What its builder called it.
+    /// The name its builder gave it.
     pub name: Option<&'static str>,
-    /// Blocks in all.
+    /// Blocks in total.
     pub blocks: u64,
-    /// Their bytes, headers and what size classes add included.
+    /// Their bytes, including headers and what size classes add.
     pub bytes: usize,
     /// By size class, smallest first.
     pub classes: Vec<LeakClass>,
-    /// By place and size, in a request that traces its leaks.
+    /// By allocation site and size, in a request that traces its leaks.
     pub sites: Vec<LeakSite>,
 }
 
@@ -37,21 +38,21 @@ pub struct Leaks {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct LeakClass {
-    /// Bytes that a block of it holds; `None`: blocks above the largest class.
+    /// Bytes of payload in a block; `None`: blocks above the largest class.
     pub payload_bytes: Option<usize>,
     /// How many blocks.
     pub blocks: u64,
-    /// Their bytes, headers and what size classes add included.
+    /// Their bytes, including headers and what size classes add.
     pub bytes: usize,
 }
 
-/// The blocks of one size that were allocated at one place and not freed.
+/// The blocks of one size that were allocated at one site and not freed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct LeakSite {
     /// `file(line)`, with the function where the program knows it.
     pub place: String,
-    /// Bytes that were asked for, each time.
+    /// Bytes that each allocation asked for.
     pub asked_bytes: usize,
     /// How many blocks.
     pub blocks: u64,
@@ -86,17 +87,17 @@ impl fmt::Display for Leaks {
     }
 }
 
-/// Room for records beyond those that the request's figures promise.
+/// Room for more traces than the request's figures promise.
 const SPARE_TRACES: usize = 64;
 
-/// What describing a request takes at the most, but for its places: if there is not so much, nothing is
+/// Most bytes that describing a request takes, not counting its sites: with less, nothing is
 /// described.
 const DESCRIPTION_BYTES: usize = 64 * 1024;
-/// What a place and what leads to it take.
+/// Bytes that a site and the stacks leading to it take.
 const SITE_BYTES: usize = 1024;
 
-/// Looks at every block of the request that nobody else can touch. `inside` is the lane that the caller
-/// is in, if any. `Err`: there is no memory for more than the sums.
+/// Looks at every block of the request, leaving out the lanes that other threads are in. `inside`
+/// is the lane that the caller is in, if any. `Err`: there is only memory for the sums.
 pub fn collect<S: Host>(
     control: &Control,
     inside: Option<&Lane>,
@@ -115,13 +116,13 @@ pub fn collect<S: Host>(
         if missed == 0 {
             return Ok(describe(control, &tallies, &traces));
         }
-        // Others allocate meanwhile: once more, with more room.
+        // Other threads allocated meanwhile: try again, with more room.
         room = 2 * (traces.len() + missed);
         traces.clear();
     }
 }
 
-/// Whether there is memory to put so many places into words.
+/// Whether there is memory to put `site_count` sites into words.
 fn can_describe(site_count: usize) -> bool {
     let bytes = DESCRIPTION_BYTES + site_count * SITE_BYTES;
     Vec::<u8>::new().try_reserve(bytes).is_ok()
@@ -129,7 +130,7 @@ fn can_describe(site_count: usize) -> bool {
 
 type Tallies = [(u64, usize); CLASS_COUNT + 1];
 
-/// Counts by class and collects the records, as far as there is room: nothing allocates meanwhile.
+/// Counts by class, and collects traces as far as there is room: nothing allocates meanwhile.
 fn tally<S: Host>(
     control: &Control,
     inside: Option<&Lane>,
@@ -147,13 +148,13 @@ fn tally<S: Host>(
             *missed += 1;
             return;
         }
-        // SAFETY: the record was there when the walk looked, and stays readable during the visit.
+        // SAFETY: the walk has seen the record, which stays readable during the visit.
         traces.extend(unsafe { Trace::read(leak.block, traced_bytes) });
     });
     tallies
 }
 
-/// The sums: nothing that takes memory.
+/// Returns the sums, which take no memory.
 fn summary(control: &Control, tallies: &Tallies) -> Leaks {
     Leaks {
         id: RequestId(control.serial().0),
@@ -179,7 +180,7 @@ fn describe(control: &Control, tallies: &Tallies, traces: &[Trace]) -> Leaks {
     Leaks { classes, sites: fold(traces), ..summary(control, tallies) }
 }
 
-/// Names the places: once for each stack. Different stacks that lead to one place are one.
+/// Names the sites, once for each stack. Different stacks that lead to one site are folded.
 fn fold(traces: &[Trace]) -> Vec<LeakSite> {
     let mut stacks: BTreeMap<(Site, [usize; FRAME_COUNT]), String> = BTreeMap::new();
     let mut sites: BTreeMap<(&str, usize), u64> = BTreeMap::new();
@@ -210,20 +211,20 @@ fn place(site: &Site, frames: &[usize; FRAME_COUNT]) -> String {
     std::format!("{file}({})", site.line)
 }
 
-/// The innermost caller that is not of this crate or of the standard library.
+/// Returns the innermost caller that is neither in this crate nor in the standard library.
 #[cfg(feature = "trace")]
 fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
     let mut last = None;
     for &frame in frames.iter().take_while(|&&frame| frame != 0) {
         let mut found = None;
-        // The address a call returns to belongs to the next line: look at the call.
+        // A return address belongs to what follows the call: look at the call.
         backtrace::resolve((frame - 1) as *mut core::ffi::c_void, |symbol| {
-            // Of inlined functions the innermost comes first.
+            // Inlined functions come innermost first.
             if found.is_some() {
                 return;
             }
             let function = symbol.name().map(|name| std::format!("{name:#}"));
-            // A generic function of the standard library has its file and not its name.
+            // A generic function of the standard library has its file but not its name.
             let is_of_std = symbol.filename().is_some_and(is_file_of_std);
             if is_of_std || function.as_deref().is_some_and(is_internal) {
                 return;
@@ -244,15 +245,15 @@ fn caller_of(frames: &[usize; FRAME_COUNT]) -> String {
     last.map_or_else(unknown, |frame| std::format!("{frame:#x}"))
 }
 
-/// Whether a source file is the standard library's: it was built elsewhere, or its source is installed
-/// with the toolchain.
+/// Whether a source file is the standard library's: built elsewhere, or from the source that is
+/// installed with the toolchain.
 #[cfg(feature = "trace")]
 fn is_file_of_std(file: &std::path::Path) -> bool {
     let of_toolchain = std::path::Path::new("lib/rustlib/src/rust/library");
     file.starts_with("/rustc/") || file.ancestors().any(|ancestor| ancestor.ends_with(of_toolchain))
 }
 
-/// Whether a function only stands between the program and the allocator.
+/// Whether a function is only in between the program and the allocator.
 #[cfg(feature = "trace")]
 fn is_internal(function: &str) -> bool {
     let name = function.trim_start_matches(['<', '&', '*', '(']).trim_start_matches("dyn ");

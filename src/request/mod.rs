@@ -36,11 +36,12 @@ pub enum Shortage {
     Memory,
 }
 
-/// The heap, as its requests know it: where their spans come from, and what they share.
+/// The heap as its requests know it: where their spans come from, and what they share.
 pub trait Host: Supply {
-    /// Whether `bytes` more may stay with pooled control blocks.
+    /// Charges for `bytes` more that stay with pooled control blocks; `false`: they are over the
+    /// cap.
     fn charge_warm(&self, bytes: usize) -> bool;
-    /// So much less stays with pooled control blocks.
+    /// Notes that `bytes` less stay with pooled control blocks.
     fn refund_warm(&self, bytes: usize);
     /// Runs `change` on the list of large blocks of the request with this serial, alone.
     fn with_large_lock<R>(&self, owner: Serial, change: impl FnOnce() -> R) -> R;

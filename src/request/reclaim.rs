@@ -1,5 +1,6 @@
 //! Reclaiming: before a request is marked at its limit's reserve, and again before it is refused
-//! memory at its limit, what is free inside it goes back. In vain it is not tried again soon (W3).
+//! memory at its limit, what is free inside it goes back. If that got nothing back, it is not tried
+//! again soon (W3).
 
 use super::Host;
 use crate::base::size_class::PAGE_BYTES;
@@ -9,7 +10,7 @@ use crate::request::lane::Lane;
 use crate::request::sweep::sweep;
 
 impl Control {
-    /// Charges (Q2), and reclaims first where the request has come to its mark or limit.
+    /// Charges (Q2), reclaiming first if the request has come to its mark or limit.
     pub fn charge_or_reclaim<S: Host>(
         &self,
         lane: &Lane,
@@ -20,7 +21,7 @@ impl Control {
         if self.footprint.charge(Some(lane), bytes, Bound::Soft) {
             return true;
         }
-        // No less than is missing: a length beyond all limits is refused as it is.
+        // No less than is missing, so that a length beyond all limits is refused without a walk.
         let missing_bytes = self.footprint.missing_bytes(bytes);
         self.reclaim_at_bound(lane, missing_bytes.max(PAGE_BYTES), supply);
         self.footprint.charge(Some(lane), bytes, Bound::Hard) || {
@@ -31,8 +32,8 @@ impl Control {
         }
     }
 
-    /// Charges for a block that grows, whoever resizes it. A caller outside has no lane to reclaim
-    /// in, so it comes to the mark at most: it can visit and try again.
+    /// Charges for a block that grows, whichever thread resizes it. A caller outside has no lane to
+    /// reclaim in, so it stops at the soft bound: it can visit and try again.
     pub fn charge_growth<S: Host>(
         &self,
         lane: Option<&Lane>,
@@ -46,8 +47,8 @@ impl Control {
         }
     }
 
-    /// Sets the limit, `usize::MAX` for none, after reclaiming if need be. `false`: more is in use,
-    /// and nothing has changed.
+    /// Sets the limit, `usize::MAX` for none, reclaiming first if need be. `false`: more is in use,
+    /// and the limit has not changed.
     pub fn set_limit<S: Host>(&self, lane: Option<&Lane>, bytes: usize, supply: &S) -> bool {
         self.footprint.set_limit(bytes)
             || lane.is_some_and(|lane| {
@@ -56,17 +57,17 @@ impl Control {
             })
     }
 
-    /// Gives back the regions that only free blocks are in, and makes room in the others, if the
-    /// free blocks are worth so many bytes together. Returns the bytes of pages that went; `None`:
-    /// it was not worth it.
+    /// Gives back the regions that contain only free blocks, and makes room in the others, if there
+    /// are at least `worth_bytes` of free blocks. Returns the bytes of pages that went; `None`: it
+    /// was not worth it.
     pub fn reclaim<S: Host>(&self, lane: &Lane, worth_bytes: usize, supply: &S) -> Option<usize> {
         let free_bytes = self.free_bytes(lane);
         let is_worth = free_bytes > 0 && free_bytes >= worth_bytes;
         is_worth.then(|| self.sweep_and_note(lane, supply))
     }
 
-    /// The same before the request is marked or refused memory: unless it was in vain, and too
-    /// little was freed since (W3).
+    /// Reclaims before the request is marked or refused memory, unless that was in vain the last
+    /// time and too little has been freed since (W3).
     pub(super) fn reclaim_at_bound<S: Host>(
         &self,
         lane: &Lane,
@@ -78,7 +79,7 @@ impl Control {
         is_due.then(|| self.sweep_and_note(lane, supply))
     }
 
-    /// Bytes of the request's free blocks, as far as is known; strays among them now.
+    /// Returns the bytes of the request's free blocks, as far as is known, once strays are drained.
     fn free_bytes(&self, lane: &Lane) -> usize {
         self.stub().drain_into(lane);
         self.lanes().map(|lane| lane.free_figures().1).sum()

@@ -1,15 +1,15 @@
-//! The sweep: a long request whose bins hold much, of sizes that are not asked for any more, gets
-//! that memory back in one piece.
+//! The sweep: when the bins of a long request are full of sizes that are no longer asked for, it
+//! joins that memory again.
 //!
-//! The bins of all lanes that can be had are emptied and their blocks flagged as swept; each region
-//! is walked, neighbours that are swept become one piece, a region that is one piece goes back, and
-//! the other are *pieces*, from the inside of which blocks of any class are cut
+//! The bins of all lanes that can be occupied are emptied and their blocks flagged as swept; each
+//! region is walked, swept neighbours become one piece, a region that is one piece goes back, and
+//! the others are *pieces*, from the inside of which blocks of any class are cut
 //! (`Lane::adopt_piece`). What was not swept is never cut: a class that is wanted again finds its
 //! blocks.
 //!
 //! - **W1** While it sweeps, the caller occupies every lane whose bins or regions it touches. A
-//!   block that is swept lies in one of those bins; a region that holds a block of another lane's
-//!   bins, or a stray, is not one piece.
+//!   swept block lies in one of those bins; a region with a block in another lane's bins, or with a
+//!   stray, is not one piece.
 
 use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
@@ -21,28 +21,28 @@ use crate::request::control::Control;
 use crate::request::lane::Lane;
 use crate::request::region::{Ids, walk};
 
-/// Lanes that are swept at once.
+/// Most lanes that are swept at once.
 const MAX_LANES: usize = 32;
 
-/// Whether a request that would grow should be swept first (W2).
+/// Whether a request should be swept before it grows (W2).
 pub fn is_due(control: &Control, lane: &Lane) -> bool {
     control.pace.is_sweep_due(control.region_bytes(), || free_bytes_in_reach(control, lane))
 }
 
-/// What a sweep could get back, as far as is known: what is in the lane's bins and on its way
-/// between lanes.
+/// Returns what a sweep could get back, as far as is known: what is in the lane's bins and on its
+/// way between lanes.
 fn free_bytes_in_reach(control: &Control, lane: &Lane) -> usize {
     lane.free_figures().1 + control.stub().pending.figures().1.max(0) as usize
 }
 
-/// Lanes that the caller occupies.
+/// The lanes that the caller occupies.
 struct Occupied<'c> {
     lanes: [Option<&'c Lane>; MAX_LANES],
 }
 
 impl<'c> Occupied<'c> {
-    /// The lane the caller is in and those nobody is in. They are written down: the list of lanes
-    /// may grow meanwhile.
+    /// Occupies the lanes that nobody is in, beside the caller's own. They are written down because
+    /// the list of lanes may grow meanwhile.
     fn take(control: &'c Control, lane: &'c Lane) -> Self {
         let idle = |other: &&Lane| !core::ptr::eq(*other, lane) && other.occupancy.try_enter();
         let mut lanes = [None; MAX_LANES];
@@ -55,13 +55,13 @@ impl<'c> Occupied<'c> {
         self.lanes.iter().flatten().copied()
     }
 
-    /// Makes all but the caller's lane, which is the first, idle again.
+    /// Leaves all lanes but the caller's, which is the first.
     fn leave(self) {
         self.each().skip(1).for_each(|lane| lane.occupancy.leave());
     }
 }
 
-/// Sweeps the lane the caller is in and those nobody is in.
+/// Sweeps the lane that the caller is in and those that nobody is in.
 #[cold]
 pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let free_bytes = free_bytes_in_reach(control, lane);
@@ -74,7 +74,7 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
         let regions = occupied.each().flat_map(Lane::regions);
         regions.for_each(|region| region.region.sweeper.store(sweeper, Ordering::Relaxed));
     }
-    // A block whose region is not walked by this sweep stays where it is (W1).
+    // A block whose region this sweep does not walk stays where it is (W1).
     let is_walked = |block| {
         walks_all
             || supply.span_of_free(block, SpanKind::Region).region.sweeper.load(Ordering::Relaxed)
@@ -89,7 +89,7 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     control.pace.note_sweep(gained, free_bytes);
 }
 
-/// Empties the bins of the blocks whose region is walked; they are swept, and stay counted as cut.
+/// Empties the bins of the blocks whose region is walked; they are swept, and still count as cut.
 fn sweep_bins(lane: &Lane, is_walked: impl Fn(Block) -> bool) {
     lane.retire_range();
     for class in Class::all() {
@@ -104,7 +104,7 @@ fn sweep_bins(lane: &Lane, is_walked: impl Fn(Block) -> bool) {
     lane.take_pieces().flat_map(|(_, first)| listed(first)).for_each(set_swept);
 }
 
-/// The blocks of a list, each read before it is handed out.
+/// Returns the blocks of a list; each link is read before its block is handed out.
 fn listed(first: Block) -> impl Iterator<Item = Block> {
     let mut next = first;
     core::iter::from_fn(move || {
@@ -123,7 +123,7 @@ fn set_swept(block: Block) {
     word.store(swept.0, Ordering::Relaxed);
 }
 
-/// A run of swept blocks.
+/// A run of swept neighbours.
 #[derive(Clone, Copy, Default)]
 struct Piece {
     start: usize,
@@ -131,7 +131,8 @@ struct Piece {
     blocks: usize,
 }
 
-/// Sweeps the regions of one lane; the bytes that went back or were joined to larger blocks.
+/// Sweeps the regions of one lane. Returns the bytes that went back or were joined to larger
+/// blocks.
 fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize {
     let ids = control.ids();
     let mut gained = 0;
@@ -173,7 +174,8 @@ fn is_one_piece(region: &Span, ids: Ids) -> bool {
         && walk(region, ids).all(|(_, header, _)| header.has(SWEPT))
 }
 
-/// Gives a piece to the lane whose region it lies in; its bytes, if it was more than one block.
+/// Gives a piece to the lane whose region it lies in. Returns its bytes if it was more than one
+/// block.
 fn recut(lane: &Lane, piece: Piece) -> usize {
     if piece.blocks > 0 {
         lane.recount(-(piece.blocks as isize), -(piece.bytes as isize));

@@ -1,4 +1,4 @@
-//! Walks over everything that a request has.
+//! Walks over everything a request has.
 
 use super::Host;
 use crate::base::fatal;
@@ -10,8 +10,8 @@ use crate::request::control::Control;
 use crate::request::lane::Lane;
 use crate::request::region::walk;
 
-/// A block that was not freed. Its owner may use, move or free it at any time, so nothing is said
-/// here that is not known without looking at its memory; only its record may be read.
+/// A block that was not freed. Its owner may use, move or free it at any time, so this says only
+/// what is known without looking at its memory, of which only the record may be read.
 pub struct Leak {
     /// The block.
     pub block: Block,
@@ -19,12 +19,12 @@ pub struct Leak {
     pub block_bytes: usize,
     /// Its class; `None`: it has a mapping of its own.
     pub class: Option<Class>,
-    /// Bytes that its record stands at the end of, if it has one.
+    /// Length of the block that its record is at the end of, if it has one.
     pub traced_bytes: Option<usize>,
 }
 
 impl Leak {
-    /// A large or mapped block, by its descriptor: its header may be on the move.
+    /// Describes a large or mapped block by its descriptor, because its header may be on the move.
     fn of_span(span: &Span) -> Self {
         let class = (span.kind() == SpanKind::Large)
             .then(|| Class::from_index(span.class_index()))
@@ -40,13 +40,13 @@ impl Leak {
 }
 
 impl Control {
-    /// Walks the lane the caller is in, every lane nobody is in, and their regions; fatal when a
-    /// structure contradicts itself.
+    /// Walks the lane that the caller is in, every lane that nobody is in, and their regions; fatal
+    /// if a structure contradicts itself.
     pub fn check(&self, inside: Option<&Lane>) {
         self.each_lane(inside, |lane| self.check_lane(lane));
     }
 
-    /// Visits the lane the caller is in and every lane nobody is in.
+    /// Visits the lane that the caller is in and every lane that nobody is in.
     fn each_lane(&self, inside: Option<&Lane>, mut visit: impl FnMut(&Lane)) {
         for lane in self.lanes() {
             let is_inside = inside.is_some_and(|inside| core::ptr::eq(inside, lane));
@@ -59,9 +59,9 @@ impl Control {
         }
     }
 
-    /// Visits the blocks that were not freed and that nobody persisted. Leaves out the lanes that
-    /// other threads are in. A record that is there stays readable during the visit: large blocks
-    /// that have one do not move, and are not released without the lock that is held meanwhile.
+    /// Visits the blocks that were neither freed nor persisted, leaving out the lanes that other
+    /// threads are in. A record that was found stays readable during the visit: large blocks that
+    /// have one do not move, and are not released without the lock that is held meanwhile.
     pub fn each_leak<S: Host>(
         &self,
         inside: Option<&Lane>,
@@ -82,7 +82,7 @@ impl Control {
                     if !header.has(LIVE) || header.has(FREED) {
                         continue;
                     }
-                    // The flag was set after the record was written.
+                    // The flag is set after the record is written.
                     fence(Ordering::Acquire);
                     let block_bytes = class.payload_bytes();
                     visit(Leak {

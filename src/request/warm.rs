@@ -2,7 +2,7 @@
 //!
 //! | field | written by | read by |
 //! |---|---|---|
-//! | `bytes` | who keeps a region or lets go of it, by read-modify-write | the same |
+//! | `bytes` | the thread that keeps a region or lets go of it, by read-modify-write | the same |
 
 use super::Host;
 use crate::base::sync::{AtomicUsize, Ordering};
@@ -11,20 +11,20 @@ use crate::pages::span::Span;
 /// Most bytes of regions that stay with one control block.
 const MAX_WARM_BYTES: usize = 1024 * 1024;
 
-/// What a control block is charged for.
+/// The warm memory that a control block is charged for.
 pub struct Warm {
-    /// Bytes of regions, also of those that the request uses again.
+    /// Bytes of regions, including those that the request uses again.
     bytes: AtomicUsize,
 }
 
 impl Warm {
-    /// Nothing.
+    /// Creates a charge of nothing.
     pub const fn new() -> Self {
         Self { bytes: AtomicUsize::new(0) }
     }
 
-    /// Whether an empty region stays: it did already, or the caps of the control block and of the
-    /// process let it.
+    /// Decides whether an empty region stays: if it did already, or if the caps of the control
+    /// block and of the process allow it.
     pub fn keeps<S: Host>(&self, region: &Span, supply: &S) -> bool {
         let bytes = region.bytes();
         let is_charged = region.region.warm_bytes.get() != 0;
@@ -38,7 +38,7 @@ impl Warm {
         stays
     }
 
-    /// A region leaves the control block for good.
+    /// Notes that a region leaves the control block for good.
     pub fn let_go<S: Host>(&self, region: &Span, supply: &S) {
         let charged = region.region.warm_bytes.get();
         if charged != 0 {

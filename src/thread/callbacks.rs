@@ -1,5 +1,5 @@
-//! What the user of a request gave to be called before its memory goes, and how such code is called:
-//! inside the request, past its limit, out of reach of bailouts, and so that no panic goes further.
+//! Callbacks that run before a request's memory goes, and how user code is called: inside the
+//! request, with its limit suspended, out of reach of bailouts, and with panics contained.
 
 use super::cancel::without_cancellation;
 use super::entries::EntryName;
@@ -13,11 +13,11 @@ use core::panic::AssertUnwindSafe;
 use core::ptr::with_exposed_provenance_mut;
 use std::boxed::Box;
 
-/// A callback on its request's list. The first word is the list's.
+/// A callback on its request's list. The first word is the list's link.
 #[repr(C)]
 struct Node {
     next: usize,
-    /// Frees the node and calls what it has.
+    /// Frees the node and calls its closure.
     run: unsafe fn(*mut Node),
 }
 
@@ -29,7 +29,7 @@ struct Callback<F> {
 }
 
 /// # Safety
-/// `node` is the first part of a `Callback<F>` that `add_callback` made, and nobody else's.
+/// `node` is the start of a `Callback<F>` that `add_callback` made, and the caller owns it.
 unsafe fn run<F: FnOnce()>(node: *mut Node) {
     // SAFETY: the caller's contract.
     let callback = unsafe { Box::from_raw(node.cast::<Callback<F>>()) };
@@ -37,17 +37,18 @@ unsafe fn run<F: FnOnce()>(node: *mut Node) {
     call();
 }
 
-/// Has something called inside the request before its memory goes: the last added first. The caller is
-/// inside the request or has a handle, so the list is open. `Err`: no memory, for so many bytes.
+/// Registers a callback to run inside the request before its memory goes, last added first. The
+/// caller is inside the request or has a handle, so the list is open. `Err`: no memory for this
+/// many bytes.
 pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) -> Result<(), usize> {
     let layout = Layout::new::<Callback<F>>();
-    // SAFETY: a node has a size.
+    // SAFETY: the layout contains a node, so its size is not zero.
     let place = in_persistent(|| unsafe { std::alloc::alloc(layout) }).cast::<Callback<F>>();
     if place.is_null() {
         return Err(layout.size());
     }
     let callback = Callback { node: Node { next: 0, run: run::<F> }, call };
-    // SAFETY: fresh memory for it.
+    // SAFETY: fresh memory of this layout.
     unsafe { place.write(callback) };
     let node = place.expose_provenance();
     control.on_end.push(&Raw, node, node);
@@ -76,33 +77,34 @@ pub fn run_callbacks(control: &'static Control) {
         }
     });
     if let (Some(thread), Some(name)) = (thread, name) {
-        // The handle is the caller's again.
+        // The handle goes back to the caller.
         thread.leave_keeping_handle(name);
     }
 }
 
-/// Panics out of panics' payloads that are dropped, one after the other.
+/// How many panics in a row are caught while panic payloads are dropped.
 const MAX_PAYLOADS: usize = 16;
 
-/// Calls what the user gave. A panic ends it and goes no further; nor does one of the payload's drop.
+/// Calls user code. A panic ends it and goes no further; neither does one from dropping its
+/// payload.
 fn call_contained(call: impl FnOnce()) {
     let mut result = std::panic::catch_unwind(AssertUnwindSafe(call));
     for _ in 0..MAX_PAYLOADS {
         let Err(payload) = result else { return };
         result = std::panic::catch_unwind(AssertUnwindSafe(|| drop(payload)));
     }
-    // This might never end.
+    // This could go on forever.
     core::mem::forget(result);
 }
 
-/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of bailouts
-/// to whoever called and of cancellation: Rust frames lie between.
+/// Runs `f` with the memory limit of the thread's request suspended, and out of reach of
+/// cancellation and of bailouts to its callers: there are Rust frames in between.
 pub fn without_limit<R>(thread: Option<&'static Thread>, f: impl FnOnce() -> R) -> R {
     let _suspended = thread.map(Suspended::new);
     without_cancellation(f)
 }
 
-/// A thread whose request's limit is suspended and that no bailout leaves, until it is dropped.
+/// Until it is dropped, the limit of the thread's request is suspended and no bailout passes.
 struct Suspended {
     thread: &'static Thread,
     lane: Option<&'static Lane>,
@@ -137,7 +139,7 @@ impl Drop for Suspended {
     }
 }
 
-/// Being in the persistent lifetime, until it is dropped.
+/// An entry into the persistent lifetime, left on drop.
 struct InPersistent {
     thread: &'static Thread,
     name: EntryName,
@@ -158,7 +160,8 @@ impl Drop for InPersistent {
     }
 }
 
-/// Runs `f` with persistent allocations, as far as the thread has room to say so.
+/// Runs `f` inside the persistent lifetime, or where the thread is if there is no memory for the
+/// entry.
 pub fn in_persistent<R>(f: impl FnOnce() -> R) -> R {
     let _inside = InPersistent::new();
     f()

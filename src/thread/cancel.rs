@@ -1,6 +1,6 @@
-//! Cancellation of threads (`pthread_cancel`), kept away from Rust frames: it unwinds the stack
-//! from wherever the C library can be cancelled, and a Rust function ends the process when it is
-//! passed.
+//! Keeps thread cancellation (`pthread_cancel`) away from Rust frames: it unwinds the stack from
+//! any cancellation point of the C library, and a Rust function that it unwinds through ends the
+//! process.
 
 use core::ffi::c_int;
 use core::ptr::null_mut;
@@ -12,13 +12,13 @@ unsafe extern "C" {
     fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
 }
 
-/// Runs `f` while the thread cannot be cancelled; what comes meanwhile waits.
+/// Runs `f` with cancellation disabled; a cancellation that arrives meanwhile waits.
 pub fn without_cancellation<R>(f: impl FnOnce() -> R) -> R {
     let mut before = DISABLED;
-    // SAFETY: the place can be written.
+    // SAFETY: `before` is writable.
     unsafe { pthread_setcancelstate(DISABLED, &raw mut before) };
     let result = f();
-    // SAFETY: a state that the thread had.
+    // SAFETY: the state that the thread had before.
     unsafe { pthread_setcancelstate(before, null_mut()) };
     result
 }

@@ -1,12 +1,12 @@
-//! What a thread is inside of: its entries, in the order in which they were made.
+//! What a thread is inside: its entries, in the order they were made.
 //!
-//! They may be left in any order, which costs the same for each: the live ones are linked, and the
-//! slots of dead ones are used again. An entry is named by its slot and its order, a number that no
-//! other entry of the thread ever has.
+//! They may be left in any order at the same cost: live ones are linked, and the slots of dead ones
+//! are reused. An entry is named by its slot and its order, a number that no other entry of the
+//! thread ever has.
 //!
-//! - **E1** A slot is of a live entry, which is linked in its list and in that of its kind, or on the
-//!   list of free slots, or has never been used.
-//! - **E2** `above_inline` is how many live entries are beyond the inline slots.
+//! - **E1** A slot either belongs to a live entry, linked in the list of all and in that of its
+//!   kind, or is on the list of free slots, or has never been used.
+//! - **E2** `above_inline` is the number of live entries beyond the inline slots.
 
 use crate::blocks::bin::Bins;
 use crate::request::control::Control;
@@ -14,12 +14,12 @@ use crate::request::lane::Lane;
 use core::cell::Cell;
 use core::ptr::{null, null_mut};
 
-/// Entries that a thread has room for before it allocates.
+/// How many entries a thread has room for before it allocates.
 const INLINE_ENTRIES: usize = 8;
-/// Entries whose room stays with the thread when it is outside of all of them.
+/// The most entries a thread keeps room for while none is live beyond the inline slots.
 const KEPT_ENTRIES: usize = 512;
 
-/// Why a thread is where it is.
+/// What made an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum EntryKind {
@@ -36,25 +36,25 @@ pub enum EntryKind {
 
 const KIND_COUNT: usize = 4;
 
-/// Where an entry is among all.
+/// The index of an entry's slot.
 type Slot = u32;
 
 /// No slot.
 const NOWHERE: Slot = Slot::MAX;
 
-/// A thread's being inside a request, or inside `persistent`.
+/// A record of a thread's being inside a request, or inside `persistent`.
 #[derive(Clone, Copy)]
 pub struct Entry {
-    /// What is active while it is the newest.
+    /// The bins that are active while this is the newest entry (T1).
     pub bins: *const Bins,
-    /// The request; null: none.
+    /// The request it is in; null: none.
     pub control: *const Control,
-    /// The lane of the request.
+    /// The lane of that request; null: none.
     pub lane: *const Lane,
     order: u64,
     kind: EntryKind,
     live: bool,
-    /// Live: its neighbours. Free: the next free slot.
+    /// Live: its neighbours. Free: `older` is the next free slot.
     older: Slot,
     newer: Slot,
     older_of_kind: Slot,
@@ -62,7 +62,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry in no request.
+    /// Returns an entry in no request.
     pub const fn new(kind: EntryKind, bins: *const Bins) -> Self {
         Self {
             bins,
@@ -78,7 +78,7 @@ impl Entry {
         }
     }
 
-    /// The same in a lane of a request.
+    /// Returns the entry, in this lane of this request.
     pub const fn in_lane(self, control: *const Control, lane: *const Lane) -> Self {
         Self { control, lane, ..self }
     }
@@ -92,20 +92,20 @@ pub struct EntryName {
 }
 
 impl EntryName {
-    /// When it was made: later entries have larger ones.
+    /// Returns when it was made: later entries have larger numbers.
     pub fn order(self) -> u64 {
         self.order
     }
 }
 
-/// The entries of a thread; only it touches them.
+/// A thread's entries; only that thread touches them.
 pub struct Entries {
-    /// All slots: the inline ones, or a persistent block in their stead.
+    /// All slots: `inline`, or a persistent block instead.
     first: Cell<*mut Entry>,
     capacity: Cell<usize>,
     inline: Cell<[Entry; INLINE_ENTRIES]>,
     above_inline: Cell<usize>,
-    /// Places that were ever used.
+    /// How many slots, from the first on, have been used.
     used: Cell<Slot>,
     first_free: Cell<Slot>,
     newest: Cell<Slot>,
@@ -114,7 +114,7 @@ pub struct Entries {
 }
 
 impl Entries {
-    /// None. Not to be used before `settle`.
+    /// No entries. Must not be used before `settle`.
     pub const fn new() -> Self {
         Self {
             first: Cell::new(null_mut()),
@@ -129,7 +129,7 @@ impl Entries {
         }
     }
 
-    /// They stay where they are from now on.
+    /// Points at the inline slots: this must not move from now on.
     pub fn settle(&self) {
         self.first.set(self.inline.as_ptr().cast());
     }
@@ -138,7 +138,7 @@ impl Entries {
         self.first.get().wrapping_add(slot as usize)
     }
 
-    /// The entry at a slot that was used.
+    /// Returns the entry in a used slot.
     #[inline]
     fn get(&self, slot: Slot) -> Entry {
         // SAFETY: a used slot is inside the array, which only this thread reaches.
@@ -151,31 +151,32 @@ impl Entries {
         change(unsafe { &mut *self.at(slot) });
     }
 
-    /// Whether there is room for one more.
+    /// Whether there is room for one more entry.
     #[inline]
     pub fn has_room(&self) -> bool {
         self.first_free.get() != NOWHERE || (self.used.get() as usize) < self.capacity.get()
     }
 
-    /// How many bytes there must be for twice as many.
+    /// Returns how many bytes twice as many slots take.
     pub fn wanted_bytes(&self) -> usize {
         self.capacity.get() * 2 * size_of::<Entry>()
     }
 
-    /// Moves to a larger block; the one before, or null, is the caller's.
+    /// Moves the slots to a larger block. Returns the block they were in, now the caller's, or
+    /// null.
     ///
     /// # Safety
-    /// `fresh` is memory of `wanted_bytes`, aligned to 16, and the caller's alone.
+    /// `fresh` is `wanted_bytes` of memory, aligned to 16, and the caller's alone.
     pub unsafe fn grow(&self, fresh: *mut u8) -> *mut u8 {
         self.capacity.set(self.wanted_bytes() / size_of::<Entry>());
-        // SAFETY: the caller's contract: it is longer than what is used.
+        // SAFETY: the caller's contract; `fresh` is longer than the used slots.
         unsafe { self.move_to(fresh.cast()) }
     }
 
-    /// Moves the used slots; the block that they were in, or null.
+    /// Moves the used slots. Returns the block they were in, or null if they were inline.
     ///
     /// # Safety
-    /// `first` is room for as many, and the caller's alone.
+    /// `first` has room for the used slots, and is the caller's alone.
     unsafe fn move_to(&self, first: *mut Entry) -> *mut u8 {
         let before = self.first.replace(first);
         // SAFETY: the caller's contract.
@@ -183,8 +184,8 @@ impl Entries {
         if before == self.inline.as_ptr().cast() { null_mut() } else { before.cast() }
     }
 
-    /// Moves back to the inline slots, where no other one is of a live entry: from any block if
-    /// `all`, else from one that is too long to be kept. The block is the caller's; null: there is none.
+    /// Moves back to the inline slots, unless a live entry is beyond them: from any block if `all`,
+    /// else only from one too long to keep. Returns the block, now the caller's, or null.
     #[inline]
     pub fn take_idle_room(&self, all: bool) -> *mut u8 {
         let kept = if all { INLINE_ENTRIES } else { KEPT_ENTRIES };
@@ -198,7 +199,7 @@ impl Entries {
     fn move_inline(&self) -> *mut u8 {
         self.capacity.set(INLINE_ENTRIES);
         self.used.set(self.used.get().min(INLINE_ENTRIES as Slot));
-        // SAFETY: the inline slots are as many as are used now.
+        // SAFETY: no more slots are used now than are inline.
         let before = unsafe { self.move_to(self.inline.as_ptr().cast()) };
         self.first_free.set(NOWHERE);
         for slot in (0..self.used.get()).filter(|&slot| !self.get(slot).live) {
@@ -223,7 +224,7 @@ impl Entries {
         slot
     }
 
-    /// Makes an entry, the newest. There is room.
+    /// Adds an entry as the newest. There is room.
     #[inline]
     pub fn push(&self, entry: Entry) -> EntryName {
         let slot = self.take_slot();
@@ -246,7 +247,7 @@ impl Entries {
         EntryName { slot, order }
     }
 
-    /// Takes an entry out; `None`: it was before.
+    /// Removes an entry and returns it; `None`: it had been removed before.
     #[inline]
     pub fn remove(&self, name: EntryName) -> Option<Entry> {
         if name.slot >= self.used.get() {
@@ -285,19 +286,19 @@ impl Entries {
         })
     }
 
-    /// The newest entry.
+    /// Returns the newest entry.
     #[inline]
     pub fn newest(&self) -> Option<(EntryName, Entry)> {
         self.named(self.newest.get())
     }
 
-    /// The newest entry of a kind.
+    /// Returns the newest entry of a kind.
     #[inline]
     pub fn newest_of(&self, kind: EntryKind) -> Option<(EntryName, Entry)> {
         self.named(self.newest_of_kind[kind as usize].get())
     }
 
-    /// The order of the entry that was made last.
+    /// Returns the order of the entry made last.
     #[cfg(feature = "capi")]
     pub fn last_order(&self) -> u64 {
         self.last_order.get()
@@ -370,7 +371,7 @@ mod tests {
             seed ^= seed << 13;
             seed ^= seed >> 7;
             seed ^= seed << 17;
-            // Grows to some hundreds and back to none, over and over.
+            // Grows to a few hundred and shrinks back to none, over and over.
             let grows = round / 600 % 2 == 0;
             if model.is_empty() || (seed % 8 < 6) == grows {
                 let kind = match seed / 8 % 3 {
@@ -382,7 +383,7 @@ mod tests {
             } else {
                 let (name, _) = model.remove((seed / 8) as usize % model.len());
                 assert!(entries.remove(name).is_some());
-                assert!(entries.remove(name).is_none(), "an entry is left once");
+                assert!(entries.remove(name).is_none(), "an entry is left only once");
                 let _ = entries.take_idle_room(seed % 16 < 8);
             }
             entries.check();
@@ -406,7 +407,7 @@ mod tests {
             entries.remove(guard);
             guard = next;
         }
-        assert_eq!(entries.used.get(), 2, "one that is left and one that is made");
+        assert_eq!(entries.used.get(), 2, "one being left and one being made");
         entries.remove(guard);
         entries.check();
     }

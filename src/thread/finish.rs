@@ -1,5 +1,5 @@
-//! How a request is finished: what was asked to run before its memory goes, what it never freed, and
-//! then its memory.
+//! How a request is finished: its callbacks run, what it never freed is reported, and then its
+//! memory goes.
 
 use super::callbacks::{in_persistent, run_callbacks};
 use super::requests::count_finished;
@@ -24,8 +24,9 @@ pub fn drop_handle(control: &'static Control) {
     }
 }
 
-/// Drops the caller's handle if it is the only one, after the callbacks have run: the request is the
-/// caller's to finish. `false`: others are alive, and the handle is still the caller's.
+/// Drops the caller's handle if it is the only one, after the callbacks have run. `true`: the
+/// request is the caller's to finish. `false`: others are alive, and the caller still has its
+/// handle.
 pub fn drop_only_handle(control: &'static Control) -> bool {
     let state = &control.stub().state;
     while state.look().handles() == 1 {
@@ -38,7 +39,8 @@ pub fn drop_only_handle(control: &'static Control) -> bool {
     false
 }
 
-/// Lists on standard error what the request never freed, if its policy says so for such an end.
+/// Lists on standard error what the request never freed, if its policy asks for that after such an
+/// end.
 #[cold]
 fn report_leaks(control: &Control) {
     let policy = control.leaks.get();
@@ -51,7 +53,7 @@ fn report_leaks(control: &Control) {
             write_to_standard_error(std::format!("{leaks}\n").as_bytes());
         }
         Ok(_) => {}
-        // No memory for more than a line.
+        // No memory for more than one line.
         Err(leaks) => {
             let mut line = Line::EMPTY;
             let _ = core::fmt::Write::write_fmt(&mut line, format_args!("{leaks}"));

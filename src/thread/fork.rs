@@ -1,46 +1,46 @@
-//! What is done around a `fork`: nothing before it and nothing in the parent. No lock is held across it,
-//! so a handler of another library can wait for whatever another thread holds meanwhile, and a signal
-//! handler may fork that interrupted the allocator.
+//! What happens around a `fork`: nothing before it and nothing in the parent. No lock is held
+//! across it, so another library's handler can wait for whatever another thread holds meanwhile,
+//! and a signal handler that interrupted the allocator may fork.
 //!
-//! The child has one thread. Locks that others held are opened, and what they were changing is made
-//! whole. What the others had in their caches and lanes is lost to it, and the requests they were
-//! inside never close.
+//! The child has one thread. Locks that other threads held are opened, and what they were changing
+//! is made whole. What they had in their caches and lanes is lost to the child, and the requests
+//! they were inside never close.
 
 use super::{HEAP, RUNNING_COUNT, current};
 use crate::base::os;
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, Lock, Ordering, set_long_wait};
 use core::ptr::{null, null_mut, with_exposed_provenance_mut};
 
-/// Held while the key of thread exits is made.
+/// Held while the key for thread exits is made.
 pub static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
 
 static IS_HANDLED: AtomicBool = AtomicBool::new(false);
 
-/// A word that is 1 in the process that wrote it, and 0 in one that was forked from it and has not
-/// recovered yet; null where the system has no such memory.
+/// A word that is 1 in the process that wrote it, and 0 in a child that has not recovered yet; null
+/// where the system does not have such memory.
 static WITNESS: AtomicPtr<AtomicU32> = AtomicPtr::new(null_mut());
 
-/// Registers what is done in a child, once. Without memory for it (`ENOMEM`) the locks of threads that a
-/// child does not have are opened by whoever waits for one.
+/// Registers the child's handler, once. Without memory for it (`ENOMEM`), a lock of a thread that
+/// the child does not have is opened by the thread that waits for it.
 pub fn handle() {
     if IS_HANDLED.swap(true, Ordering::Relaxed) {
         return;
     }
     if let Some(address) = os::map(os::MAX_PAGE_BYTES, 0) {
-        // SAFETY: just mapped, and nobody else's.
+        // SAFETY: just mapped, and unknown to anybody else.
         if unsafe { os::clear_in_children(address, os::MAX_PAGE_BYTES) } {
             let witness = with_exposed_provenance_mut::<AtomicU32>(address);
             // SAFETY: zeroed memory that is never given back.
             unsafe { &*witness }.store(1, Ordering::Relaxed);
             WITNESS.store(witness, Ordering::Release);
-            // For handlers that run before ours, and for children without any.
+            // For other handlers that run before ours, and for children in which ours does not run.
             set_long_wait(recover_if_forked);
         } else {
-            // SAFETY: mapped above, unknown to anybody.
+            // SAFETY: mapped above, and unknown to anybody else.
             unsafe { os::unmap(address, os::MAX_PAGE_BYTES) };
         }
     }
-    // SAFETY: the handler is a function for ever.
+    // SAFETY: the handler is a function, callable for the life of the process.
     unsafe { libc::pthread_atfork(None, None, Some(recover)) };
 }
 
@@ -55,12 +55,12 @@ fn recover_if_forked() {
     }
 }
 
-/// The child's only thread makes everything whole.
+/// Makes everything whole, on the child's only thread.
 extern "C" fn recover() {
     if let Some(witness) = witness() {
         witness.store(1, Ordering::Relaxed);
     }
-    // SAFETY: a child has one thread, and it is here.
+    // SAFETY: a child has one thread, this one.
     unsafe {
         EXIT_KEY_LOCK.recover(|(), _| ());
         HEAP.recover(current().map_or(null(), |thread| thread.visited.get()));

@@ -1,4 +1,4 @@
-//! Leaving for good: an entry goes, and with it the handle that it owns.
+//! Leaving for good: an entry goes, and with it the handle that it owns (T2).
 
 use super::entries::EntryName;
 use super::finish::drop_handle;
@@ -6,7 +6,7 @@ use super::{Thread, current};
 #[cfg(feature = "capi")]
 use crate::base::sync::Ordering;
 
-/// Being inside an entry of this thread, until it is dropped.
+/// An entry of this thread, left on drop.
 pub struct Inside(pub EntryName);
 
 impl Drop for Inside {
@@ -18,22 +18,23 @@ impl Drop for Inside {
 }
 
 impl Thread {
-    /// Leaves an entry, whatever is newer. What it owned goes: the lane, then the handle.
+    /// Leaves an entry, even if there are newer ones. What it owned goes: the lane, then the
+    /// handle.
     pub fn leave(&self, name: EntryName) {
         if let Some(control) = self.leave_keeping_handle(name) {
             drop_handle(control);
         }
     }
 
-    /// Leaves every entry that was made after the one of this order; their requests are not over
-    /// cleanly. (A depth would not do: an entry from before may have been left, and its slot taken.)
+    /// Leaves every entry made after the one of this order; their requests do not end cleanly. (A
+    /// depth would not do: an older entry may have been left, and its slot reused.)
     #[cfg(feature = "capi")]
     pub fn leave_after(&self, order: u64) {
         while let Some((name, entry)) = self.entries.newest() {
             if name.order() <= order {
                 break;
             }
-            // SAFETY: null, or a control block, which is type-stable.
+            // SAFETY: null, or a control block (M1).
             if let Some(control) = unsafe { entry.control.as_ref() } {
                 control.bailed_out.store(true, Ordering::Relaxed);
             }

@@ -1,5 +1,5 @@
-//! Being inside: entries are pushed and left here, and nothing that an entry owns is let go of. Whoever
-//! leaves one has its handle afterwards.
+//! Being inside: entries are pushed and left here. The handle that an entry owns is not dropped
+//! here: the caller that leaves the entry has it afterwards.
 
 use super::entries::{Entry, EntryKind, EntryName};
 use super::persistent::{alloc_persistent, free_persistent};
@@ -28,8 +28,8 @@ impl Thread {
         true
     }
 
-    /// Enters a request; the entry takes over a handle that the caller has for it (T2).
-    /// `None`: out of memory, and the handle is still the caller's.
+    /// Enters a request; the entry takes over the caller's handle (T2), and its lane counts it
+    /// (T3). `None`: out of memory, and the caller still has the handle.
     #[inline]
     pub fn enter(&self, control: &'static Control, kind: EntryKind) -> Option<EntryName> {
         if !self.make_room() {
@@ -45,17 +45,18 @@ impl Thread {
         };
         lane.entry_count.set(lane.entry_count.get() + 1);
         lane.bins.set_cache(&raw const self.cache.bins);
+        // A sentinel, if the request traces its leaks (T4).
         let is_traced = control.leaks.get().traced;
         let bins = if is_traced { &raw const TRACED } else { &raw const lane.bins };
         Some(self.push(Entry::new(kind, bins).in_lane(control, lane)))
     }
 
-    /// What a lane knows the thread by.
+    /// Returns what a lane knows the thread by (T3).
     fn address(&self) -> usize {
         core::ptr::from_ref(self).addr()
     }
 
-    /// The lane of a request that this thread is in already.
+    /// Returns the lane of a request that this thread is already in (T3).
     #[inline]
     pub fn lane_inside<'c>(&self, control: &'c Control) -> Option<&'c Lane> {
         let is_here = |lane: &&Lane| lane.occupant.get() == self.address();
@@ -67,10 +68,12 @@ impl Thread {
         }
     }
 
-    /// The lane the thread allocates from, and its request; `None`: its allocations are persistent.
+    /// Returns the request and the lane that the thread allocates from, by its newest entry (T4).
+    /// `None`: its allocations are persistent.
     pub fn active_lane(&self) -> Option<(&'static Control, &'static Lane)> {
         let (_, newest) = self.entries.newest()?;
-        // SAFETY: an entry's lane is this thread's, and its handle keeps the control block (T2).
+        // SAFETY: the lane of a live entry is this thread's (T3), and the entry's handle keeps the
+        // control block (T2).
         unsafe { newest.lane.as_ref().map(|lane| (&*newest.control, lane)) }
     }
 
@@ -79,20 +82,22 @@ impl Thread {
         self.make_room().then(|| self.push(Entry::new(kind, &raw const self.cache.bins)))
     }
 
+    /// Adds an entry and makes its bins active (T1).
     #[inline]
     fn push(&self, entry: Entry) -> EntryName {
         local::set_active(entry.bins);
         self.entries.push(entry)
     }
 
-    /// Leaves an entry, whatever is newer, and hands its handle to the caller. `None`: it has none, or was
-    /// left before.
+    /// Leaves an entry, even if there are newer ones, and hands its handle to the caller. `None`:
+    /// it has none, or was left before.
     #[inline]
     pub fn leave_keeping_handle(&self, name: EntryName) -> Option<&'static Control> {
         let entry = self.entries.remove(name)?;
+        // The bins of the newest remaining entry, or the cache's (T1).
         let cache = &raw const self.cache.bins;
         local::set_active(self.entries.newest().map_or(cache, |(_, newest)| newest.bins));
-        // SAFETY: null, or a lane of this thread's.
+        // SAFETY: null, or a lane (M1), which the last of this thread's entries in it leaves (T3).
         if let Some(lane) = unsafe { entry.lane.as_ref() } {
             let left = lane.entry_count.get() - 1;
             lane.entry_count.set(left);
@@ -105,17 +110,17 @@ impl Thread {
         if !idle_room.is_null() {
             free_persistent(Some(self), idle_room.expose_provenance());
         }
-        // SAFETY: null, or a control block, which is type-stable.
+        // SAFETY: null, or a control block (M1).
         unsafe { entry.control.as_ref() }
     }
 
-    /// Leaves the newest entry that `begin_request` made; its request, whose handle the caller has
-    /// now.
+    /// Leaves the newest entry made by `begin_request`. Returns its request, whose handle the
+    /// caller now has.
     pub fn leave_hook(&self) -> Option<&'static Control> {
         self.leave_keeping_handle(self.innermost(EntryKind::Hook)?)
     }
 
-    /// The request of the newest entry that is in one.
+    /// Returns the request of the newest entry that is in one.
     pub fn current_control(&self) -> Option<&'static Control> {
         let of_kind = |kind| self.entries.newest_of(kind);
         let (_, entry) = [of_kind(EntryKind::Guard), of_kind(EntryKind::Hook)]
@@ -126,12 +131,12 @@ impl Thread {
         unsafe { entry.control.as_ref() }
     }
 
-    /// The newest entry of a kind.
+    /// Returns the newest entry of a kind.
     pub fn innermost(&self, kind: EntryKind) -> Option<EntryName> {
         self.entries.newest_of(kind).map(|(name, _)| name)
     }
 
-    /// The order of the entry that was made last.
+    /// Returns the order of the entry made last.
     #[cfg(feature = "capi")]
     pub fn last_entry(&self) -> u64 {
         self.entries.last_order()

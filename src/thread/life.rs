@@ -1,4 +1,4 @@
-//! How a thread starts, by its first slow path, and how it exits.
+//! How a thread starts, on its first slow path, and how it exits.
 
 use super::entries::Entries;
 use super::local;
@@ -19,12 +19,13 @@ struct ThreadMemory;
 
 impl Successors for ThreadMemory {
     fn successor(&self, address: usize) -> &AtomicU64 {
-        // SAFETY: only threads are pooled here, and they are type-stable.
+        // SAFETY: only threads are pooled here (M1).
         unsafe { &(*with_exposed_provenance::<Thread>(address)).successor }
     }
 }
 
-/// This thread, made known to the heap if it is not. `None`: it has exited, or there is no memory.
+/// Returns this thread, made known to the heap if it is not. `None`: it has exited, or there is no
+/// memory.
 pub fn current_or_start() -> Option<&'static Thread> {
     current().or_else(start)
 }
@@ -38,7 +39,8 @@ fn start() -> Option<&'static Thread> {
     let thread = take_thread()?;
     let running = RUNNING_COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     thread.cache.open(HEAP.persistent_tag(), running);
-    // Before anything that may allocate: from here on this thread's allocations find its cache.
+    // Before anything that may allocate: from here on this thread's allocations find its cache
+    // (T1).
     local::set_thread(core::ptr::from_ref(thread).cast());
     local::set_active(&raw const thread.cache.bins);
     on_exit(thread);
@@ -48,13 +50,13 @@ fn start() -> Option<&'static Thread> {
 
 fn take_thread() -> Option<&'static Thread> {
     if let Some(address) = POOL.take(&ThreadMemory) {
-        // SAFETY: only threads are pooled here.
+        // SAFETY: only threads are pooled here (M1).
         return Some(unsafe { &*with_exposed_provenance::<Thread>(address) });
     }
     let address = HEAP.take_descriptor_memory(size_of::<Thread>())?;
     let place = with_exposed_provenance_mut::<Thread>(address);
-    // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread but for what
-    // holds an enum or is not all zeros when empty: written here.
+    // SAFETY: fresh zeroed memory of a thread's size and alignment. Zeros are a thread, except for
+    // the fields written here: they contain an enum or are not all zeros when empty.
     let thread = unsafe {
         (&raw mut (*place).entries).write(Entries::new());
         (&raw mut (*place).site).write(Cell::new(Site::NONE));
@@ -73,14 +75,13 @@ fn take_thread() -> Option<&'static Thread> {
 
 // ---- exit ------------------------------------------------------------------------------------
 
-/// Key whose destructor runs at thread exit, plus one; 0: not made yet.
+/// The key whose destructor runs at thread exit, plus one; 0: not made yet.
 static EXIT_KEY: AtomicUsize = AtomicUsize::new(0);
 
 /// Registers the thread's exit. Without a key (a process may have 1024), or where this code may be
-/// unloaded before, the cache of a thread that exits stays as it is: memory is lost, nothing
-/// breaks.
+/// unloaded earlier, the cache of an exiting thread stays as it is: memory is lost, nothing breaks.
 fn on_exit(thread: &'static Thread) {
-    // Outside of any lock of ours: the loader has its own.
+    // Outside any lock of ours: the loader has its own.
     if let Some(key) = pin::is_pinned().then(exit_key).flatten() {
         // SAFETY: the key exists; the value is not null, so the destructor runs.
         unsafe { libc::pthread_setspecific(key, core::ptr::from_ref(thread).cast()) };
@@ -108,16 +109,16 @@ static DROP_HANDLE: AtomicPtr<()> = AtomicPtr::new(null_mut());
 
 type DropHandle = fn(&'static Control);
 
-/// Says how a handle is dropped that a thread has when it exits. (That may finish a request, whose
-/// callbacks may start a thread: it stands above this file.)
+/// Sets how an exiting thread drops the handles it has. (That may finish a request, whose callbacks
+/// may start a thread, so the function is above this file.)
 pub fn drop_handles_by(drop_handle: DropHandle) {
     DROP_HANDLE.store(drop_handle as *mut (), Ordering::Relaxed);
 }
 
 fn drop_handle(control: &'static Control) {
     let drop_handle = DROP_HANDLE.load(Ordering::Relaxed);
-    // SAFETY: only `drop_handles_by` stores there. A handle was had from a thread that opened its request,
-    // which stored before, or saw that somebody had.
+    // SAFETY: only `drop_handles_by` stores there. The handle came from a thread that opened its
+    // request, which had stored the function before, or seen that another had.
     let drop_handle = unsafe { core::mem::transmute::<*mut (), DropHandle>(drop_handle) };
     drop_handle(control);
 }
@@ -129,16 +130,16 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
             drop_handle(control);
         }
     }
-    // Nothing of this thread is to be seen by the next one that has its memory.
+    // The next thread that has this memory must see nothing of this one.
     let extension = thread.extension.get();
     if !extension.is_null() {
-        // SAFETY: an extension stays as long as the thread's memory, for ever.
+        // SAFETY: an extension stays with the thread's memory, for the life of the process (M1).
         unsafe { ((*extension).clear)(extension) };
     }
     thread.catching_count.set(0);
     thread.suspension.set(0);
     for control in thread.stash.iter().take(thread.stash_count.replace(0)) {
-        // SAFETY: stashed control blocks are this thread's.
+        // SAFETY: a stashed control block (M1), which is this thread's.
         HEAP.recycle(unsafe { &*control.get() });
     }
     let room = thread.entries.take_idle_room(true);
@@ -152,8 +153,9 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
 
 // ---- requests of an exited thread --------------------------------------------------------------
 
-/// `begin_request` in a thread that has exited: as with `Request::run` there, what it allocates is
-/// persistent. The request is closed by its end, or when the C library runs destructors again.
+/// Begins a request in a thread that has exited: as with `Request::run` there, what it allocates is
+/// persistent. The request is finished by its end, or closed when the C library runs destructors
+/// again.
 pub fn begin_late(control: &'static Control) {
     control.begun_before.set(local::late());
     local::set_late(control);
@@ -163,9 +165,9 @@ pub fn begin_late(control: &'static Control) {
     }
 }
 
-/// Takes the request that `begin_late` was called with last, and its handle.
+/// Takes the request last passed to `begin_late`, and its handle.
 pub fn leave_late() -> Option<&'static Control> {
-    // SAFETY: null, or a control block, which is type-stable.
+    // SAFETY: null, or a control block (M1).
     let control = unsafe { local::late().as_ref() }?;
     local::set_late(control.begun_before.get());
     Some(control)

@@ -1,8 +1,8 @@
-//! The words that every thread has: what is active in it, what the heap knows of it, and what it began
+//! The words that every thread has: its active bins, its `Thread`, and the request it began last
 //! after it had exited.
 //!
-//! Constant-initialised and without destructors, so that they can be reached from the first instruction
-//! of a thread to its last.
+//! Constant-initialised and without destructors, so that they can be reached from a thread's first
+//! instruction to its last.
 
 use super::sentinels::UNUSED;
 use crate::blocks::bin::Bins;
@@ -16,7 +16,7 @@ std::thread_local! {
     static LATE: Cell<*const Control> = const { Cell::new(null()) };
 }
 
-/// The bins that are active in this thread.
+/// Returns the bins that are active in this thread (T1).
 #[inline(always)]
 pub fn active() -> *const Bins {
     ACTIVE.get()
@@ -28,23 +28,24 @@ pub fn set_active(bins: *const Bins) {
     ACTIVE.set(bins);
 }
 
-/// This thread's `Thread`, a name from above; null if the heap does not know it.
+/// Returns this thread's `Thread`, untyped because that type is above this file; null if the heap
+/// does not know the thread.
 #[inline]
 pub fn thread() -> *const () {
     THREAD.get()
 }
 
-/// Makes this thread known, or unknown.
+/// Sets what `thread` returns: makes this thread known, or unknown.
 pub fn set_thread(thread: *const ()) {
     THREAD.set(thread);
 }
 
-/// The request that was begun last after the thread had exited, and not ended; null: none.
+/// Returns the request begun last after the thread had exited, and not ended; null: none.
 pub fn late() -> *const Control {
     LATE.get()
 }
 
-/// Sets what `late` says.
+/// Sets what `late` returns.
 pub fn set_late(control: *const Control) {
     LATE.set(control);
 }

@@ -1,10 +1,10 @@
-//! What `local` is, by the initial-exec model of thread-locals.
+//! `local` in the initial-exec model of thread-locals.
 //!
-//! Compiled into a shared library, the language's own thread-locals are reached through a call of
-//! `__tls_get_addr` at every access, which may itself allocate. These lie at a distance from the thread
-//! pointer that the dynamic loader fixes once, when the library is loaded with the program or, small as
-//! they are, later from the room that it keeps. In a program's own code the linker turns the access into
-//! one without a load.
+//! In a shared library, every access to one of the language's own thread-locals calls
+//! `__tls_get_addr`, which may itself allocate. These words lie at an offset from the thread
+//! pointer that the dynamic loader fixes once: when the library is loaded with the program or,
+//! because they are small, later from the room that the loader keeps. In a program's own code the
+//! linker turns the access into one without a load.
 
 use super::sentinels::UNUSED;
 use crate::blocks::bin::Bins;
@@ -39,7 +39,7 @@ global_asm!(
 macro_rules! read {
     ($symbol:literal) => {{
         let value;
-        // SAFETY: reads a word of this thread's that is always there.
+        // SAFETY: reads a word of this thread that is always there.
         unsafe {
             asm!(
                 concat!("mov {value}, qword ptr [rip + ", $symbol, "@GOTTPOFF]"),
@@ -54,7 +54,7 @@ macro_rules! read {
 
 macro_rules! write {
     ($symbol:literal, $value:expr) => {
-        // SAFETY: writes a word of this thread's that only this module knows.
+        // SAFETY: writes a word of this thread that only this module knows.
         unsafe {
             asm!(
                 concat!("mov {place}, qword ptr [rip + ", $symbol, "@GOTTPOFF]"),
@@ -67,7 +67,7 @@ macro_rules! write {
     };
 }
 
-/// The bins that are active in this thread.
+/// Returns the bins that are active in this thread (T1).
 #[inline(always)]
 pub fn active() -> *const Bins {
     read!("rqmalloc_local_active")
@@ -79,23 +79,24 @@ pub fn set_active(bins: *const Bins) {
     write!("rqmalloc_local_active", bins);
 }
 
-/// This thread's `Thread`, a name from above; null if the heap does not know it.
+/// Returns this thread's `Thread`, untyped because that type is above this file; null if the heap
+/// does not know the thread.
 #[inline]
 pub fn thread() -> *const () {
     read!("rqmalloc_local_thread")
 }
 
-/// Makes this thread known, or unknown.
+/// Sets what `thread` returns: makes this thread known, or unknown.
 pub fn set_thread(thread: *const ()) {
     write!("rqmalloc_local_thread", thread);
 }
 
-/// The request that was begun last after the thread had exited, and not ended; null: none.
+/// Returns the request begun last after the thread had exited, and not ended; null: none.
 pub fn late() -> *const Control {
     read!("rqmalloc_local_late")
 }
 
-/// Sets what `late` says.
+/// Sets what `late` returns.
 pub fn set_late(control: *const Control) {
     write!("rqmalloc_local_late", control);
 }

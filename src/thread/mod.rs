@@ -1,20 +1,21 @@
 //! Threads: which bins are active in one, what it has entered, how it starts and how it exits.
 //!
-//! `active` is one thread-local pointer without a destructor: to the thread cache's bins, or to
-//! those of the lane the thread is in. Before first use and after exit it points at a static
+//! `active` is a thread-local pointer without a destructor: to the bins of the thread's cache, or
+//! to those of the lane the thread is in. Before first use and after exit it points at a static
 //! sentinel whose bins are empty and whose tag no live header equals.
 //!
-//! - **T1** `active` is the bins of the topmost live entry, or the cache's when there is none.
-//! - **T2** An entry owns a handle of its request from when it is pushed until it is left.
-//! - **T3** A lane that a thread is in knows the thread, and how many of its live entries are in it; the
-//!   last one leaves it.
-//! - **T4** Inside a request that traces its leaks `active` is a sentinel too: every allocation and every
-//!   free goes the slow way, which finds the lane by the entry.
+//! - **T1** `active` points at the bins of the newest live entry, or at the cache's if there is
+//!   none.
+//! - **T2** An entry owns a handle of its request from its push until it is left.
+//! - **T3** A lane that a thread is in knows the thread, and how many of its live entries are in
+//!   the lane; the last of them leaves it.
+//! - **T4** Inside a request that traces its leaks `active` is a sentinel too: every allocation and
+//!   every free takes the slow path, which finds the lane by the entry.
 //!
-//! Finishing a request runs what its user gave, which may allocate and so start the thread; and a thread
-//! that exits finishes requests. Here is what a thread has. Above it, each file names earlier ones: how
-//! entries are made and left, how a thread starts and exits, how requests are finished, and how the slow
-//! ways of an allocation and of a free lead to all that.
+//! Finishing a request runs user code, which may allocate and so start the thread; and an exiting
+//! thread finishes requests. This file says what a thread has. Above it, each file names only
+//! earlier ones: how entries are made and left, how a thread starts and exits, how requests are
+//! finished, and how the slow paths of allocations and frees lead to all that.
 
 pub mod cancel;
 mod entries;
@@ -49,103 +50,106 @@ use core::cell::Cell;
 use core::ptr::null_mut;
 use entries::Entries;
 
-/// The heap of the process.
+/// The process's heap.
 pub static HEAP: Heap = Heap::new();
 
-/// All threads there ever were.
+/// The list of all threads there have ever been.
 static ALL: AtomicPtr<Thread> = AtomicPtr::new(null_mut());
 static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// Pooled control blocks that a thread keeps for itself.
+/// How many pooled control blocks a thread keeps for itself.
 const MAX_STASHED: usize = 4;
 
-/// What the allocator knows of a thread. Type-stable, reused by later threads.
+/// What the allocator knows of a thread; reused by later threads (M1).
 #[repr(C, align(64))]
 pub struct Thread {
-    /// First, so that the cache's bins lead to the thread.
+    /// The thread's cache.
     pub cache: Cache,
     successor: AtomicU64,
     all_next: Cell<*const Thread>,
     stash: [Cell<*const Control>; MAX_STASHED],
     stash_count: Cell<usize>,
-    /// Requests this thread opened and finished; for figures.
+    /// How many requests this thread opened and finished; for figures.
     opened_count: Gauge,
     finished_count: Gauge,
     entries: Entries,
-    /// The request that this thread visits; null: none.
+    /// The request that this thread is visiting; null: none.
     visited: Cell<*const Control>,
     slow_count: Cell<u32>,
     next_age: Cell<u64>,
-    /// How many callers up the stack wait for a bailout by unwinding.
+    /// How many callers up the stack would catch a bailout that unwinds.
     pub catching_count: Cell<usize>,
-    /// The suspension that the thread is in, innermost; 0: none. Each has a number of its own, later ones
-    /// larger ones.
+    /// The number of the innermost suspension the thread is in; 0: none. Later ones have larger
+    /// numbers.
     pub suspension: Cell<u64>,
     last_suspension: Cell<u64>,
-    /// What a wing above has of this thread; null: nothing.
+    /// What a higher wing keeps for this thread; null: nothing.
     pub extension: Cell<*const Extension>,
-    /// Where the allocation is that is going on, when its caller says so.
+    /// The call site of the current allocation, if its caller gave it.
     pub site: Cell<Site>,
 }
 
-/// How what a wing above has of a thread begins. It is type-stable: the memory's next thread has it too.
+/// The head of what a higher wing keeps for a thread. It stays with the thread's memory (M1): the
+/// memory's next thread has it too.
 #[repr(C)]
 pub struct Extension {
-    /// Forgets everything: the thread exits.
+    /// Forgets everything, because the thread exits.
     pub clear: unsafe fn(*const Extension),
 }
 
-/// The bins that are active in this thread.
+/// Returns the bins that are active in this thread.
 #[inline(always)]
 pub fn active() -> &'static Bins {
-    // SAFETY: `active` always points at a sentinel, a cache or a lane, all of which are for ever.
+    // SAFETY: a static sentinel, or the bins of a cache or a lane (T1, T4), which are never
+    // unmapped (M1).
     unsafe { &*local::active() }
 }
 
-/// This thread, if it has used the heap and not exited.
+/// Returns this thread, if it has used the heap and not exited.
 pub fn current() -> Option<&'static Thread> {
-    // SAFETY: null, or a thread, which is type-stable.
+    // SAFETY: null, or a thread (M1).
     unsafe { local::thread().cast::<Thread>().as_ref() }
 }
 
-/// The innermost request that this thread is inside.
+/// Returns the innermost request that this thread is inside.
 pub fn current_control() -> Option<&'static Control> {
     current()?.current_control()
 }
 
-/// Whether this thread has given everything back: only its last destructors run.
+/// Whether this thread has given everything back: only its last destructors still run.
 pub fn has_exited() -> bool {
     active().kind() == Kind::Exited
 }
 
 impl Thread {
-    /// Walks what the thread has; fatal when it contradicts itself.
+    /// Walks the thread's entries and cache; fatal when they contradict themselves.
     pub fn check(&self) {
         self.entries.check();
         self.cache.check();
     }
 }
 
-/// Calls `visit` with the cache of every thread there is or was.
+/// Calls `visit` with the cache of every thread there is or has been.
 pub fn each_cache(mut visit: impl FnMut(&Cache)) {
     each_thread(|thread| visit(&thread.cache));
 }
 
 fn each_thread(mut visit: impl FnMut(&Thread)) {
     let mut next: *const Thread = ALL.load(Ordering::Acquire);
-    // SAFETY: threads are type-stable and their list only grows.
+    // SAFETY: null, or a thread (M1); their list only grows.
     while let Some(thread) = unsafe { next.as_ref() } {
         visit(thread);
         next = thread.all_next.get();
     }
 }
 
-/// Gives everything idle of this thread and of the process back to the system; the bytes that went.
+/// Gives the idle memory of this thread and of the process back to the system. Returns the bytes
+/// given back.
 pub fn trim() -> usize {
     if let Some(thread) = current() {
         thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
         for control in thread.stash.iter().take(thread.stash_count.get()) {
-            // SAFETY: stashed control blocks are this thread's.
+            // SAFETY: a stashed control block (M1), which is this thread's.
             HEAP.release_warm_of(unsafe { &*control.get() });
         }
     }

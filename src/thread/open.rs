@@ -1,4 +1,4 @@
-//! How a request is opened, and handles of it are made.
+//! How requests are opened, and how handles are added.
 
 use super::life::{current_or_start, drop_handles_by};
 use super::requests::count_opened_without_thread;
@@ -11,7 +11,7 @@ use crate::request::control::{Control, Opening};
 
 pub use super::requests::open_count;
 
-/// What the environment says of all requests, as these flags; 0: it was not looked at yet.
+/// What the environment sets for all requests, as these flags; 0: not read yet.
 static OF_ALL_REQUESTS: AtomicU8 = AtomicU8::new(0);
 const IS_KNOWN: u8 = 1;
 const ARE_TRACED: u8 = 2;
@@ -54,7 +54,7 @@ fn open_as(control: &Control, opening: &Opening) -> Option<()> {
     open_slow(control, opening)
 }
 
-/// The same for the first request of a process, and where the environment says something of all.
+/// Opens the first request of a process, or any one if the environment sets something for all.
 #[cold]
 fn open_slow(control: &Control, opening: &Opening) -> Option<()> {
     drop_handles_by(finish::drop_handle);
@@ -73,8 +73,8 @@ fn open_slow(control: &Control, opening: &Opening) -> Option<()> {
     HEAP.open_request(control, &opening)
 }
 
-/// One more handle, for who has one. Fatal when there are so many that counting them would soon fail:
-/// only forgetting handles in a loop gets there.
+/// Adds a handle; the caller has one. Fatal when there are so many that counting them would soon
+/// fail: only forgetting handles in a loop gets there.
 pub fn add_handle(control: &Control) {
     let before = control.stub().state.add_handle();
     if before > MAX_HANDLES {

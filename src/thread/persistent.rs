@@ -1,4 +1,4 @@
-//! Persistent blocks for a thread, whatever is active in it, and for what has no thread.
+//! Persistent blocks, for a thread whatever is active in it, and for callers without a thread.
 
 use super::{HEAP, Thread};
 use crate::base::size_class::Class;
@@ -8,7 +8,8 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory, NONE};
 
-/// A persistent block. A thread that has given its cache back, or that has no memory for one, is `None`.
+/// Allocates a persistent block. `thread` is `None` if it has given its cache back or has no memory
+/// for one.
 pub fn alloc_persistent(thread: Option<&Thread>, size: usize, align: usize) -> Allocated {
     if thread.is_none() {
         HEAP.set_up();
@@ -21,7 +22,7 @@ pub fn alloc_persistent(thread: Option<&Thread>, size: usize, align: usize) -> A
     align_block(allocated, align)
 }
 
-/// Frees what `alloc_persistent` gave the thread for itself; `NONE` is ignored.
+/// Frees a block that `alloc_persistent` gave the thread for itself; ignores `NONE`.
 pub fn free_persistent(thread: Option<&Thread>, block: Block) {
     if block != NONE {
         HEAP.free(&HEAP.find(block), thread.map(|thread| &thread.cache), None);

@@ -1,14 +1,14 @@
-//! Code that threads call when they exit must be there when they do: a library that holds this
-//! crate stays loaded once it was loaded, whoever closes it.
+//! Code that threads run when they exit must still be there when they do: a library that contains
+//! this crate stays loaded once it has been loaded, no matter who closes it.
 //!
-//! Done while the library is loaded, by the thread that loads it and that has the loader's lock
-//! anyway; where an allocation comes before that, at the first start of a thread. In the main
-//! program's own code there is nothing to do.
+//! This is done while the library is being loaded, by the thread that loads it, which has the
+//! loader's lock anyway; or, if an allocation comes before that, when a thread first starts. The
+//! main program's own code needs nothing.
 
 #[cfg(all(target_os = "linux", not(target_env = "musl")))]
 pub use glibc::is_pinned;
 
-/// Whether this code stays. musl never unloads a library, and macOS none that has thread-locals.
+/// Whether this code stays loaded. musl never unloads a library, and macOS none with thread-locals.
 #[cfg(not(all(target_os = "linux", not(target_env = "musl"))))]
 pub fn is_pinned() -> bool {
     true
@@ -35,7 +35,8 @@ mod glibc {
         is_pinned();
     }
 
-    /// Whether this code stays. (Two threads that ask at once do the same twice: no harm.)
+    /// Pins this code on the first call; returns whether it stays loaded. (Two threads that call
+    /// this at once both do the work: no harm.)
     pub fn is_pinned() -> bool {
         match STATE.load(Ordering::Relaxed) {
             PINNED => true,
@@ -52,22 +53,23 @@ mod glibc {
         is_pinned as fn() -> bool as usize
     }
 
-    /// Opens the library that this code is in once more, never to be closed.
+    /// Opens the library that contains this code once more, never to close it.
     #[cold]
     fn pin() -> bool {
         let address = with_exposed_provenance::<c_void>(own_address());
-        // SAFETY: zeros are a `Dl_info`.
+        // SAFETY: zeros are a valid `Dl_info`.
         let mut info: libc::Dl_info = unsafe { core::mem::zeroed() };
-        // SAFETY: an address, and a place that can be written.
+        // SAFETY: any address will do, and `info` is writable.
         if unsafe { libc::dladdr(address, &raw mut info) } == 0 || info.dli_fname.is_null() {
             return false;
         }
         let flags = libc::RTLD_NOW | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
-        // SAFETY: the loader's own text. The library is loaded already: nothing of it runs.
+        // SAFETY: the name is the loader's own. The library is loaded already, so none of its code
+        // runs.
         !unsafe { libc::dlopen(info.dli_fname, flags) }.is_null()
     }
 
-    /// Whether this code lies in a segment of the main program: asked of the kernel, not of the
+    /// Whether this code lies in a segment of the main program, according to the kernel and not the
     /// loader.
     fn is_in_main_program() -> bool {
         // SAFETY: always callable.
@@ -85,8 +87,9 @@ mod glibc {
                 count as usize,
             )
         };
-        // How far the program lies from where it was linked to: by what its headers say of
-        // themselves, or else by the first segment, which begins with the file's header and these.
+        // How far the program lies from the address it was linked for: by what its headers say of
+        // themselves, else by the first segment, which begins with the file's header and these
+        // headers.
         let of_itself = headers
             .iter()
             .find(|header| header.p_type == libc::PT_PHDR)

@@ -1,5 +1,5 @@
-//! What is said of a request that was refused memory at its limit: whether its program can go on
-//! without, it alone knows.
+//! The report of a request that was refused memory at its limit: only its program knows whether it
+//! can do without.
 
 use crate::base::failure::MEMORY_LIMIT;
 use crate::base::line::Line;
@@ -8,10 +8,11 @@ use crate::lockfree::refusals::Refusals;
 use crate::request::control::Control;
 use core::fmt::Write;
 
-/// What was said of requests that were refused memory at their limit.
+/// The reports of such refusals so far.
 static REFUSALS: Refusals = Refusals::new();
 
-/// Says that a request was refused memory at its limit: once, and a process not too often.
+/// Reports that a request was refused memory at its limit: once per request, and not too often per
+/// process.
 #[cold]
 pub fn tell_refusal(control: &Control, asked_bytes: usize) {
     if !control.tells_refusal() {
@@ -21,7 +22,7 @@ pub fn tell_refusal(control: &Control, asked_bytes: usize) {
     line(control, asked_bytes, left_out).print();
 }
 
-/// The request, and how many others were not said since the last that was.
+/// Returns the line: the request, and how many others were left out since the last line.
 fn line(control: &Control, asked_bytes: usize, left_out: u64) -> Line {
     let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
     let mut line = Line::EMPTY;

@@ -1,15 +1,15 @@
-//! What a thread has for requests to come, and how many it opened and finished.
+//! What a thread keeps for its next requests, and how many it has opened and finished.
 
 use super::{HEAP, MAX_STASHED, Thread, current, each_thread};
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::request::control::Control;
 
-/// Requests opened and finished by threads that have no cache; the others count their own.
+/// Requests opened and finished by threads without a cache; other threads count their own.
 static OPENED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
 static FINISHED_WITHOUT_THREAD: AtomicUsize = AtomicUsize::new(0);
 
 impl Thread {
-    /// A control block that is nobody's. `None`: out of memory.
+    /// Takes a control block that is nobody's. `None`: out of memory.
     #[inline]
     pub fn take_control(&self) -> Option<&'static Control> {
         let count = self.stash_count.get();
@@ -17,11 +17,11 @@ impl Thread {
             return HEAP.take_control();
         }
         self.stash_count.set(count - 1);
-        // SAFETY: stashed control blocks are this thread's.
+        // SAFETY: a stashed control block (M1), which is this thread's.
         Some(unsafe { &*self.stash[count - 1].get() })
     }
 
-    /// Keeps a control block whose request is over, if there is room.
+    /// Keeps a control block whose request is over; `false`: there is no room.
     pub fn stash_control(&self, control: &'static Control) -> bool {
         let count = self.stash_count.get();
         if count == MAX_STASHED {
@@ -34,7 +34,7 @@ impl Thread {
     }
 }
 
-/// Counts a request that was opened without a thread.
+/// Counts a request opened without a thread.
 pub fn count_opened_without_thread() {
     OPENED_WITHOUT_THREAD.fetch_add(1, Ordering::Relaxed);
 }
@@ -49,9 +49,9 @@ pub fn count_finished() {
     }
 }
 
-/// How many requests are open just now.
+/// Returns how many requests are open now.
 pub fn open_count() -> usize {
-    // What was finished is read first, so that the difference is never negative.
+    // The finished ones are read first, so that the difference is never negative.
     let mut finished = FINISHED_WITHOUT_THREAD.load(Ordering::Relaxed);
     each_thread(|thread| finished += thread.finished_count.get());
     let mut opened = OPENED_WITHOUT_THREAD.load(Ordering::Relaxed);

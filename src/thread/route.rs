@@ -1,4 +1,4 @@
-//! Where an allocation, a free or a change of size goes for which the fast path has no answer.
+//! Where allocations, frees and resizes go when the fast path has no answer.
 
 use super::life::current_or_start;
 use super::persistent::{align_block, alloc_persistent};
@@ -21,11 +21,11 @@ use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::ptr::null;
 
-/// Slow paths between two looks at the clock.
+/// How many slow paths run between two looks at the clock.
 const SLOW_PATHS_PER_LOOK: u32 = 32;
 
-/// Allocates where the fast path found nothing, or where no fast path goes. What the limit of a request
-/// refuses is said: whether its program can go on without, it alone knows.
+/// Allocates when the fast path found nothing or does not apply. Reports a refusal at a request's
+/// limit: only its program knows whether it can do without.
 #[cold]
 #[inline(never)]
 pub fn alloc_slow(size: usize, align: usize) -> Allocated {
@@ -36,7 +36,7 @@ pub fn alloc_slow(size: usize, align: usize) -> Allocated {
     allocated
 }
 
-/// The same, for callers that say themselves what was refused.
+/// Allocates as `alloc_slow` does, for callers that report a refusal themselves.
 pub fn alloc_active(size: usize, align: usize) -> Allocated {
     let thread = current_and_tick();
     match thread.and_then(|thread| thread.active_lane().map(|inside| (thread, inside))) {
@@ -45,13 +45,13 @@ pub fn alloc_active(size: usize, align: usize) -> Allocated {
     }
 }
 
-/// The same for a persistent block, whatever is active.
+/// Allocates a persistent block, whatever is active.
 pub fn alloc_persistent_slow(size: usize, align: usize) -> Allocated {
     alloc_persistent(current_and_tick(), size, align)
 }
 
 impl Thread {
-    /// Now and then a slow path looks at the clock, and idle memory goes back.
+    /// Looks at the clock on one slow path in `SLOW_PATHS_PER_LOOK`, and lets idle memory go back.
     fn tick(&self) {
         let count = self.slow_count.get() + 1;
         self.slow_count.set(count % SLOW_PATHS_PER_LOOK);
@@ -67,7 +67,7 @@ impl Thread {
     }
 }
 
-/// This thread, which now and then looks at the clock.
+/// Returns this thread, after a tick.
 fn current_and_tick() -> Option<&'static Thread> {
     let thread = current_or_start();
     if let Some(thread) = thread {
@@ -76,7 +76,7 @@ fn current_and_tick() -> Option<&'static Thread> {
     thread
 }
 
-/// A block of a request, in a lane of it that this thread is in.
+/// Allocates a block of a request from the lane of it that this thread is in.
 fn alloc_in_lane(
     thread: &Thread,
     control: &Control,
@@ -102,7 +102,7 @@ fn alloc_untraced(control: &Control, lane: &Lane, size: usize, align: usize) -> 
     HEAP.alloc_of_request(control, lane, class, size)
 }
 
-/// A block with the record of where it was allocated behind it.
+/// Allocates a block with a record of where it was allocated behind its payload.
 #[cold]
 fn alloc_traced(
     thread: &Thread,
@@ -118,7 +118,7 @@ fn alloc_traced(
     }
     let class = Class::of(needed);
     write_trace(allocated.block, class, needed, size, thread.site.get());
-    // Others that look at the request's blocks read the record as soon as they are told of it.
+    // Others that look at the request's blocks read the record as soon as the header tells of it.
     let header = Raw.header(allocated.block);
     let traced = Header(header.load(Ordering::Relaxed)).with(TRACED);
     header.store(traced.0, Ordering::Release);
@@ -129,15 +129,15 @@ fn alloc_traced(
     align_block(allocated, align)
 }
 
-/// Bytes of a traced block that holds `needed` bytes: its record stands at their end.
+/// Returns the bytes of a traced block for `needed` bytes; its record is at their end.
 fn traced_block_bytes(class: Option<Class>, needed: usize) -> usize {
     class.map_or(needed, Class::payload_bytes)
 }
 
-/// Writes the record of a traced block that holds `needed` bytes.
+/// Writes the record of a traced block for `needed` bytes.
 fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: usize, site: Site) {
     let block_bytes = traced_block_bytes(class, needed);
-    // SAFETY: the block is the caller's, and traced: it is longer than was asked for by a record.
+    // SAFETY: the block is the caller's and traced, so it is longer than asked for by a record.
     unsafe { Trace::here(asked_bytes, site).write(block, block_bytes) };
 }
 
@@ -157,7 +157,7 @@ pub fn free_judged(thread: Option<&Thread>, found: &Found<'_>) {
     HEAP.free(found, thread.map(|thread| &thread.cache), lane);
 }
 
-/// A bin is over its cap: of the cache, or of the lane this thread is in.
+/// Takes blocks out of a bin that is over its cap, in the cache or in the lane this thread is in.
 #[cold]
 #[inline(never)]
 pub fn bin_full_slow(bins: &Bins, class: Class) {
@@ -171,14 +171,14 @@ pub fn bin_full_slow(bins: &Bins, class: Class) {
     }
 }
 
-/// Resizes a block in place if that can be done; its payload, which moves only with its pages, or
-/// `NONE`: the caller allocates, copies and frees.
+/// Resizes a block in place if possible. Returns its payload, which moves only with its pages, or
+/// `NONE`: the caller must allocate, copy and free.
 pub fn resize_in_place(payload: usize, size: usize, align: usize, new_size: usize) -> Block {
     let found = HEAP.judge(payload, size, align);
     resize_found(payload, &found, align, new_size)
 }
 
-/// The same for a block that was found, and whose payload has this alignment.
+/// Does what `resize_in_place` does, for a block already found whose payload has this alignment.
 pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: usize) -> Block {
     let is_traced = found.header.has(TRACED);
     let needed = needed_size(new_size, align, is_traced);
@@ -247,8 +247,9 @@ fn visit<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option
     result
 }
 
-/// A new block for one of this thread's or another's that grows: of the same lifetime, whatever is
-/// active. The request of a stray may be closed: then the block is persistent, as its survivors are.
+/// Allocates the new block for one that is resized, whichever thread's it is: of the same lifetime,
+/// whatever is active. A stray's request may be closed: then the new block is persistent, as the
+/// request's survivors are.
 pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) -> Allocated {
     let found = HEAP.judge(payload, size, align);
     let allocated = alloc_beside_found(&found, align, new_size);
@@ -258,7 +259,8 @@ pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) 
     allocated
 }
 
-/// The same for a block that was found, for callers that say themselves what was refused.
+/// Does what `alloc_beside` does, for a block already found and callers that report a refusal
+/// themselves.
 pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
     let thread = current_or_start();
     let (Some(thread), Some(owner)) = (thread, found.owner()) else {
@@ -279,12 +281,13 @@ pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> A
     }
     match visit(thread, owner, alloc) {
         Some(allocated) => allocated,
-        // Its request is over: the block outlives it, and so does the new one.
+        // The request is over: the old block outlives it, and so does the new one. (Or there is no
+        // memory for a lane.)
         None => alloc_persistent(Some(thread), new_size, align),
     }
 }
 
-/// Bytes that a block for so many holds.
+/// Returns the bytes of a block for `size` bytes.
 fn class_bytes(size: usize) -> usize {
     Class::of(size).map_or(size, Class::payload_bytes)
 }

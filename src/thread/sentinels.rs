@@ -1,11 +1,11 @@
-//! Bins without blocks, for threads that have none of their own that are active: no live header equals
-//! their tags, so every allocation and every free goes the slow way.
+//! Empty bins, active in threads whose own bins are not: no live header equals their tag, so every
+//! allocation and every free takes the slow path.
 
 use crate::blocks::bin::{Bins, Kind};
 
-/// Before the first use of the heap.
+/// Active before the thread first uses the heap.
 pub static UNUSED: Bins = Bins::new(Kind::Unused);
-/// After the thread has given everything back.
+/// Active after the thread has given everything back.
 pub static EXITED: Bins = Bins::new(Kind::Exited);
-/// In a request that traces its leaks.
+/// Active inside a request that traces its leaks (T4).
 pub static TRACED: Bins = Bins::new(Kind::Traced);

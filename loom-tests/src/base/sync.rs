@@ -1,4 +1,4 @@
-//! What `src/sync.rs` of the crate is, made of loom's types.
+//! The crate's `base::sync`, made of loom's types.
 
 pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use loom::sync::{Mutex, MutexGuard};
@@ -20,12 +20,12 @@ impl<T> Lock<T> {
         Self(Mutex::new(value))
     }
 
-    /// Waits for the lock and holds it until the guard is dropped.
+    /// Waits for the lock, and holds it until the guard is dropped.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().expect("a model stops at its first panic")
     }
 
-    /// A model has no `fork`.
+    /// Does nothing: a model has no `fork`.
     ///
     /// # Safety
     /// Never called.
@@ -34,5 +34,5 @@ impl<T> Lock<T> {
     }
 }
 
-/// The boundary of two statements: a model has no `fork`.
+/// The boundary between two statements: a model has no `fork`.
 pub fn step() {}
