@@ -73,8 +73,10 @@ typedef struct rq_report {
     size_t freed_bytes;
     uint64_t surviving_blocks;
     size_t surviving_bytes;
-    /* Bytes of the pages that the survivors keep. */
-    size_t pinned_bytes;
+    /* Bytes of the spans of pages and of the mappings that survivors are in. */
+    size_t span_bytes;
+    /* Bytes of those between the survivors: later requests allocate from them. */
+    size_t reusable_bytes;
     /* Somebody else is still inside, by the Rust interface: the request was only left, and nothing was freed. */
     bool still_open;
 } rq_report;

@@ -3,7 +3,7 @@
 
 use crate::api::finish as by_handle;
 use crate::api::report::Report;
-use crate::base::request_id::RequestId;
+use crate::blocks::request_id::RequestId;
 use crate::request::control::{Control, Opening};
 use crate::request::finish::Survivors;
 use crate::thread::finish::{drop_handle, drop_only_handle};
@@ -42,7 +42,7 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     if !entered {
         drop_handle(control);
     }
-    entered.then(|| RequestId(control.serial().0))
+    entered.then(|| RequestId(control.serial()))
 }
 
 /// Ends this thread's innermost request begun by `begin_request`: frees all of its blocks except

@@ -3,8 +3,8 @@
 use crate::api::finish::finish;
 use crate::api::limit::{LimitBelowUse, LimitExceeded};
 use crate::api::report::{Report, Usage};
-use crate::base::request_id::RequestId;
 use crate::base::sync::Ordering;
+use crate::blocks::request_id::RequestId;
 use crate::lockfree::header::NONE;
 use crate::request::control::Control;
 use crate::request::finish::Survivors;
@@ -57,7 +57,7 @@ impl Request {
 
     /// Returns the request's number.
     pub fn id(&self) -> RequestId {
-        RequestId(self.control.serial().0)
+        RequestId(self.control.serial())
     }
 
     /// Enters the request: until the guard is dropped, what this thread allocates belongs to it.
@@ -308,5 +308,5 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    HEAP.find(payload).owner().map(|owner| RequestId(owner.serial.0))
+    HEAP.find(payload).owner().map(|owner| RequestId(owner.serial))
 }

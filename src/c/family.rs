@@ -12,7 +12,7 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Freed, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::Site;
-use crate::heap::found::Found;
+use crate::heap::found::{Found, Owner};
 use crate::lockfree::header::{Block, EARLY, Header, LARGE, Memory, NONE};
 use crate::request::control::Control;
 use crate::thread::life::current_or_start;
@@ -211,7 +211,7 @@ pub unsafe fn resize(
         return Ok(pointer(resized));
     }
     if fresh == NONE {
-        return Err(failure(allocated, found.control(), size));
+        return Err(failure(allocated, found.owner().map(Owner::control), size));
     }
     // A survivor, or an early block: it is persistent now, and of the family it was of.
     if Family::of(&found) == Family::Request && HEAP.find(fresh).owner().is_none() {

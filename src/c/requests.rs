@@ -33,6 +33,7 @@ pub struct CReport {
     surviving_blocks: u64,
     surviving_bytes: usize,
     span_bytes: usize,
+    reusable_bytes: usize,
     still_open: bool,
 }
 
@@ -112,6 +113,7 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
         surviving_blocks,
         surviving_bytes,
         span_bytes,
+        reusable_bytes,
         still_open,
     } = report;
     if !place.is_null() {
@@ -125,6 +127,7 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
                 surviving_blocks,
                 surviving_bytes,
                 span_bytes,
+                reusable_bytes,
                 still_open,
             });
         }
@@ -134,7 +137,7 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
 /// Returns the number of this thread's request; 0 without one.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_current_request() -> u64 {
-    thread::current_control().map_or(0, Control::serial)
+    thread::current_control().map_or(0, |control| control.serial().0)
 }
 
 /// Registers a function to be called before the request's memory is freed.

@@ -85,7 +85,8 @@ impl Heap {
             return if has_limit { Allocated::REFUSED } else { Allocated::NOTHING };
         }
         let tag = Header::tag(control.id(), LIVE | LARGE);
-        let Some((span, allocated)) = self.take_mapping(size, align, control.serial().0, tag) else {
+        let Some((span, allocated)) = self.take_mapping(size, align, control.serial().0, tag)
+        else {
             control.refund(bytes);
             return Allocated::NOTHING;
         };

@@ -1,10 +1,10 @@
 //! A block that came back: what it is, and whose it is.
 
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
+use crate::blocks::identity::Serial;
 use crate::blocks::trace::Trace;
 use crate::lockfree::header::{Block, Header, TRACED};
 use crate::pages::span::Span;
-use crate::blocks::identity::Serial;
 use crate::request::control::Control;
 use crate::request::stub::Stub;
 

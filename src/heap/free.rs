@@ -88,7 +88,10 @@ impl Heap {
             FreeOutside::Pushed | FreeOutside::Left => {}
             FreeOutside::Adopted => self.free_persistent(found.block, class, cache),
             FreeOutside::Changed => self.free(&self.find(found.block), cache, lane),
-            FreeOutside::Ended => fatal::ended_request(found.block, owner.serial.0),
+            FreeOutside::Ended => {
+                let serial = owner.serial;
+                fatal::ended_request(found.block, serial.index(), serial.generation())
+            }
         }
     }
 

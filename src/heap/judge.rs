@@ -8,9 +8,7 @@ use crate::base::sync::Ordering;
 use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::needed_size;
-use crate::lockfree::header::{
-    ALIGNED, Block, FREED, Header, Hole, LARGE, LIVE, Memory, TRACED,
-};
+use crate::lockfree::header::{ALIGNED, Block, FREED, Header, Hole, LARGE, LIVE, Memory, TRACED};
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
@@ -247,7 +245,7 @@ fn die_of_a_request(payload: usize, serial: Serial, header: Header) -> ! {
     if header.has(LARGE) && !header.has(LIVE) {
         fatal::double_free(payload);
     }
-    fatal::ended_request(payload, serial.0)
+    fatal::ended_request(payload, serial.index(), serial.generation())
 }
 
 /// Whether a payload and the word before it lie in the memory from `start` to `end`.

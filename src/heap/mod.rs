@@ -92,6 +92,7 @@ impl Heap {
     pub fn check(&self) {
         self.store.check(self.persistent_tag());
         self.mappings.check(&self.pages);
+        self.adopted.check();
         self.pages.check();
     }
 }

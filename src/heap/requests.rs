@@ -61,12 +61,10 @@ impl Heap {
             let is_done = match found.place {
                 Place::Slab(_) | Place::Adopted(_) => true,
                 Place::Region(class, owner) => self.adopt_in_region(&found, class, owner),
-                Place::Large(_, owner) | Place::Mapped(owner) => {
-                    owner.is_none_or(|owner| {
-                        self.detach(found.span, owner);
-                        true
-                    })
-                }
+                Place::Large(_, owner) | Place::Mapped(owner) => owner.is_none_or(|owner| {
+                    self.detach(found.span, owner);
+                    true
+                }),
             };
             if is_done {
                 return;

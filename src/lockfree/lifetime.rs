@@ -55,10 +55,7 @@ pub fn free_outside<M: Memory>(
         };
     }
     let claimed = judged.with(FREED);
-    if header
-        .compare_exchange(judged.0, claimed.0, Ordering::Relaxed, Ordering::Acquire)
-        .is_err()
-    {
+    if header.compare_exchange(judged.0, claimed.0, Ordering::Relaxed, Ordering::Acquire).is_err() {
         return FreeOutside::Changed;
     }
     if list.push(memory, generation, block).is_ok() {

@@ -18,10 +18,7 @@ const UNIT_SHIFT: u32 = 4;
 /// No block: payloads are multiples of 16 and far above it.
 const CLOSED: u64 = FIRST_MASK;
 
-const _: () = assert!(
-    FIRST_BITS + UNIT_SHIFT == 48,
-    "payloads are 16-byte aligned and below 2^48"
-);
+const _: () = assert!(FIRST_BITS + UNIT_SHIFT == 48, "payloads are 16-byte aligned and below 2^48");
 
 const fn word_of(generation: u32, first: u64) -> u64 {
     (generation as u64) << FIRST_BITS | first

@@ -28,7 +28,9 @@ pub struct AdoptedSpans {
 impl AdoptedSpans {
     /// No span.
     pub const fn new() -> Self {
-        Self { listed: Lock::new(Listed { first: null(), last: null(), count: 0, touched: null() }) }
+        Self {
+            listed: Lock::new(Listed { first: null(), last: null(), count: 0, touched: null() }),
+        }
     }
 
     /// Lists a span unless `is_empty` says, under the lock, that nothing is left of it; whether it did.

@@ -20,9 +20,9 @@
 
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::lockfree::header::Block;
-use crate::lockfree::token::AdoptedCount;
 use crate::lockfree::looseness::Looseness;
 use crate::lockfree::pool::Successors;
+use crate::lockfree::token::AdoptedCount;
 use core::cell::Cell;
 use core::ptr::{null, with_exposed_provenance};
 
@@ -107,7 +107,7 @@ pub struct Span {
     class: AtomicU8,
     base: AtomicUsize,
     bytes: AtomicUsize,
-    owner: AtomicUsize,
+    owner: AtomicU64,
     /// Neighbours in the one list the span is on.
     pub next: Cell<*const Span>,
     /// See `next`.
@@ -131,7 +131,7 @@ const _: () = assert!(SpanKind::Free as u8 == 0, "a zeroed descriptor describes 
 
 impl Span {
     /// Makes the descriptor, which is the caller's alone, describe `bytes` from `base`.
-    pub fn describe(&self, kind: SpanKind, class: usize, base: usize, bytes: usize, owner: usize) {
+    pub fn describe(&self, kind: SpanKind, class: usize, base: usize, bytes: usize, owner: u64) {
         self.class.store(class as u8, Ordering::Relaxed);
         self.base.store(base, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
@@ -200,7 +200,7 @@ impl Span {
     /// Serial of the request that the block of the span belongs to, or that cuts the region; 0: none, its
     /// blocks are persistent.
     pub fn owner(&self) -> u64 {
-        self.owner.load(Ordering::Relaxed) as u64
+        self.owner.load(Ordering::Relaxed)
     }
 
     /// Changes the address and the length of a mapping.
@@ -225,7 +225,7 @@ impl Span {
 
     /// Changes whose the blocks are.
     pub fn set_owner(&self, owner: u64) {
-        self.owner.store(owner as usize, Ordering::Relaxed);
+        self.owner.store(owner, Ordering::Relaxed);
     }
 
     /// Returns one past the last address.

@@ -13,8 +13,8 @@ use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{Block, Header, Hole, LIVE, Memory, NONE};
 use crate::lockfree::token::reap_one;
 use crate::pages::page_heap::Taken;
-use crate::pages::span::SpanKind;
 use crate::pages::shelf::Shelf;
+use crate::pages::span::SpanKind;
 use crate::pages::supply::Supply;
 use crate::persistent::slab::Slabs;
 use core::iter::from_fn;
@@ -138,7 +138,7 @@ impl Store {
     /// Takes back free blocks of `class`.
     pub fn put<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
         if class.is_large() {
-            give_large(magazine, supply);
+            give_large(reap_adopted(class, magazine, supply), supply);
         } else if let Err(magazine) = self.depot(class).put(magazine) {
             self.reap(class, magazine, supply);
         }

@@ -4,7 +4,7 @@
 use super::Host;
 use super::control::Control;
 use super::lane::{Lane, Out};
-use super::region::{Cell, Ids, cells, runs, write_hole};
+use super::region::{Cell, Ids, cells, cells_outside, runs, write_hole};
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
@@ -41,6 +41,16 @@ impl Survey {
             freed: nothing,
             span_bytes: 0,
             reusable_bytes: 0,
+        }
+    }
+}
+
+impl Survey {
+    /// Counts a span that survivors are in.
+    fn note_span(&mut self, settled: &Settled, held: u32) {
+        if settled.adopted > 0 {
+            self.span_bytes += held.count_ones() as usize * PAGE_BYTES;
+            self.reusable_bytes += settled.hole_bytes;
         }
     }
 }
@@ -86,8 +96,7 @@ pub fn settle_region<S: Host>(
     let held = all & !settled.free_pages;
     region.region.held_pages.store(held, Ordering::Relaxed);
     give_pages_where(supply, region, settled.free_pages);
-    survey.span_bytes += held.count_ones() as usize * PAGE_BYTES;
-    survey.reusable_bytes += settled.hole_bytes;
+    survey.note_span(&settled, held);
     region.set_owner(0);
     region.region.has_persisted.store(false, Ordering::Relaxed);
     region.region.count.add(settled.adopted as u64);
@@ -130,8 +139,7 @@ pub fn settle_lent<S: Host>(
             let gone = span.region.held_pages.load(Ordering::Relaxed) & settled.free_pages;
             span.region.held_pages.store(held, Ordering::Relaxed);
             give_pages_where(supply, span, gone);
-            survey.span_bytes += held.count_ones() as usize * PAGE_BYTES;
-            survey.reusable_bytes += settled.hole_bytes;
+            survey.note_span(&settled, held);
             span.region.has_persisted.store(false, Ordering::Relaxed);
             span.region.count.add(settled.adopted as u64);
         }
@@ -143,16 +151,10 @@ pub fn settle_lent<S: Host>(
 
 /// Whole holes are free again: nothing looks at the blocks that were cut from them.
 fn release_holes(ids: Ids, start: usize, end: usize) {
-    let mut at = start;
-    while at < end {
-        let Some((_, bytes, cell)) = cells(at, end, ids).next() else { return };
-        at += match cell {
-            Cell::Word(hole_bytes) => {
-                write_hole(at, Hole { bytes: hole_bytes, is_in_use: false });
-                hole_bytes
-            }
-            _ => bytes,
-        };
+    for (at, bytes, cell) in cells_outside(start, end, ids) {
+        if matches!(cell, Cell::Word(_)) {
+            write_hole(at, Hole { bytes, is_in_use: false });
+        }
     }
 }
 
@@ -240,8 +242,7 @@ impl<'s> Holes<'s> {
         } else {
             (start - self.base).div_ceil(PAGE_BYTES)
         };
-        let end_page =
-            (end - if end == self.run.1 { used_end } else { self.base }) / PAGE_BYTES;
+        let end_page = (end - if end == self.run.1 { used_end } else { self.base }) / PAGE_BYTES;
         if end_page <= first_page {
             return self.write(start, end);
         }

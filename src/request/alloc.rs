@@ -10,8 +10,8 @@ use crate::pages::page_heap::Taken;
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::footprint::Bound;
-use crate::request::region::{next_hole, write_hole};
 use crate::request::lane::{Lane, shared_cap};
+use crate::request::region::{next_hole, write_hole};
 use crate::request::sweep;
 
 /// The part of its regions that must be free for a request to be swept before it is marked: near
@@ -190,10 +190,11 @@ impl Control {
                 lane.set_lent_at(0);
                 continue;
             };
-            // No more at once than a region would have.
-            let most_bytes = (lane.next_region_pages(stride) * PAGE_BYTES).max(least_bytes);
+            // No more at once than a region would have, or than the request may have.
+            let most_bytes = (lane.next_region_pages(stride) * PAGE_BYTES)
+                .min(self.footprint.room_bytes(bound))
+                .max(least_bytes);
             let rest_bytes = bytes.saturating_sub(most_bytes);
-            let rest_bytes = if rest_bytes < MIN_HOLE_BYTES { 0 } else { rest_bytes };
             let bytes = bytes - rest_bytes;
             if !self.footprint.charge(Some(lane), bytes, bound) {
                 return false;

@@ -357,10 +357,7 @@ impl Control {
     pub(super) fn gone(&self) -> Out {
         let (pending_blocks, pending_bytes) = self.stub().pending.figures();
         let (persisted_blocks, persisted_bytes) = self.stub().persisted.figures();
-        Out {
-            blocks: pending_blocks + persisted_blocks,
-            bytes: pending_bytes + persisted_bytes,
-        }
+        Out { blocks: pending_blocks + persisted_blocks, bytes: pending_bytes + persisted_bytes }
     }
 
     /// What the request uses. Exact while nobody allocates or frees, never negative.

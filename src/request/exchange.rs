@@ -12,8 +12,8 @@ use crate::blocks::memory::Raw;
 use crate::lockfree::header::NONE;
 use crate::lockfree::pool::ALIGN;
 use crate::lockfree::stack::Stack;
-use crate::request::lane::{Lane, shared_cap};
 use crate::request::figures::Pending;
+use crate::request::lane::{Lane, shared_cap};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
 /// The lists, once there are any.

@@ -159,7 +159,16 @@ impl Footprint {
 
     /// Whether `pages` more are over the limit, rather than more than the system has.
     pub fn is_over_limit(&self, pages: usize) -> bool {
-        self.budget.used() as usize + pages * (PAGE_BYTES / UNIT_BYTES) > self.budget.limit() as usize
+        self.budget.used() as usize + pages * (PAGE_BYTES / UNIT_BYTES)
+            > self.budget.limit() as usize
+    }
+
+    /// How much may be charged up to a bound.
+    pub fn room_bytes(&self, bound: Bound) -> usize {
+        let headroom =
+            if bound == Bound::Soft && !self.mark.is_near() { self.headroom_units() } else { 0 };
+        let most = self.budget.limit().saturating_sub(headroom);
+        most.saturating_sub(self.budget.used()) as usize * UNIT_BYTES
     }
 
     /// Returns by how much `bytes` more are over the limit.

@@ -240,6 +240,13 @@ impl Lane {
         self.lent_at.set(at);
     }
 
+    /// A hole of this span, which the lane was lent, is free again.
+    pub fn look_again_at(&self, span: &Span) {
+        if core::ptr::eq(self.lent.get(), span) {
+            self.lent_at.set(span.base() + HEADER_BYTES);
+        }
+    }
+
     /// Cuts from a hole of a lent span from now on. Its word says that it is in use.
     pub fn cut_from_hole(&self, start: usize, end: usize) {
         self.retire_range();

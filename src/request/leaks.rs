@@ -3,8 +3,8 @@
 //! Collecting allocates, so the caller is in `persistent`: otherwise it would change a request.
 
 use crate::base::quantity::{Blocks, Bytes};
-use crate::base::request_id::RequestId;
 use crate::base::size_class::{CLASS_COUNT, Class};
+use crate::blocks::request_id::RequestId;
 use crate::blocks::trace::{FRAME_COUNT, Site, Trace};
 use crate::request::Host;
 use crate::request::control::Control;
@@ -157,7 +157,7 @@ fn tally<S: Host>(
 /// Returns the sums, which take no memory.
 fn summary(control: &Control, tallies: &Tallies) -> Leaks {
     Leaks {
-        id: RequestId(control.serial().0),
+        id: RequestId(control.serial()),
         name: control.name.get(),
         blocks: tallies.iter().map(|tally| tally.0).sum(),
         bytes: tallies.iter().map(|tally| tally.1).sum(),
@@ -274,12 +274,13 @@ fn unknown() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocks::identity::Serial;
     use std::vec;
 
     #[test]
     fn a_person_can_read_it() {
         let leaks = Leaks {
-            id: RequestId(12),
+            id: RequestId(Serial::new(12, 1)),
             name: Some("GET /"),
             blocks: 4,
             bytes: 4 * 32,
@@ -289,19 +290,19 @@ mod tests {
                 LeakSite { place: "leak.c(180)".into(), asked_bytes: 20, blocks: 3 },
             ],
         };
-        let expected = "request 12 (GET /): 4 blocks never freed (128 B)\n  \
+        let expected = "request 12.1 (GET /): 4 blocks never freed (128 B)\n  \
             24-byte class: 4 blocks, 128 B\n  \
             leak.c(173): 16 bytes\n  \
             leak.c(180): 20 bytes, repeated 2 times";
         assert_eq!(leaks.to_string(), expected);
         let none = Leaks {
-            id: RequestId(3),
+            id: RequestId(Serial::new(3, 1)),
             name: None,
             blocks: 0,
             bytes: 0,
             classes: vec![],
             sites: vec![],
         };
-        assert_eq!(none.to_string(), "request 3: every block was freed");
+        assert_eq!(none.to_string(), "request 3.1: every block was freed");
     }
 }

@@ -97,12 +97,27 @@ pub fn walk(span: &Span, ids: Ids) -> impl Iterator<Item = (Block, Header, Class
     })
 }
 
+/// The same for what lies between the holes in use: those are passed as one.
+pub fn cells_outside(
+    start: usize,
+    end: usize,
+    ids: Ids,
+) -> impl Iterator<Item = (usize, usize, Cell)> {
+    let mut at = start;
+    core::iter::from_fn(move || {
+        let (start, bytes, cell) = cells(at, end, ids).next()?;
+        let bytes = if let Cell::Word(hole_bytes) = cell { hole_bytes } else { bytes };
+        at = start + bytes;
+        Some((start, bytes, cell))
+    })
+}
+
 /// The first hole at or behind `from` that has `least_bytes`, with the holes that follow on it: where it begins,
 /// and its length. Nobody else takes holes of the span.
 pub fn next_hole(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
     for (start, end) in runs(span).filter(|&(_, end)| end > from) {
         let (mut hole_start, mut hole_bytes) = (0, 0);
-        for (at, bytes, cell) in cells(start.max(from), end, ids) {
+        for (at, bytes, cell) in cells_outside(start.max(from), end, ids) {
             match cell {
                 Cell::Hole if hole_bytes > 0 => hole_bytes += bytes,
                 Cell::Hole => (hole_start, hole_bytes) = (at, bytes),

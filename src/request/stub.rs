@@ -119,9 +119,9 @@ impl Stubs {
     /// Whether a request has, or had, this serial.
     pub fn was_issued(&self, serial: Serial) -> bool {
         serial.generation() > 0
-            && self.find(serial.index()).is_some_and(|stub| {
-                serial.generation() <= stub.state.look().generation()
-            })
+            && self
+                .find(serial.index())
+                .is_some_and(|stub| serial.generation() <= stub.state.look().generation())
     }
 
     /// Makes a stub for a control block. `None`: there is no memory, or no index is left. `memory` gives

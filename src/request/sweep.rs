@@ -15,11 +15,11 @@ use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
+use crate::lockfree::header::{Block, Header, Hole, Memory, NONE, SWEPT};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::lane::Lane;
-use crate::request::region::{Ids, walk};
+use crate::request::region::{Cell, Ids, cells, cells_outside, runs, walk, write_hole};
 
 /// Most lanes that are swept at once.
 const MAX_LANES: usize = 32;
@@ -67,16 +67,15 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let free_bytes = free_bytes_in_reach(control, lane);
     control.take_all_handed_on(lane);
     let occupied = Occupied::take(control, lane);
-    // Holes of spans that a lane was lent are not walked.
-    let walks_all = control.has_one_lane() && lane.lent().next().is_none();
+    let has_one_lane = control.has_one_lane();
     let sweeper = core::ptr::from_ref(lane).addr();
-    if !walks_all {
-        let regions = occupied.each().flat_map(Lane::regions);
+    if !has_one_lane {
+        let regions = occupied.each().flat_map(|lane| lane.regions().chain(lane.lent()));
         regions.for_each(|region| region.region.sweeper.store(sweeper, Ordering::Relaxed));
     }
     // A block whose region this sweep does not walk stays where it is (W1).
     let is_walked = |block| {
-        walks_all
+        has_one_lane
             || supply.span_of_free(block, SpanKind::Region).region.sweeper.load(Ordering::Relaxed)
                 == sweeper
     };
@@ -166,7 +165,49 @@ fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize 
         }
         gained += recut(swept, piece);
     }
+    gained + swept.lent().map(|span| sweep_lent(control, swept, span)).sum::<usize>()
+}
+
+/// Sweeps the holes of a lent span: one that only swept blocks are in is free again.
+fn sweep_lent(control: &Control, lane: &Lane, span: &Span) -> usize {
+    let ids = control.ids();
+    span.region.sweeper.store(0, Ordering::Relaxed);
+    let mut gained = 0;
+    for (start, end) in runs(span) {
+        for (at, bytes, cell) in cells_outside(start, end, ids) {
+            if matches!(cell, Cell::Word(_)) {
+                gained += sweep_hole(control, lane, span, at, bytes);
+            }
+        }
+    }
     gained
+}
+
+fn sweep_hole(control: &Control, lane: &Lane, span: &Span, start: usize, bytes: usize) -> usize {
+    let ids = control.ids();
+    let inside = || cells(start + Hole::WORD_BYTES, start + bytes, ids);
+    if inside().all(|(_, _, cell)| matches!(cell, Cell::Own(header, _) if header.has(SWEPT))) {
+        let blocks = inside().count() as isize;
+        lane.recount(-blocks, -((bytes - Hole::WORD_BYTES) as isize));
+        control.footprint.refund(bytes);
+        write_hole(start, Hole { bytes, is_in_use: false });
+        lane.look_again_at(span);
+        return bytes;
+    }
+    let mut gained = 0;
+    let mut piece = Piece::default();
+    for (at, bytes, cell) in inside() {
+        if matches!(cell, Cell::Own(header, _) if header.has(SWEPT)) {
+            if piece.blocks == 0 {
+                piece.start = at;
+            }
+            piece.blocks += 1;
+            piece.bytes += bytes;
+        } else {
+            gained += recut(lane, core::mem::take(&mut piece));
+        }
+    }
+    gained + recut(lane, piece)
 }
 
 fn is_one_piece(region: &Span, ids: Ids) -> bool {

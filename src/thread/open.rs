@@ -3,10 +3,10 @@
 use super::life::{current_or_start, drop_handles_by};
 use super::requests::count_opened_without_thread;
 use super::{HEAP, Thread, finish};
-use crate::lockfree::state::MAX_HANDLES;
 use crate::base::environment;
 use crate::base::fatal;
 use crate::base::sync::{AtomicU8, Ordering};
+use crate::lockfree::state::MAX_HANDLES;
 use crate::request::control::{Control, Opening};
 
 pub use super::requests::open_count;

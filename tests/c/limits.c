@@ -779,6 +779,6 @@ CASE(the_report_says_what_was_freed) {
     CHECK_EQUAL(report.peak_bytes, peak);
     CHECK_EQUAL(report.surviving_blocks, 0);
     CHECK_EQUAL(report.surviving_bytes, 0);
-    CHECK_EQUAL(report.pinned_bytes, 0);
+    CHECK_EQUAL(report.span_bytes, 0);
     CHECK(!report.still_open);
 }

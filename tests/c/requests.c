@@ -185,7 +185,7 @@ CASE(what_is_live_survives_a_close) {
         CHECK_EQUAL(report.freed_blocks, 0);
         CHECK_EQUAL(report.surviving_blocks, 4);
         CHECK_EQUAL(report.surviving_bytes, usage);
-        CHECK(report.pinned_bytes >= usage && report.pinned_bytes % PAGE == 0);
+        CHECK(report.span_bytes >= usage && report.span_bytes % PAGE == 0);
         CHECK(!report.still_open);
         /* Others come and go meanwhile. */
         rq_begin_request();
@@ -253,7 +253,7 @@ CASE(what_is_persisted_survives_the_end) {
         rq_end_request(&report);
         CHECK_EQUAL(report.freed_blocks, 3);
         CHECK_EQUAL(report.surviving_blocks, 3);
-        CHECK(report.surviving_bytes >= 3 * size && report.pinned_bytes >= report.surviving_bytes);
+        CHECK(report.surviving_bytes >= 3 * size && report.span_bytes >= report.surviving_bytes);
         rq_begin_request();
         for (int count = 0; count < 100; count++) {
             memset(emalloc(size), 0xee, size);
