@@ -9,7 +9,6 @@ use rqmalloc_loom_tests::lockfree::lifetime::{
     Adoption, FreeOutside, adopt_at_close, adopt_at_once, free_outside, settle_stray,
 };
 use rqmalloc_loom_tests::lockfree::stray::StrayList;
-use rqmalloc_loom_tests::lockfree::token::AdoptedCount;
 use rqmalloc_loom_tests::model::{Blocks, Plain, explore};
 
 const PERSISTENT: Header = Header::tag(0xfff, LIVE);
@@ -227,16 +226,5 @@ fn persist_before_free() {
         let block = model.blocks.block(0);
         assert!(adopt_at_once(&model.blocks, block, tag_of(5), PERSISTENT));
         freer.join().unwrap();
-    });
-}
-
-/// The count alone, as `token` has it, and a span with nothing adopted.
-#[test]
-fn a_count_starts_at_nothing() {
-    explore(2, || {
-        let count = AdoptedCount::new();
-        count.arm();
-        count.add_token();
-        assert_eq!(count.adopted(), 0);
     });
 }

@@ -52,7 +52,7 @@ impl Shelf {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             span: Span {
-                count: AdoptedCount::new(),
+                count: AdoptedCount(AtomicU64::new(0)),
                 holes: Plain::new(0),
                 headers: [Plain::new(false), Plain::new(false)],
             },

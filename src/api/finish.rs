@@ -1,7 +1,6 @@
 //! Finishing a request for callers that get a report.
 
 use crate::api::report::Report;
-use crate::blocks::request_id::RequestId;
 use crate::request::control::Control;
 use crate::request::finish::{Outcome, Survivors};
 use crate::thread;
@@ -31,7 +30,7 @@ pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report 
 /// Returns the report of a request whose memory has not changed.
 pub(crate) fn report_of(control: &Control) -> Report {
     Report {
-        id: RequestId(control.serial()),
+        id: control.request_id(),
         name: control.name.get(),
         peak_bytes: control.peak_bytes(),
         freed_blocks: 0,

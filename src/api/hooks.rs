@@ -42,7 +42,7 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     if !entered {
         drop_handle(control);
     }
-    entered.then(|| RequestId(control.serial()))
+    entered.then(|| control.request_id())
 }
 
 /// Ends this thread's innermost request begun by `begin_request`: frees all of its blocks except

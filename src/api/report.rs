@@ -128,11 +128,10 @@ pub fn stats() -> Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::identity::Serial;
     use std::string::ToString;
 
     const REPORT: Report = Report {
-        id: RequestId(Serial::new(7, 1)),
+        id: RequestId(7),
         name: None,
         peak_bytes: 16 * 1024,
         freed_blocks: 0,
@@ -146,9 +145,9 @@ mod tests {
 
     #[test]
     fn a_person_can_read_it() {
-        assert_eq!(REPORT.to_string(), "request 7.1: peak 16.0 KiB, nothing left behind");
+        assert_eq!(REPORT.to_string(), "request 7: peak 16.0 KiB, nothing left behind");
         let report = Report { name: Some("GET /"), freed_blocks: 1, freed_bytes: 48, ..REPORT };
-        assert_eq!(report.to_string(), "request 7.1 (GET /): peak 16.0 KiB, freed 1 block (48 B)");
+        assert_eq!(report.to_string(), "request 7 (GET /): peak 16.0 KiB, freed 1 block (48 B)");
         let report = Report {
             surviving_blocks: 2,
             surviving_bytes: 2_500_000,
@@ -157,12 +156,12 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "request 7.1: peak 16.0 KiB, 2 blocks survive (2.3 MiB in spans of 32.0 KiB)"
+            "request 7: peak 16.0 KiB, 2 blocks survive (2.3 MiB in spans of 32.0 KiB)"
         );
         let report = Report { still_open: true, ..REPORT };
         assert_eq!(
             report.to_string(),
-            "request 7.1: peak 16.0 KiB, still open: other handles are alive"
+            "request 7: peak 16.0 KiB, still open: other handles are alive"
         );
     }
 }

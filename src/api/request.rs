@@ -57,7 +57,7 @@ impl Request {
 
     /// Returns the request's number.
     pub fn id(&self) -> RequestId {
-        RequestId(self.control.serial())
+        self.control.request_id()
     }
 
     /// Enters the request: until the guard is dropped, what this thread allocates belongs to it.
@@ -308,5 +308,5 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    HEAP.find(payload).owner().map(|owner| RequestId(owner.serial))
+    HEAP.find(payload).owner().map(|owner| owner.control().request_id())
 }

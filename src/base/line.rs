@@ -13,8 +13,6 @@ pub enum Value<'t> {
     Word(u64),
     /// Verbatim.
     Text(&'t str),
-    /// Two numbers with a point between.
-    Pair(u32, u32),
 }
 
 /// The longest line that is written; a longer one is truncated, never lost.
@@ -115,11 +113,6 @@ impl Line {
             }
             Value::Count(count) => self.number(count, 10),
             Value::Text(text) => self.text(text),
-            Value::Pair(first, second) => {
-                self.number(first.into(), 10);
-                self.push(b'.');
-                self.number(second.into(), 10);
-            }
         }
     }
 }

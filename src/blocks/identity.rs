@@ -14,6 +14,9 @@ const SCRAMBLE: u64 = 0x9e37_79b9_7f4b;
 /// The inverse of `SCRAMBLE` modulo 2^48.
 const UNSCRAMBLE: u64 = inverse(SCRAMBLE);
 
+/// Numbers of requests that a thread draws at once.
+pub const NUMBERS_PER_DRAW: u64 = 1024;
+
 /// The bits of a serial that say which request of its stub it is.
 pub const MAX_GENERATION: u32 = (1 << GENERATION_BITS) - 1;
 
@@ -48,12 +51,19 @@ impl Serial {
 /// What tells the lifetimes of a heap apart. All zero: no cookie is chosen.
 pub struct Identity {
     cookie: AtomicU64,
+    /// Numbers of requests that were drawn.
+    drawn_count: AtomicU64,
 }
 
 impl Identity {
     /// No cookie is chosen.
     pub const fn new() -> Self {
-        Self { cookie: AtomicU64::new(0) }
+        Self { cookie: AtomicU64::new(0), drawn_count: AtomicU64::new(0) }
+    }
+
+    /// Draws numbers of requests for a thread: `NUMBERS_PER_DRAW` from the one returned.
+    pub fn draw_numbers(&self) -> u64 {
+        self.drawn_count.fetch_add(NUMBERS_PER_DRAW, Ordering::Relaxed) + 1
     }
 
     /// Returns whether the cookie is chosen. A thread that sees the choice sees everything done

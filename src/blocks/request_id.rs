@@ -1,25 +1,24 @@
 //! `RequestId`.
 #![forbid(unsafe_code)]
 
-use super::identity::Serial;
 use core::fmt;
 
-/// Which request: never that of another request of the process.
+/// The number of a request, never that of another request of the process.
 ///
-/// It is printed as two numbers, `3.17`: a request's control block is used again by later requests, and
-/// the second number counts them. So the order of two ids says nothing of which request was opened first.
+/// Threads draw numbers in batches, so the order of two numbers says which request was opened first only
+/// if one thread opened both.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct RequestId(pub(crate) Serial);
+pub struct RequestId(pub(crate) u64);
 
 impl RequestId {
-    /// Both numbers in one.
+    /// Returns the number itself.
     pub fn get(self) -> u64 {
-        self.0.0
+        self.0
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.0.index(), self.0.generation())
+        self.0.fmt(f)
     }
 }

@@ -137,7 +137,7 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
 /// Returns the number of this thread's request; 0 without one.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_current_request() -> u64 {
-    thread::current_control().map_or(0, |control| control.serial().0)
+    thread::current_control().map_or(0, |control| control.request_id().get())
 }
 
 /// Registers a function to be called before the request's memory is freed.

@@ -88,10 +88,7 @@ impl Heap {
             FreeOutside::Pushed | FreeOutside::Left => {}
             FreeOutside::Adopted => self.free_persistent(found.block, class, cache),
             FreeOutside::Changed => self.free(&self.find(found.block), cache, lane),
-            FreeOutside::Ended => {
-                let serial = owner.serial;
-                fatal::ended_request(found.block, serial.index(), serial.generation())
-            }
+            FreeOutside::Ended => self.die_of_an_ended_request(found.block, owner.serial),
         }
     }
 

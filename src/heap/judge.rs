@@ -105,7 +105,7 @@ impl Heap {
             fatal::double_free(payload);
         }
         if !word.has(ALIGNED) && self.controls.stubs.was_issued(serial) {
-            die_of_a_request(payload, serial, word);
+            self.die_of_a_request(payload, serial, word);
         }
         fatal::not_a_block(payload)
     }
@@ -191,7 +191,7 @@ impl Heap {
             return None;
         }
         if self.controls.stubs.was_issued(serial) {
-            die_of_a_request(payload, serial, header);
+            self.die_of_a_request(payload, serial, header);
         }
         if Hole::of(header).is_some() {
             fatal::double_free(payload);
@@ -200,6 +200,22 @@ impl Heap {
             fatal::not_a_block(payload);
         }
         fatal::header_overwritten(payload, header.0)
+    }
+
+    /// A header of a request that its place does not belong to: the request is over, or the block had
+    /// been given back before.
+    fn die_of_a_request(&self, payload: usize, serial: Serial, header: Header) -> ! {
+        if header.has(LARGE) && !header.has(LIVE) {
+            fatal::double_free(payload);
+        }
+        self.die_of_an_ended_request(payload, serial)
+    }
+
+    /// The request of a block is over.
+    pub(super) fn die_of_an_ended_request(&self, payload: usize, serial: Serial) -> ! {
+        let stub = self.controls.stubs.find(serial.index());
+        let number = stub.and_then(|stub| Control::of(stub).number_of_past(serial.generation()));
+        fatal::ended_request(payload, number)
     }
 
     /// Whether a region's blocks, walked from its start, include this one. Only used to word a fatal error;
@@ -237,15 +253,6 @@ fn bump_in(span: &Span, control: &Control) -> usize {
 /// Whether an `ALIGNED` word leads to an address in the same span.
 fn leads_back(span: &Span, payload: usize, distance: usize) -> bool {
     payload.checked_sub(distance).is_some_and(|block| block >= span.base() + FIRST_PAYLOAD_OFFSET)
-}
-
-/// A header of a request that its place does not belong to: the request is over, or the block had
-/// been given back before.
-fn die_of_a_request(payload: usize, serial: Serial, header: Header) -> ! {
-    if header.has(LARGE) && !header.has(LIVE) {
-        fatal::double_free(payload);
-    }
-    fatal::ended_request(payload, serial.index(), serial.generation())
 }
 
 /// Whether a payload and the word before it lie in the memory from `start` to `end`.

@@ -83,6 +83,11 @@ impl Heap {
         self.identity.persistent_tag()
     }
 
+    /// Draws numbers of requests for a thread.
+    pub fn draw_numbers(&self) -> u64 {
+        self.identity.draw_numbers()
+    }
+
     /// Zeroed memory for ever, for what is type-stable. `None`: the system has no more.
     pub fn take_descriptor_memory(&self, bytes: usize) -> Option<usize> {
         self.pages.descriptors.take(bytes)

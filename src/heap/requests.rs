@@ -30,7 +30,7 @@ impl Heap {
     /// Opens a request in a control block that is the caller's alone. `None`: it needs a new stub, and
     /// there is no memory.
     #[inline]
-    pub fn open_request(&self, control: &Control, opening: &Opening) -> Option<()> {
+    pub fn open_request(&self, control: &Control, number: u64, opening: &Opening) -> Option<()> {
         let serial = match control.stub().next_serial() {
             Some(serial) => serial,
             None => self.serial_of_new_stub(control)?,
@@ -39,7 +39,7 @@ impl Heap {
             request: self.identity.id_of(serial),
             persistent: self.identity.id_of(Serial::PERSISTENT),
         };
-        control.open(serial, ids, opening);
+        control.open(serial, ids, number, opening);
         Some(())
     }
 

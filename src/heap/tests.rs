@@ -50,7 +50,7 @@ pub fn one_of_everything(heap: &'static Heap, cache: &Cache) -> Vec<Block> {
 /// Returns these survivors.
 pub fn one_request(heap: &'static Heap) -> Vec<Block> {
     let Some(control) = heap.take_control() else { return Vec::new() };
-    heap.open_request(control, &Opening::default()).unwrap();
+    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
     let mut blocks = Vec::new();
     if let Some(lane) = control.enter(|bytes| heap.take_descriptor_memory(bytes)) {
         for class in [0, 20, 40, 50].map(|index| Class::from_index(index).unwrap()) {
@@ -114,7 +114,7 @@ fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
 /// list.
 fn large_blocks(heap: &'static Heap, cache: &Cache) {
     let control = heap.take_control().unwrap();
-    heap.open_request(control, &Opening::default()).unwrap();
+    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
     let lane = control.enter(|bytes| heap.take_descriptor_memory(bytes)).unwrap();
     let class = Class::from_index(FIRST_LARGE_CLASS).unwrap();
     let blocks: Vec<Block> =

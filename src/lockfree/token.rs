@@ -7,20 +7,13 @@
 //! - **T3** After it has published a span nobody but the next one who takes its token touches what
 //!   only the token's holder may.
 
-use crate::base::sync::{AtomicU64, Ordering, const_fn};
+use crate::base::sync::{AtomicU64, Ordering};
 
 /// The count of an adopted span.
-pub struct AdoptedCount(AtomicU64);
+pub struct AdoptedCount(pub AtomicU64);
 
 impl AdoptedCount {
-    const_fn! {
-        /// Of a region whose request is open.
-        pub const fn new() -> Self {
-            Self(AtomicU64::new(0))
-        }
-    }
-
-    /// The same for a region that is made and not handed out yet.
+    /// Of a region that is made and not handed out yet.
     pub fn arm(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -33,11 +26,6 @@ impl AdoptedCount {
     /// The region becomes an adopted span, and the caller has its token.
     pub fn add_token(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Adopted blocks that were not reaped yet, as the token's holder knows them.
-    pub fn adopted(&self) -> u64 {
-        self.0.load(Ordering::Relaxed).wrapping_sub(1)
     }
 
     /// A block was reaped; whether only the token is left.

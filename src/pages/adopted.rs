@@ -5,7 +5,7 @@
 //!   which also guards `next` and `previous` of what is listed.
 
 use crate::base::fatal;
-use crate::base::sync::{Lock, step};
+use crate::base::sync::{AtomicUsize, Lock, Ordering, step};
 use crate::pages::span::{Span, SpanKind};
 use core::ptr::null;
 
@@ -23,12 +23,15 @@ unsafe impl Send for Listed {}
 /// The store.
 pub struct AdoptedSpans {
     listed: Lock<Listed>,
+    /// Spans that were adopted and not given back, lent ones too.
+    existing: AtomicUsize,
 }
 
 impl AdoptedSpans {
     /// No span.
     pub const fn new() -> Self {
         Self {
+            existing: AtomicUsize::new(0),
             listed: Lock::new(Listed { first: null(), last: null(), count: 0, touched: null() }),
         }
     }
@@ -41,18 +44,24 @@ impl AdoptedSpans {
         }
         listed.touched = span;
         step();
-        let before = listed.last;
-        span.next.set(null());
+        // What was just used is warm; what had no room comes last.
+        let is_last = span.region.had_no_room.get();
+        let (before, after) = if is_last { (listed.last, null()) } else { (null(), listed.first) };
+        span.next.set(after);
         span.previous.set(before);
         span.region.listed.set(true);
         step();
-        // SAFETY: null, or a listed descriptor (M1), guarded by the lock.
-        match unsafe { before.as_ref() } {
+        // SAFETY: null, or listed descriptors (M1), guarded by the lock.
+        let (before, after) = unsafe { (before.as_ref(), after.as_ref()) };
+        match before {
             Some(before) => before.next.set(span),
             None => listed.first = span,
         }
         step();
-        listed.last = span;
+        match after {
+            Some(after) => after.previous.set(span),
+            None => listed.last = span,
+        }
         step();
         listed.count += 1;
         listed.touched = null();
@@ -68,6 +77,21 @@ impl AdoptedSpans {
         }
     }
 
+    /// A region becomes an adopted span.
+    pub fn note_new(&self) {
+        self.existing.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An adopted span is given back.
+    pub fn note_gone(&self) {
+        self.existing.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether there is any: else no persistent block lies in one.
+    pub fn any(&self) -> bool {
+        self.existing.load(Ordering::Relaxed) != 0
+    }
+
     /// Takes the token of the span that was listed first.
     pub fn take<'h>(&self) -> Option<&'h Span> {
         let mut listed = self.listed.lock();
@@ -75,11 +99,6 @@ impl AdoptedSpans {
         let span = unsafe { listed.first.as_ref()? };
         remove(&mut listed, span);
         Some(span)
-    }
-
-    /// How many spans are listed.
-    pub fn count(&self) -> usize {
-        self.listed.lock().count
     }
 
     /// Walks the list; fatal when it contradicts itself (A4).

@@ -28,6 +28,7 @@ impl<S: Supply> Store for Shelf<'_, S> {
         let held = span.region.held_pages.load(Ordering::Relaxed);
         give_pages_where(self.0, span, held);
         self.0.give_descriptor(span);
+        self.0.adopted().note_gone();
     }
 }
 

@@ -68,6 +68,8 @@ pub struct RegionState {
     pub held_pages: AtomicU32,
     /// Whether a block of it was persisted while its request was open.
     pub has_persisted: AtomicBool,
+    /// Adopted: whether the lane that was lent it last found no hole that was long enough.
+    pub had_no_room: Cell<bool>,
     /// Adopted: whether it is listed in the store.
     pub listed: Cell<bool>,
     /// Bytes that its control block is charged for as warm memory.
@@ -148,6 +150,7 @@ impl Span {
         self.region.held_pages.store(0, Ordering::Relaxed);
         self.region.has_persisted.store(false, Ordering::Relaxed);
         self.region.listed.set(false);
+        self.region.had_no_room.set(false);
         self.region.warm_bytes.set(0);
         self.own.charged_bytes.set(0);
         self.own.traced_bytes.store(0, Ordering::Relaxed);

@@ -137,8 +137,15 @@ impl Store {
 
     /// Takes back free blocks of `class`.
     pub fn put<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
+        // Those of adopted spans go home first, where any class can be cut from them.
+        let may_be_adopted = class.is_large() || supply.adopted().any();
+        let magazine =
+            if may_be_adopted { reap_adopted(class, magazine, supply) } else { magazine };
+        if magazine.is_empty() {
+            return;
+        }
         if class.is_large() {
-            give_large(reap_adopted(class, magazine, supply), supply);
+            give_large(magazine, supply);
         } else if let Err(magazine) = self.depot(class).put(magazine) {
             self.reap(class, magazine, supply);
         }

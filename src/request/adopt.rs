@@ -101,6 +101,7 @@ pub fn settle_region<S: Host>(
     region.region.has_persisted.store(false, Ordering::Relaxed);
     region.region.count.add(settled.adopted as u64);
     region.region.count.add_token();
+    supply.adopted().note_new();
     publish(&Shelf(supply), region);
 }
 
@@ -192,7 +193,7 @@ fn settle_run(
                 }
             }
             Cell::Own(..) | Cell::Word(_) | Cell::Hole => false,
-            Cell::Persistent(_) => true,
+            Cell::Persistent => true,
         };
         if stays {
             holes.settled.staying += 1;

@@ -187,6 +187,7 @@ impl Control {
             };
             let Some((start, bytes)) = next_hole(span, lane.lent_at(), least_bytes, self.ids())
             else {
+                span.region.had_no_room.set(true);
                 lane.set_lent_at(0);
                 continue;
             };

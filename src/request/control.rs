@@ -4,7 +4,7 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `lanes`, `exchange`, `footprint`, `pace`, `large`, `warm`, `strays` | see the part's file | |
-//! | `serial`, `id`, `persistent_id`, `name`, `leaks` | who opens the request, before others know it | anybody |
+//! | `serial`, `id`, `persistent_id`, `numbers`, `name`, `leaks` | who opens the request, before others know it | anybody |
 //! | `stub` | see `stub`; stays with the control block until its generations are used up | |
 //! | `on_end` | see `stack` | |
 //! | `has_persisted`, `bailed_out` | who persists a block, who gives the request up | who finishes |
@@ -18,6 +18,7 @@ use super::Host;
 use crate::base::size_class::Class;
 use crate::base::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::blocks::identity::Serial;
+use crate::blocks::request_id::RequestId;
 use crate::lockfree::budget::Marked;
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::pool::Successors;
@@ -38,6 +39,9 @@ use core::ptr::{null, with_exposed_provenance, with_exposed_provenance_mut};
 
 /// A serial that no request has, because ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
+
+/// Numbers of past requests that a control block knows, for fatal errors.
+const NUMBERS_KEPT: usize = 16;
 
 /// How a request is opened.
 #[derive(Clone, Copy, Default)]
@@ -77,6 +81,8 @@ pub struct Control {
     serial: AtomicU64,
     id: AtomicU64,
     persistent_id: AtomicU64,
+    /// The numbers of the last requests, by generation.
+    numbers: [AtomicU64; NUMBERS_KEPT],
     /// What the request is called in reports.
     pub name: Cell<Option<&'static str>>,
     /// What is called before the memory goes, the last one first. Its items are not blocks.
@@ -147,6 +153,7 @@ impl Control {
             serial: AtomicU64::new(0),
             id: AtomicU64::new(0),
             persistent_id: AtomicU64::new(0),
+            numbers: [const { AtomicU64::new(0) }; NUMBERS_KEPT],
             name: Cell::new(None),
             on_end: Stack::new(),
             begun_before: Cell::new(null()),
@@ -180,8 +187,9 @@ impl Control {
 
     /// Opens a new request. The control block is out of the pool and the caller's alone.
     #[inline]
-    pub fn open(&self, serial: Serial, ids: Ids, opening: &Opening) {
+    pub fn open(&self, serial: Serial, ids: Ids, number: u64, opening: &Opening) {
         self.serial.store(serial.0, Ordering::Relaxed);
+        self.number_of(serial.generation()).store(number, Ordering::Relaxed);
         self.id.store(ids.request, Ordering::Relaxed);
         self.persistent_id.store(ids.persistent, Ordering::Relaxed);
         self.name.set(opening.name);
@@ -221,6 +229,23 @@ impl Control {
     /// Returns the id in the headers of the request's blocks.
     pub fn id(&self) -> u64 {
         self.id.load(Ordering::Relaxed)
+    }
+
+    fn number_of(&self, generation: u32) -> &AtomicU64 {
+        &self.numbers[generation as usize % NUMBERS_KEPT]
+    }
+
+    /// Returns what its request is called by.
+    pub fn request_id(&self) -> RequestId {
+        let generation = self.stub().state.look().generation();
+        RequestId(self.number_of(generation).load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of the request with this generation, unless that is long ago.
+    pub fn number_of_past(&self, generation: u32) -> Option<u64> {
+        let now = self.stub().state.look().generation();
+        (now.wrapping_sub(generation) < NUMBERS_KEPT as u32)
+            .then(|| self.number_of(generation).load(Ordering::Relaxed))
     }
 
     /// What may stand in the headers of its regions.

@@ -215,6 +215,7 @@ impl Lane {
 
     /// Takes holes of this span from now on, from its start.
     pub fn borrow(&self, span: &Span) {
+        span.region.had_no_room.set(false);
         span.next.set(self.lent.replace(span));
         self.lent_at.set(span.base() + HEADER_BYTES);
     }

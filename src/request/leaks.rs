@@ -157,7 +157,7 @@ fn tally<S: Host>(
 /// Returns the sums, which take no memory.
 fn summary(control: &Control, tallies: &Tallies) -> Leaks {
     Leaks {
-        id: RequestId(control.serial()),
+        id: control.request_id(),
         name: control.name.get(),
         blocks: tallies.iter().map(|tally| tally.0).sum(),
         bytes: tallies.iter().map(|tally| tally.1).sum(),
@@ -274,13 +274,12 @@ fn unknown() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::identity::Serial;
     use std::vec;
 
     #[test]
     fn a_person_can_read_it() {
         let leaks = Leaks {
-            id: RequestId(Serial::new(12, 1)),
+            id: RequestId(12),
             name: Some("GET /"),
             blocks: 4,
             bytes: 4 * 32,
@@ -290,19 +289,19 @@ mod tests {
                 LeakSite { place: "leak.c(180)".into(), asked_bytes: 20, blocks: 3 },
             ],
         };
-        let expected = "request 12.1 (GET /): 4 blocks never freed (128 B)\n  \
+        let expected = "request 12 (GET /): 4 blocks never freed (128 B)\n  \
             24-byte class: 4 blocks, 128 B\n  \
             leak.c(173): 16 bytes\n  \
             leak.c(180): 20 bytes, repeated 2 times";
         assert_eq!(leaks.to_string(), expected);
         let none = Leaks {
-            id: RequestId(Serial::new(3, 1)),
+            id: RequestId(3),
             name: None,
             blocks: 0,
             bytes: 0,
             classes: vec![],
             sites: vec![],
         };
-        assert_eq!(none.to_string(), "request 3.1: every block was freed");
+        assert_eq!(none.to_string(), "request 3: every block was freed");
     }
 }

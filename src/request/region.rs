@@ -26,7 +26,7 @@ pub enum Cell {
     /// A block of the request, live or free.
     Own(Header, Class),
     /// A persistent block, live or free.
-    Persistent(Class),
+    Persistent,
     /// The word of a hole in use; its blocks follow.
     Word(usize),
     /// A hole.
@@ -73,7 +73,7 @@ pub fn cells(start: usize, end: usize, ids: Ids) -> impl Iterator<Item = (usize,
                     (Cell::Own(header, class), class.stride_bytes())
                 }
                 Some(class) if header.id() == ids.persistent => {
-                    (Cell::Persistent(class), class.stride_bytes())
+                    (Cell::Persistent, class.stride_bytes())
                 }
                 _ => fatal::header_overwritten(block, header.0),
             },

@@ -4,7 +4,6 @@
 use crate::base::failure::MEMORY_LIMIT;
 use crate::base::line::Line;
 use crate::base::os;
-use crate::blocks::request_id::RequestId;
 use crate::lockfree::refusals::Refusals;
 use crate::request::control::Control;
 use core::fmt::Write;
@@ -28,7 +27,7 @@ fn line(control: &Control, asked_bytes: usize, left_out: u64) -> Line {
     let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
     let mut line = Line::EMPTY;
     // A line that is too long is cut.
-    let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", RequestId(control.serial()));
+    let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", control.request_id());
     if let Some(name) = control.name.get() {
         let _ = write!(line, "name {name}, ");
     }

@@ -2,6 +2,7 @@
 
 use super::{HEAP, MAX_STASHED, Thread, current, each_thread};
 use crate::base::sync::{AtomicUsize, Ordering};
+use crate::blocks::identity::NUMBERS_PER_DRAW;
 use crate::request::control::Control;
 
 /// Requests opened and finished by threads without a cache; other threads count their own.
@@ -31,6 +32,19 @@ impl Thread {
         self.stash[count].set(control);
         self.stash_count.set(count + 1);
         true
+    }
+
+    /// Takes the number of the next request.
+    #[inline]
+    pub fn take_number(&self) -> u64 {
+        if self.next_number.get() == self.end_number.get() {
+            let first = HEAP.draw_numbers();
+            self.next_number.set(first);
+            self.end_number.set(first + NUMBERS_PER_DRAW);
+        }
+        let number = self.next_number.get();
+        self.next_number.set(number + 1);
+        number
     }
 }
 
