@@ -72,7 +72,8 @@ fn push_against_two_drains() {
     explore(4, || {
         let model = Model::new(2);
         model.push(0);
-        let drainers = [model.clone(), model.clone()].map(|other| thread::spawn(move || other.drain()));
+        let drainers =
+            [model.clone(), model.clone()].map(|other| thread::spawn(move || other.drain()));
         model.push(1);
         let mut taken: Vec<usize> =
             drainers.into_iter().flat_map(|drainer| drainer.join().unwrap()).collect();

@@ -2,7 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::lockfree::header::{FREED, Header, LIVE, Memory};
+use rqmalloc_loom_tests::lockfree::header::{FREED, Header, LIVE};
 use rqmalloc_loom_tests::lockfree::lifetime::{FreeOutside, free_outside, settle_stray};
 use rqmalloc_loom_tests::lockfree::stray::{Chain, Refusal, StrayList};
 use rqmalloc_loom_tests::model::{Blocks, explore};
@@ -90,7 +90,8 @@ fn stray_push_against_two_drains() {
     explore(4, || {
         let model = Model::new(2);
         assert_eq!(model.free(0), FreeOutside::Pushed);
-        let drainers = [model.clone(), model.clone()].map(|other| thread::spawn(move || other.drain()));
+        let drainers =
+            [model.clone(), model.clone()].map(|other| thread::spawn(move || other.drain()));
         assert_eq!(model.free(1), FreeOutside::Pushed);
         let mut taken: Vec<usize> =
             drainers.into_iter().flat_map(|drainer| drainer.join().unwrap()).collect();

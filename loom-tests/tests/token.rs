@@ -79,7 +79,11 @@ impl Shelf {
         if !self.unlist(&self.span) {
             return false;
         }
-        assert_eq!(self.given_back.load(Ordering::Relaxed), 0, "a span is lent that was given back");
+        assert_eq!(
+            self.given_back.load(Ordering::Relaxed),
+            0,
+            "a span is lent that was given back"
+        );
         self.span.holes.write(|holes| *holes += 1);
         self.span.count.add(adopted);
         publish(self, &self.span);

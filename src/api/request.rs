@@ -308,5 +308,6 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    HEAP.find(payload).owner().map(|owner| owner.control().request_id())
+    let owner = HEAP.find(payload).owner()?;
+    owner.control().number_of_past(owner.serial.generation()).map(RequestId)
 }

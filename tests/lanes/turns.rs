@@ -92,10 +92,7 @@ fn a_lane_for_each_that_is_inside_at_once_and_none_for_who_comes_later() {
         .collect();
     barrier.wait();
     let usage = request.usage();
-    assert!(
-        usage.live_blocks == COUNT as u64 && usage.footprint_bytes >= COUNT * PAGE,
-        "{usage:?}"
-    );
+    assert!(usage.live_blocks == COUNT as u64 && usage.footprint_bytes >= COUNT * 256, "{usage:?}");
     // A handle and an entry each.
     assert_eq!(
         request.to_string(),
