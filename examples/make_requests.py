@@ -3,8 +3,8 @@
 
     python3 examples/make_requests.py > examples/requests.jsonl
 
-The same seed always gives the same bytes. Eight shapes of request, in shuffled order, with sizes as a
-server sees them: many small ones, a few near 60 KB. Two lines are malformed on purpose.
+The same seed always gives the same bytes. There are eight shapes of request, in shuffled order, with
+sizes as a server sees them: many small, a few near 60 KB. Two lines are malformed on purpose.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import random
 import sys
 
-# How many requests of each shape; `SHAPES` below names their makers.
+# How many requests of each shape; `SHAPES` below says what makes them.
 MIX = {
     "session": 200,
     "order": 120,
@@ -24,7 +24,7 @@ MIX = {
     "matrix": 30,
 }
 
-# What a client that dies, or that writes JSON by hand, sends. Line numbers in the file, from 1.
+# What a client sends that dies, or that writes JSON by hand. Line numbers in the file, from 1.
 MALFORMED = {
     173: '{"kind":"order","id":"A-20417","customer":{"name":"Ines Duarte","email":"ines@exa',
     402: '{"kind":"search","query":"late delivery",limit:10,"documents":[]}',
@@ -71,7 +71,7 @@ def words(rng, count):
 
 def sentence(rng):
     text = words(rng, rng.randint(6, 18)).capitalize()
-    # Now and then something a template has to escape.
+    # Now and then, something that a template has to escape.
     if rng.random() < 0.08:
         text += rng.choice([" & sons", " <em>now</em>", ' "so to speak"', " it's said"])
     return text + rng.choice([".", ".", ".", "?", "!"])
@@ -82,7 +82,7 @@ def paragraph(rng):
 
 
 def skewed(rng, low, high, power=5.0):
-    """An integer from `low` to `high`, small ones far more often."""
+    """Returns an integer from `low` to `high`, small ones far more often."""
     return low + int((high - low) * rng.random() ** power)
 
 
@@ -146,7 +146,7 @@ def events(rng):
 
 
 def tree(rng, depth):
-    """A nested object with scalars and short lists as leaves."""
+    """Returns a nested object with scalars and short lists as leaves."""
     node = {}
     for name in rng.sample(WORDS, rng.randint(2, 5)):
         roll = rng.random()
@@ -160,7 +160,7 @@ def tree(rng, depth):
 
 
 def overlay(rng, base):
-    """Part of `base` again, with some leaves replaced and some added."""
+    """Returns part of `base`, with some leaves replaced and some added."""
     changed = {}
     for name, value in base.items():
         if isinstance(value, dict):
@@ -196,7 +196,7 @@ def article(rng):
 
 def graph(rng):
     nodes = skewed(rng, 8, 420, 3)
-    # A ring keeps it connected; the chords make the shortest ways interesting.
+    # A ring keeps it connected; the chords make the shortest paths interesting.
     edges = [[node, (node + 1) % nodes, rng.randint(1, 100)] for node in range(nodes)]
     edges += [[rng.randrange(nodes), rng.randrange(nodes), rng.randint(1, 300)] for _ in range(nodes * 2)]
     return {"nodes": nodes, "start": rng.randrange(nodes), "edges": edges}

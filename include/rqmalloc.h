@@ -1,27 +1,31 @@
 /* rqmalloc.h: requests and the emalloc family of PHP's Zend Memory Manager, for C and C++.
  *
- * Between rq_begin_request() and rq_end_request() every block of emalloc() belongs to the request, and the end
- * frees all of them at once, whatever was leaked and however the request was left. Blocks of pemalloc(size, 1) are
- * persistent: they live until they are freed. Every block knows which of the two it is.
+ * Between rq_begin_request() and rq_end_request() every block of emalloc() belongs to the request,
+ * and its end frees all of them at once, whatever was leaked and however the request was left.
+ * Blocks of pemalloc(size, 1) are persistent: they live until they are freed. Every block knows
+ * which of the two it is.
  *
  * Link with librqmalloc (static or shared; `pkg-config --cflags --libs rqmalloc`).
  *
- * The functions are named rq_emalloc and so on; the plain names of the Zend Memory Manager are macros, absent where
- * RQMALLOC_NO_ZEND_NAMES is defined. With RQMALLOC_DEBUG defined the macros pass on __FILE__ and __LINE__, which the
- * leak report of a request with trace_leaks names.
+ * The functions are named rq_emalloc and so on; the plain names of the Zend Memory Manager are
+ * macros, which RQMALLOC_NO_ZEND_NAMES removes. With RQMALLOC_DEBUG defined, the macros pass on
+ * __FILE__ and __LINE__, which the leak report of a request with trace_leaks shows.
  *
- * Failure. The emalloc family never returns NULL. When a request is at its memory limit, when the system has no
- * memory, or when a product overflows, the error handler is called (rq_set_error_handler), then the innermost rq_try
- * of the thread is gone back to (rq_bailout); without one the process ends with the error's text and SIGABRT.
- * Misuse (a foreign pointer, a block of the other family, a double free) ends the process with one line, SIGABRT; best
- * effort where the word before a pointer cannot be read.
+ * Failure. The emalloc family never returns NULL. When a request is at its memory limit, when the
+ * system has no memory, or when a product overflows, it calls the error handler
+ * (rq_set_error_handler) and then jumps back to the thread's innermost rq_try (rq_bailout); without
+ * one, the process ends with the error's text and SIGABRT. Misuse (a foreign pointer, a block of
+ * the other family, a double free) ends the process with one line and SIGABRT; best effort where
+ * the word before a pointer cannot be read.
  *
- * The family of a block is that of the function it came from: blocks of emalloc() are of the emalloc family also where
- * they are persistent, since no request was open or inside rq_persistent_on().
+ * The family of a block is that of the function it came from: blocks of emalloc() are of the
+ * emalloc family even when they are persistent, because no request was open or rq_persistent_on()
+ * was in effect.
  *
- * Threads. pthread_cancel() with deferred cancellation, pthread_exit() inside requests and longjmp() out of callers leave
- * no lock held; asynchronous cancellation is not supported, as with malloc(). A library that this one is linked into
- * stays loaded after dlclose(), because threads that used it still have to give their caches back.
+ * Threads. pthread_cancel() with deferred cancellation, pthread_exit() inside requests and
+ * longjmp() out of callers leave no lock held; asynchronous cancellation is not supported, as for
+ * malloc(). A library that this one is linked into stays loaded after dlclose(), because threads
+ * that used it have yet to give their caches back.
  *
  * Alignment. Every block is aligned to 16 bytes.
  */
@@ -45,29 +49,30 @@ extern "C" {
 #define RQ_MALLOC RQ_ATTRIBUTE((malloc, warn_unused_result, returns_nonnull))
 #define RQ_RESULT RQ_ATTRIBUTE((warn_unused_result, returns_nonnull))
 
-/* ---- requests ------------------------------------------------------------------------------------------------ */
+/* ---- requests -------------------------------------------------------------------------------- */
 
-/* How a request is to be. Zeros are the defaults. */
+/* The settings of a request. Zeros are the defaults. */
 typedef struct rq_options {
-    /* What the request is called in reports: UTF-8, valid as long as the request. NULL: nothing. */
+    /* What reports call the request: UTF-8, valid for as long as the request. NULL: no name. */
     const char *name;
     /* Bytes of pages that the request may hold. 0: no limit. */
     size_t memory_limit;
-    /* So many bytes below the limit the request is marked, which rq_check() tells. 0: an eighth of the limit. */
+    /* How many bytes below the limit the request is marked, which rq_check() reports. 0: an eighth
+     * of the limit, at most 4 MiB. */
     size_t reserve;
-    /* On a clean end, list on standard error what was never freed, by size class. */
+    /* Whether a clean end lists on standard error what was never freed, by size class. */
     bool report_leaks;
-    /* The same after a bailout, too; implies report_leaks. */
+    /* Whether it is listed after a bailout, too; implies report_leaks. */
     bool report_leaks_after_bailout;
-    /* Remember where each block was allocated; implies report_leaks. RQMALLOC_TRACE=1 in the environment traces every
-     * request. */
+    /* Whether each block remembers where it was allocated; implies report_leaks. RQMALLOC_TRACE=1
+     * in the environment traces every request. */
     bool trace_leaks;
 } rq_options;
 
 /* What became of a request's memory. Bytes of blocks include headers and what size classes add. */
 typedef struct rq_report {
     uint64_t id;
-    /* The most memory the request held at a time, in bytes of whole pages. */
+    /* The most memory the request held at any one time, in bytes of whole pages. */
     size_t peak_bytes;
     uint64_t freed_blocks;
     size_t freed_bytes;
@@ -81,64 +86,68 @@ typedef struct rq_report {
     bool still_open;
 } rq_report;
 
-/* Begins a request: from here on what this thread allocates belongs to it. Nests. Returns its number, which no other
- * request of the process ever has. */
+/* Begins a request: from here on, what this thread allocates belongs to it. Nests. Returns the
+ * request's number, which no other request of the process ever has. */
 uint64_t rq_begin_request(void);
-/* The same with options; NULL: the defaults. */
+/* Begins a request with these options; NULL: the defaults. */
 uint64_t rq_begin_request_with(const rq_options *options);
-/* Ends this thread's innermost request: frees every block of it but those that rq_persist() kept. Nothing may use or
- * free one of them afterwards. `report` may be NULL. Fatal when no request is open on this thread. */
+/* Ends this thread's innermost request: frees all of its blocks except those that rq_persist()
+ * kept. Nothing may use or free a freed one afterwards. `report` may be NULL. Fatal if no request
+ * is open on this thread. */
 void rq_end_request(rq_report *report);
-/* The safe end: blocks that are still live stay valid until they are freed. `report` may be NULL. A thread that exits
- * inside a request closes it. */
+/* Closes this thread's innermost request, the safe way to end it: blocks that are still live stay
+ * valid until they are freed. `report` may be NULL. A thread that exits inside a request closes
+ * it. */
 void rq_close_request(rq_report *report);
-/* The number of the request this thread is inside; 0: none. */
+/* Returns the number of the request this thread is inside; 0: none. */
 uint64_t rq_current_request(void);
 
-/* Calls callback(argument) inside this thread's request before its memory goes: on end, on close and after a bailout,
- * the last registered first. The memory limit is suspended meanwhile; what it allocates is freed with the request.
- * The thread cannot be cancelled meanwhile, and pthread_exit() must not be called: neither may unwind past this library.
- * Fatal when no request is open. */
+/* Calls callback(argument) inside this thread's request before its memory goes: on end, on close
+ * and after a bailout, last registered first. The memory limit is suspended meanwhile; what the
+ * callback allocates is freed with the request. The thread cannot be cancelled meanwhile, and
+ * pthread_exit() must not be called: neither may unwind through this library. Fatal if no request
+ * is open. */
 void rq_on_end(void (*callback)(void *argument), void *argument);
 
-/* From here to rq_persistent_off() what this thread allocates is persistent. Nests, also with requests. */
+/* From here to rq_persistent_off(), what this thread allocates is persistent. Nests, also with
+ * requests. */
 void rq_persistent_on(void);
-/* Fatal without an rq_persistent_on() before. */
+/* Undoes one rq_persistent_on(); fatal without one. */
 void rq_persistent_off(void);
-/* Decrees that this block of a request outlives it: it stays valid until it is freed, with rq_free() or efree(). NULL
- * is ignored. */
+/* Makes this block outlive its request: it stays valid until it is freed, with rq_free() or
+ * efree(). NULL is ignored. */
 void rq_persist(void *pointer);
 /* Frees a block of any family. NULL is ignored. */
 void rq_free(void *pointer);
 
-/* ---- the emalloc family: blocks of the request ------------------------------------------------------------------
- * Without an open request the blocks are persistent, as in the Zend Memory Manager before the first request.
- * Size 0 gives a unique pointer. */
+/* ---- the emalloc family: blocks of the request --------------------------------------------------
+ * Without an open request the blocks are persistent, as in the Zend Memory Manager before the first
+ * request. Size 0 gives a unique pointer. */
 
 void *rq_emalloc(size_t size) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1)));
-/* count * size + offset bytes, checked. */
+/* Allocates count * size + offset bytes; overflow is checked. */
 void *rq_safe_emalloc(size_t count, size_t size, size_t offset) RQ_MALLOC;
 /* Zeroed. */
 void *rq_ecalloc(size_t count, size_t size) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1, 2)));
-/* NULL: as emalloc. Size 0 does not free, it shrinks. The block keeps its request, whichever is open. When it fails
- * the old block is as it was. */
+/* NULL: as emalloc. Size 0 does not free, it shrinks. The block keeps its request, whichever is
+ * open. On failure, the old block is unchanged. */
 void *rq_erealloc(void *pointer, size_t size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
-/* As erealloc, but when the block moves only the first copy_size bytes come along. */
+/* As erealloc, but if the block moves, only the first copy_size bytes are copied. */
 void *rq_erealloc2(void *pointer, size_t size, size_t copy_size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
 void *rq_safe_erealloc(void *pointer, size_t count, size_t size, size_t offset) RQ_RESULT;
 /* NULL is ignored. Fatal ("wrong family") for a block of the pemalloc family. */
 void rq_efree(void *pointer);
-/* For callers with a failure path of their own: NULL, with rq_check() saying why, instead of the error handler and a
- * bailout. The old block of rq_erealloc_or_null is as it was then. */
+/* For callers with a failure path of their own: NULL instead of the error handler and a bailout;
+ * rq_check() says why. The old block of rq_erealloc_or_null is then unchanged. */
 void *rq_emalloc_or_null(size_t size) RQ_ATTRIBUTE((malloc, warn_unused_result, alloc_size(1)));
 void *rq_erealloc_or_null(void *pointer, size_t size) RQ_ATTRIBUTE((warn_unused_result, alloc_size(2)));
 char *rq_estrdup(const char *text) RQ_MALLOC;
-/* Copies exactly `length` bytes, zeros among them, and appends a zero. */
+/* Copies exactly `length` bytes, including zeros, and appends a zero. */
 char *rq_estrndup(const char *text, size_t length) RQ_MALLOC;
 
-/* ---- the pemalloc family: persistent blocks if `persistent`, else as above --------------------------------------
- * The block remembers: another flag at perealloc or pefree is fatal ("wrong family"). Persistent memory counts in no
- * request's usage or limit. */
+/* ---- the pemalloc family: persistent blocks if `persistent`, else as above ----------------------
+ * The block remembers the flag: a different one at perealloc or pefree is fatal ("wrong family").
+ * Persistent memory does not count towards any request's usage or limit. */
 
 void *rq_pemalloc(size_t size, bool persistent) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1)));
 void *rq_safe_pemalloc(size_t count, size_t size, size_t offset, bool persistent) RQ_MALLOC;
@@ -149,7 +158,8 @@ void rq_pefree(void *pointer, bool persistent);
 char *rq_pestrdup(const char *text, bool persistent) RQ_MALLOC;
 char *rq_pestrndup(const char *text, size_t length, bool persistent) RQ_MALLOC;
 
-/* The same for the macros of RQMALLOC_DEBUG: with the place of the call, a string that lives for ever. */
+/* For the macros of RQMALLOC_DEBUG: the emalloc family with the call site; `file` lives for the
+ * life of the process. */
 void *rq_emalloc_at(size_t size, const char *file, unsigned line) RQ_MALLOC;
 void *rq_safe_emalloc_at(size_t count, size_t size, size_t offset, const char *file, unsigned line) RQ_MALLOC;
 void *rq_ecalloc_at(size_t count, size_t size, const char *file, unsigned line) RQ_MALLOC;
@@ -160,44 +170,50 @@ void *rq_safe_erealloc_at(void *pointer, size_t count, size_t size, size_t offse
 char *rq_estrdup_at(const char *text, const char *file, unsigned line) RQ_MALLOC;
 char *rq_estrndup_at(const char *text, size_t length, const char *file, unsigned line) RQ_MALLOC;
 
-/* ---- figures and the limit ------------------------------------------------------------------------------------ */
+/* ---- figures and the limit ------------------------------------------------------------------- */
 
-/* Bytes that fit into the block: at least what was asked for. 0 for NULL; fatal for a foreign pointer. */
+/* Returns how many bytes fit into the block: at least what was asked for. 0 for NULL; fatal for a
+ * foreign pointer. */
 size_t rq_block_size(const void *pointer);
-/* Whether the address lies in memory of rqmalloc; false for NULL. Never fatal. */
+/* Returns whether the address lies in memory of rqmalloc; false for NULL. Never fatal. */
 bool rq_is_ours(const void *pointer);
-/* Of this thread's request, 0 without one. `real`: bytes of the pages it holds; else bytes of its live blocks. */
+/* Returns what this thread's request uses; 0 without one. `real`: bytes of the pages it holds;
+ * otherwise bytes of its live blocks. */
 size_t rq_memory_usage(bool real);
-/* The most so far, in bytes of pages either way: live blocks are not counted one by one. */
+/* Returns the most used so far, in bytes of pages either way: live blocks are not counted one by
+ * one. */
 size_t rq_memory_peak_usage(bool real);
-/* From now on the peak is measured anew. */
+/* Measures the peak anew from now on. */
 void rq_memory_reset_peak_usage(void);
-/* Sets the limit of this thread's request in bytes of pages; SIZE_MAX: none. False, with nothing changed, when the
- * request holds more than that even after reclaiming, or when no request is open. */
+/* Sets the limit of this thread's request in bytes of pages; SIZE_MAX: no limit. Returns false, and
+ * changes nothing, if the request holds more than that even after reclaiming, or if no request is
+ * open. */
 bool rq_set_memory_limit(size_t bytes);
-/* Gives pages back that only free blocks of this thread's request are in; without a request what the process has
- * idle. Returns the bytes that went. */
+/* Gives back the pages that contain only free blocks of this thread's request; without a request,
+ * the idle memory of the process. Returns the bytes given back. */
 size_t rq_gc(void);
 
 /* A request has reached its limit, or its mark below it. */
 typedef struct rq_limit_error {
-    /* The limit, in bytes of pages; what was in use when it was reached; the bytes of the block that were asked for. */
+    /* The limit, in bytes of pages; what was in use when it was reached; the size of the block that
+     * was asked for. */
     size_t limit_bytes;
     size_t in_use_bytes;
     size_t asked_bytes;
 } rq_limit_error;
 
-/* False when this thread's request has come within the reserve of its limit: it should give up, with rq_bailout() for
- * instance, while allocation still goes on. It stays so, whatever is freed, until rq_set_memory_limit() makes room.
- * `error` may be NULL. */
+/* Returns false if this thread's request has come within the reserve of its limit: it should give
+ * up, for instance with rq_bailout(), while allocation still goes on. That does not change,
+ * whatever is freed, until rq_set_memory_limit() makes room. `error` may be NULL. */
 bool rq_check(rq_limit_error *error);
 
-/* Calls handler(text) with the text of every failure of the emalloc family before it bails out, or before it is fatal.
- * The memory limit is suspended meanwhile, and cancellation of the thread, as in a callback of rq_on_end(). It is not
- * told of failures of its own. NULL: none. For the whole process. */
+/* Sets the handler that is called with the text of every failure of the emalloc family before it
+ * bails out or is fatal. The memory limit and cancellation of the thread are suspended meanwhile,
+ * as in a callback of rq_on_end(). The handler is not told of its own failures. NULL: none. For the
+ * whole process. */
 void rq_set_error_handler(void (*handler)(const char *text));
 
-/* ---- bailout ---------------------------------------------------------------------------------------------------
+/* ---- bailout ------------------------------------------------------------------------------------
  *
  *     rq_try {
  *         ... emalloc() at its limit, or rq_bailout("no such function") ...
@@ -205,18 +221,20 @@ void rq_set_error_handler(void (*handler)(const char *text));
  *         ... rq_bailout_reason() ...
  *     } rq_end_try
  *
- * Per thread, nested: in the rq_catch part the next outer rq_try counts. A bailout also leaves the requests and
- * persistent parts that were entered inside the rq_try: such requests are closed. It frees nothing else: the end of the
- * request does. The body may be left by return, break and goto. Local variables that change inside must be volatile,
- * as for setjmp. No frame between rq_try and the bailout may be one of Rust or C++ with destructors to run. A callback
- * of rq_on_end() and the error handler cannot bail out past themselves. GCC and Clang only.
+ * Tries are per thread and nest: in the rq_catch part, the next outer rq_try counts. A bailout also
+ * leaves the requests and persistent parts entered inside the rq_try, and closes those requests. It
+ * frees nothing else: the end of the request does. The body may be left by return, break and goto.
+ * Local variables that change inside must be volatile, as for setjmp. No frame between rq_try and
+ * the bailout may be one of Rust or C++ with destructors to run. A callback of rq_on_end() and the
+ * error handler cannot bail out past themselves. GCC and Clang only.
  *
- * longjmp() out of the body to a function further up skips the end of the rq_try, which is then dead: a bailout does
- * not go back to it but to the next outer one that is not, or is fatal. A dead one is told by the stack pointer, by its
- * words and its function's return address, which later calls overwrite, and by the unwinder. Undefined: a bailout after
- * longjmp() out of the body to the same function, which may land in the dead rq_catch; one from a function without
- * unwind tables that has meanwhile reached as deep without writing there; one past an rq_try on a stack that is not
- * mapped any more; longjmp() out of a callback of rq_on_end() or the error handler. */
+ * longjmp() out of the body to a function further up skips the end of the rq_try, which is then
+ * dead: a bailout goes to the next outer one that is not dead, or is fatal. A dead one is
+ * recognised by the stack pointer, by its words and its function's return address, which later
+ * calls overwrite, and by the unwinder. Undefined: a bailout after longjmp() out of the body to the
+ * same function, which may land in the dead rq_catch; one from a function without unwind tables
+ * that has since reached as deep without writing there; one past an rq_try on a stack that is no
+ * longer mapped; longjmp() out of a callback of rq_on_end() or the error handler. */
 
 typedef struct rq_try_frame {
     struct rq_try_frame *previous;
@@ -232,7 +250,7 @@ typedef struct rq_try_frame {
 void rq_try_enter(rq_try_frame *frame);
 void rq_try_leave(rq_try_frame *frame);
 
-/* Where a function's stack frame is whose second word is the address that the function returns to. */
+/* The stack frame of a function; its second word is the address that the function returns to. */
 #if defined(__x86_64__) || defined(__aarch64__)
 #define RQ_FUNCTION __builtin_frame_address(0)
 #else
@@ -248,17 +266,18 @@ void rq_try_leave(rq_try_frame *frame);
 #define rq_catch else
 #define rq_end_try }
 
-/* Goes back to the innermost rq_try of this thread; without one fatal. `reason` is copied, its first 255 bytes at
- * most; NULL: none. */
+/* Jumps back to this thread's innermost rq_try; fatal without one. `reason` is copied, at most 255
+ * bytes of it; NULL: no reason. */
 void rq_bailout(const char *reason) RQ_ATTRIBUTE((noreturn));
-/* The text of this thread's last bailout; "" before the first one. Valid until the next one. */
+/* Returns the text of this thread's last bailout; "" before the first one. Valid until the next
+ * one. */
 const char *rq_bailout_reason(void);
 
 #ifdef __cplusplus
 }
 #endif
 
-/* ---- the plain names ------------------------------------------------------------------------------------------ */
+/* ---- the plain names ------------------------------------------------------------------------- */
 
 #ifndef RQMALLOC_NO_ZEND_NAMES
 #ifdef RQMALLOC_DEBUG

@@ -1,5 +1,6 @@
-//! `fork` while other threads are in the middle of things, and what a process does once: its standard
-//! output, its panic hook, its backtraces. Every case is a process of its own, without the test harness.
+//! `fork` while other threads are in the middle of things, and what a process does once: its
+//! standard output, its panic hook, its backtraces. Every case is a process of its own, without the
+//! test harness.
 
 use rqmalloc::{Report, Request, RqMalloc, persistent};
 use std::backtrace::Backtrace;
@@ -18,7 +19,7 @@ use children::cases;
 #[global_allocator]
 static GLOBAL: RqMalloc = RqMalloc;
 
-/// A case that hangs dies of SIGALRM, a process it forked sooner.
+/// A case that hangs dies of SIGALRM; a process that it forked, sooner.
 const PATIENCE_SECONDS: u32 = 60;
 const PATIENCE_OF_A_FORK_SECONDS: u32 = 20;
 /// How often a case forks.
@@ -59,8 +60,8 @@ static IN_CHILD: AtomicU64 = AtomicU64::new(0);
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
 static EARLY: extern "C" fn() = register_handlers;
 
-/// Before `main`, and before the allocator registers its own: so these run between those. Only where
-/// the case wants it.
+/// Runs before `main`, before the allocator registers its own handlers, so these run between them.
+/// Only if the case wants it.
 extern "C" fn register_handlers() {
     extern "C" fn prepare() {
         in_handler(&PREPARED);
@@ -71,7 +72,7 @@ extern "C" fn register_handlers() {
     extern "C" fn child() {
         in_handler(&IN_CHILD);
     }
-    // SAFETY: the name is terminated, and nobody changes the environment yet.
+    // SAFETY: the name has its final zero, and nobody changes the environment yet.
     let case = unsafe { libc::getenv(c"RQMALLOC_TEST_CASE".as_ptr()) };
     if case.is_null() {
         return;
@@ -88,7 +89,7 @@ extern "C" fn register_handlers() {
         _ => None,
     };
     if let Some([prepare, parent, child]) = handlers {
-        // SAFETY: the handlers are functions for ever.
+        // SAFETY: the handlers are functions for the life of the process.
         let result = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
         assert_eq!(result, 0);
     }
@@ -102,8 +103,9 @@ fn in_handler(counter: &AtomicU64) {
     exercise(8);
 }
 
-/// As the C library waits for its streams before a fork, each of which a thread may hold that allocates:
-/// after all handlers. So this one is registered first, since the last one comes first.
+/// The lock of a stream. The C library waits for its streams before a fork, after all handlers, and
+/// a thread that is allocating may have locked one. The handler here waits in the same way; the
+/// last one registered runs first, so this one is registered first.
 static STREAM_IS_HELD: AtomicBool = AtomicBool::new(false);
 static STREAM_IS_WAITED_FOR: AtomicBool = AtomicBool::new(false);
 
@@ -144,14 +146,14 @@ fn a_handler_waits_for_a_thread_that_allocates() {
     busy.stop();
 }
 
-/// Not every process is made by the C library's `fork`: this one has no handler that opens the locks of
-/// threads that it does not have.
+/// Not every process is created by the C library's `fork`: in this one no handler opens the locks
+/// of threads that it does not have.
 fn a_child_without_handlers() {
     let shared = Arc::new(Mutex::new(Vec::new()));
     let request = Request::new();
     let busy = Busy::start(2, move |random| everything(random, &shared, &request));
     for round in 0..FORK_COUNT {
-        // SAFETY: as in `fork`; the child's stack is the one that it has a copy of.
+        // SAFETY: as in `fork`; the child's stack is its copy of this one.
         let pid =
             unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as libc::pid_t };
         if pid == 0 {
@@ -174,15 +176,15 @@ fn a_child_without_handlers() {
 
 static FORKED_IN_A_HANDLER: AtomicU64 = AtomicU64::new(0);
 
-/// A process with one thread may fork in a signal handler, whatever that interrupted; the child goes on
-/// with it too.
+/// A process with one thread may fork in a signal handler, whatever that interrupted; the child
+/// goes on with that, too.
 fn a_signal_handler_forks_in_the_middle_of_things() {
     extern "C" fn handler(_signal: libc::c_int) {
         // SAFETY: plain system calls.
         unsafe {
             let pid = libc::fork();
             if pid == 0 {
-                // Goes on with what was interrupted, to its end, and not for long.
+                // Goes on with what was interrupted, until it ends, and not for long.
                 libc::signal(libc::SIGALRM, libc::SIG_DFL);
                 libc::alarm(PATIENCE_OF_A_FORK_SECONDS);
                 IS_CHILD.store(true, Ordering::Relaxed);
@@ -196,7 +198,7 @@ fn a_signal_handler_forks_in_the_middle_of_things() {
             set_timer();
         }
     }
-    /// Once, a little later; a handler takes longer than that.
+    /// Sets a timer that fires once, a little later; a handler takes longer than that.
     fn set_timer() {
         let once = libc::timeval { tv_sec: 0, tv_usec: 0 };
         let soon = libc::timeval { tv_sec: 0, tv_usec: 300 };
@@ -205,7 +207,7 @@ fn a_signal_handler_forks_in_the_middle_of_things() {
         unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
     }
     exercise(1);
-    // SAFETY: the handler makes system calls only.
+    // SAFETY: the handler only makes system calls.
     unsafe { libc::signal(libc::SIGALRM, handler as *const () as libc::sighandler_t) };
     set_timer();
     let mut seed = 0;
@@ -266,7 +268,7 @@ fn expect_block(block: &[u8]) {
     assert!(block[0] == byte && block[block.len() - 1] == byte && block[block.len() / 2] == byte);
 }
 
-/// Blocks of every kind, and requests that end, close and are dropped, each counted.
+/// Uses blocks of every kind, and requests that are ended, closed and dropped, each counted.
 fn exercise(seed: u64) {
     let mut random = Random::new(seed);
     let mut blocks: Vec<_> = persistent(|| (0..60).map(|_| random.block()).collect());
@@ -298,8 +300,8 @@ fn exercise(seed: u64) {
     blocks.iter().for_each(|block| expect_block(block));
 }
 
-/// A thread of the system's: the standard library's take a lock of their own when they start and exit,
-/// which a thread may have held that is not in this process.
+/// Uses a thread of the system's: those of the standard library take a lock of their own when they
+/// start and exit, which may have been held by a thread that is not in this process.
 fn exercise_a_thread(seed: u64) {
     extern "C" fn run(seed: *mut libc::c_void) -> *mut libc::c_void {
         let seed = seed.expose_provenance() as u64;
@@ -307,7 +309,7 @@ fn exercise_a_thread(seed: u64) {
         // A block that this thread does not free.
         Box::into_raw(Box::new(seed)).cast()
     }
-    // SAFETY: all bits zero are a thread's name, which is written before it is used.
+    // SAFETY: zeros are a valid thread name, which is overwritten before it is used.
     let mut thread: libc::pthread_t = unsafe { std::mem::zeroed() };
     let mut result = std::ptr::null_mut();
     let argument = std::ptr::without_provenance_mut(seed as usize);
@@ -320,7 +322,8 @@ fn exercise_a_thread(seed: u64) {
     assert_eq!(unsafe { *Box::from_raw(result.cast::<u64>()) }, seed);
 }
 
-/// What a forked process does: everything, on this thread and another, then it ends well.
+/// What a forked process does: everything, on this thread and another one; then it exits with
+/// success.
 fn exercise_a_process(seed: u64) {
     exercise(seed);
     exercise_a_thread(seed);
@@ -335,9 +338,9 @@ fn exercise_a_process(seed: u64) {
     exercise(seed + 2);
 }
 
-/// Forks; the child runs `f` and exits, 0 if nothing panicked. Returns its process id.
+/// Forks; the child runs `f` and exits, with 0 if nothing panicked. Returns the child's process id.
 fn fork(f: impl FnOnce()) -> libc::pid_t {
-    // SAFETY: the child calls nothing that another thread of this process could hold but for the
+    // SAFETY: the child uses nothing that another thread of this process may hold except the
     // allocator, which is what is tested.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork failed");
@@ -362,7 +365,7 @@ fn expect_success(pid: libc::pid_t) {
     assert_eq!(libc::WEXITSTATUS(status), 0, "the forked process failed");
 }
 
-/// Threads that do something again and again until this is dropped.
+/// Threads that do something over and over until this is dropped.
 struct Busy {
     stop: Arc<AtomicBool>,
     rounds: Arc<Vec<AtomicUsize>>,
@@ -386,19 +389,19 @@ impl Busy {
             })
             .collect();
         let busy = Self { stop, rounds, threads };
-        // Started, they hold none of the standard library's locks.
+        // Once started, they hold none of the standard library's locks.
         busy.wait(1);
         busy
     }
 
-    /// Waits until every thread has done so many rounds.
+    /// Waits until every thread has done this many rounds.
     fn wait(&self, count: usize) {
         while self.rounds.iter().any(|rounds| rounds.load(Ordering::Relaxed) < count) {
             std::thread::yield_now();
         }
     }
 
-    /// Every thread was at it while the forks went on.
+    /// Checks that every thread was working while the forks went on.
     fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -409,7 +412,7 @@ impl Busy {
     }
 }
 
-/// Forks again and again, each child before the next, and at different moments.
+/// Forks over and over, one child after the other, and at different moments.
 fn fork_repeatedly(count: u64, in_child: impl Fn(u64)) {
     let start = Instant::now();
     for round in 0..count {
@@ -459,7 +462,8 @@ fn fork_while_threads_do_everything() {
         Busy::start(4, move |random| everything(random, &shared, &request))
     };
     let mut random = Random::new(77);
-    // Blocks and requests of before the fork: the child frees and ends them, and so does this process.
+    // Blocks and requests from before the fork: the child frees and ends them, and so does this
+    // process.
     let blocks: Vec<_> = (0..50).map(|_| random.block()).collect();
     let closed = Request::new();
     let survivors: Vec<_> = closed.run(|| (0..50).map(|_| random.block()).collect());
@@ -469,7 +473,7 @@ fn fork_while_threads_do_everything() {
         let inside = open.run(|| Random::new(round).block());
         exercise_a_process(round);
         blocks.iter().chain(&survivors).for_each(|block| expect_block(block));
-        // SAFETY: this process has copies of its own, and never returns to what owns them.
+        // SAFETY: this process has its own copies, and never returns to what owns them.
         unsafe {
             drop(std::ptr::read(&raw const blocks));
             drop(std::ptr::read(&raw const survivors));
@@ -516,7 +520,8 @@ fn fork_while_requests_end() {
     exercise(1);
 }
 
-/// The others enter and leave one request, in lanes that come about, and free each other's blocks.
+/// The others enter and leave one request, in lanes that are added meanwhile, and free each other's
+/// blocks.
 fn fork_while_lanes_change() {
     let slots: Arc<Vec<Mutex<Vec<u8>>>> = Arc::new((0..16).map(|_| Mutex::default()).collect());
     let request = Arc::new(Mutex::new(Request::new()));
@@ -544,7 +549,7 @@ fn fork_while_lanes_change() {
     };
     fork_repeatedly(FORK_COUNT / 2, |round| {
         exercise_a_process(round);
-        // Blocks whose threads are not here: those whose slot no other thread was at.
+        // Blocks whose threads are not here, from slots that no other thread had locked.
         for slot in slots.iter() {
             if let Ok(mut slot) = slot.try_lock() {
                 let block = std::mem::take(&mut *slot);
@@ -597,7 +602,7 @@ fn fork_inside_a_request() {
             over(rqmalloc::close_request());
             assert_eq!(Request::current().unwrap().id(), outer.id());
             expect_block(&hooked);
-            // SAFETY: this process has a copy of its own, and never returns to what owns it.
+            // SAFETY: this process has its own copy, and never returns to what owns it.
             unsafe { drop(std::ptr::read(&raw const block)) };
             assert_eq!(outer.usage().live_blocks, 0);
             exercise(round);
@@ -612,7 +617,7 @@ fn fork_inside_a_request() {
     busy.stop();
 }
 
-/// A forked process starts threads and forks itself.
+/// A forked process starts threads and forks again.
 fn fork_in_a_fork() {
     let busy = Busy::start(2, |random| exercise(random.next()));
     fork_repeatedly(FORK_COUNT / 20, |round| {
@@ -629,7 +634,7 @@ fn fork_in_a_fork() {
     busy.stop();
 }
 
-/// Threads fork at the same time: one takes the locks after the other.
+/// Threads fork at the same time.
 fn fork_while_other_threads_fork() {
     let threads: Vec<_> = (0..3)
         .map(|thread| {
@@ -660,7 +665,7 @@ fn handlers_registered_before_the_first_allocation_allocate() {
 
 // ---- reports of leaks ------------------------------------------------------------------------
 
-/// Leaves a block in a request, whose end says so on standard error.
+/// Leaves a block in a request, whose end reports it on standard error.
 fn leak_with_a_report() {
     let request = Request::builder().report_leaks(true).build();
     request.run(|| std::mem::forget(black_box(vec![1u8; 100])));
@@ -690,7 +695,7 @@ fn a_leak_report_in_a_fork_waits_for_nobody() {
         unsafe { libc::alarm(5) };
         leak_with_a_report();
     });
-    // Before anything is said of the child: a panic's message needs the lock.
+    // Before anything is reported of the child: a panic's message needs the lock.
     let mut status = 0;
     // SAFETY: `status` is writable.
     let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
@@ -699,8 +704,8 @@ fn a_leak_report_in_a_fork_waits_for_nobody() {
     assert_eq!((waited, status), (pid, 0), "the forked process failed (14: it hung)");
 }
 
-/// A thread that is to be cancelled is so where it asks, and not by the `write` of a report: that
-/// would unwind out of the middle of the end of a request, which then never ends.
+/// A thread is cancelled where it asks for that, not in the `write` of a report: that would unwind
+/// out of the middle of the end of a request, which would then never finish.
 fn a_leak_report_is_no_cancellation_point() {
     static HAS_CLOSED: AtomicBool = AtomicBool::new(false);
     unsafe extern "C-unwind" {
@@ -716,15 +721,15 @@ fn a_leak_report_is_no_cancellation_point() {
         fn pthread_cancel(thread: libc::pthread_t) -> libc::c_int;
     }
     extern "C-unwind" fn start(_: *mut libc::c_void) -> *mut libc::c_void {
-        // SAFETY: it is asked for and not done yet: cancelling waits for a cancellation point.
+        // SAFETY: only requests the cancellation, which waits for a cancellation point.
         unsafe { pthread_cancel(libc::pthread_self()) };
         leak_with_a_report();
         HAS_CLOSED.store(true, Ordering::Relaxed);
-        // SAFETY: it unwinds through this frame, which has nothing to drop.
+        // SAFETY: unwinds through this frame, which has nothing to drop.
         unsafe { pthread_testcancel() };
         std::ptr::null_mut()
     }
-    // SAFETY: all bits zero are a thread's name, which is written before it is used.
+    // SAFETY: zeros are a valid thread name, which is overwritten before it is used.
     let mut thread: libc::pthread_t = unsafe { std::mem::zeroed() };
     // SAFETY: `thread` is writable, and joined once.
     unsafe {
@@ -738,7 +743,7 @@ fn a_leak_report_is_no_cancellation_point() {
 
 // ---- what a process does once ----------------------------------------------------------------
 
-/// The buffer is made inside, and is there for later.
+/// The buffer is created inside, and stays for later.
 fn standard_output_s_buffer() {
     let request = Request::new();
     request.run(|| println!("inside"));
@@ -766,8 +771,8 @@ fn text_of(payload: &(dyn std::any::Any + Send)) -> &str {
 
 static HOOKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// The hook formats, keeps what it has formatted, and uses requests itself; a panic while unwinding is
-/// seen by it, too.
+/// The hook formats, keeps what it has formatted, and uses requests itself; it also sees a panic
+/// while unwinding.
 fn a_panic_hook_allocates_inside_a_request() {
     struct Sees(String);
     impl Drop for Sees {
@@ -801,7 +806,7 @@ fn a_panic_hook_allocates_inside_a_request() {
     assert!(Request::current().is_none());
     let live = request.usage().live_blocks;
     let report = request.close().unwrap();
-    // At least the texts, and the table they are in; the payload.
+    // At least the texts, the table they are in, and the payload.
     assert!(live >= 5 && report.surviving_blocks == live, "{live}, {report}");
     exercise(1);
     let expected = ["number 5", "in drop", "unwinding; seen"];

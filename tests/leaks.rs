@@ -1,5 +1,5 @@
-//! What a request's end says of blocks that were never freed. Each case is a process of its own: it
-//! reads its own standard error.
+//! What a request's end reports of blocks that were never freed. Each case is a process of its own:
+//! it reads its own standard error.
 
 use rqmalloc::{Request, RqMalloc};
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ fn leaks_after_a_clean_end() {
     print!("{text}");
 }
 
-/// The first line without its bytes, the sites with `here` for this file and line.
+/// Compares the first line without its bytes, and the sites with `here` for this file and line.
 fn leaks_with_their_places() {
     let line = line!() + 5;
     let text = standard_error_of(|| {
@@ -107,7 +107,7 @@ fn every_request_is_traced_when_the_environment_says_so() {
     assert!(text.contains(file!()), "{text}");
 }
 
-/// With the feature `trace` a leaked collection leads to the line that made it.
+/// With the feature `trace`, a leaked collection leads to the line that allocated it.
 fn call_sites_of_rust_code() {
     let request = Request::builder().trace_leaks(true).build();
     request.run(|| {

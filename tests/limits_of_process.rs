@@ -1,5 +1,5 @@
-//! What a process may do and have: few addresses, no overcommitment, and no system calls but those
-//! that the README names.
+//! What a process may do and have: few addresses, no overcommitment, and only the system calls that
+//! the README names.
 #![allow(missing_docs)]
 
 use rqmalloc::{Request, RqMalloc, stats};
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 
 // ---- helpers ---------------------------------------------------------------------------------
 
-/// Takes memory of every kind as safe code does that is ready for a refusal, and gives it back.
+/// Takes memory of every kind, as safe code does that is ready for a refusal, and gives it back.
 /// Returns how many allocations were refused.
 fn exercise(seed: usize) -> usize {
     let mut refused = 0;
@@ -55,7 +55,7 @@ fn exercise(seed: usize) -> usize {
     for (index, size) in sizes.iter_mut().enumerate() {
         *size = 1 + (index * 7919 + seed * 104_729) % [100, 5_000, 60_000, 600_000][index % 4];
     }
-    // Arrays: a vector of vectors could be refused, too.
+    // Arrays, because a vector of vectors could be refused, too.
     let outside = sizes.map(&mut take);
     let mut mapped = [2 * MIB, 3 * MIB].map(&mut take);
     for vector in &mut mapped {
@@ -88,7 +88,7 @@ fn exercise(seed: usize) -> usize {
     refused
 }
 
-/// Runs `f` in a forked process; how that ended.
+/// Runs `f` in a forked process; returns how that ended.
 fn status_of(f: impl FnOnce()) -> i32 {
     // SAFETY: this process has one thread.
     let pid = unsafe { libc::fork() };
@@ -112,7 +112,7 @@ fn limit_addresses(bytes: usize) {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
 }
 
-/// Addresses of this process in bytes.
+/// Returns the bytes of addresses that this process has.
 fn addresses() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     text.split(' ').next().unwrap().parse::<usize>().unwrap() * 4096
@@ -120,7 +120,8 @@ fn addresses() -> usize {
 
 // ---- addresses -------------------------------------------------------------------------------
 
-/// From plenty down to nothing beyond what the process has: refusals, but nothing else.
+/// From plenty of addresses down to none beyond what the process has: allocations are refused, and
+/// nothing else happens.
 fn works_below_any_limit_of_addresses() {
     let have = if cfg!(target_os = "linux") { addresses() } else { 1 << 32 };
     for more in [512, 64, 32, 16, 12, 9, 8, 6, 5, 4, 3, 2, 1, 0] {
@@ -141,8 +142,7 @@ fn works_below_any_limit_of_addresses() {
 mod system_calls {
     use std::collections::BTreeMap;
 
-    /// What the README's paragraph calls by other names than the system does, or makes in other
-    /// ways.
+    /// Returns the numbers of a system call or function that the README's paragraph names.
     fn numbers_of(name: &str) -> Vec<libc::c_long> {
         match name {
             "mmap" => vec![libc::SYS_mmap],
@@ -155,7 +155,7 @@ mod system_calls {
             "write" => vec![libc::SYS_write],
             "futex" => vec![libc::SYS_futex],
             "membarrier" => vec![libc::SYS_membarrier],
-            // What the C library makes of it.
+            // What the C library calls for it.
             "abort" => vec![
                 libc::SYS_rt_sigprocmask,
                 libc::SYS_rt_sigaction,
@@ -167,21 +167,21 @@ mod system_calls {
             "sigaltstack" => vec![libc::SYS_sigaltstack],
             // Through the vdso: no system call.
             "clock_gettime" => vec![],
-            // Functions that this program has no use for: it has no try of C, and is no library.
+            // This program never calls these: it has no try of C, and is not a library.
             "pthread_getattr_np" | "dlopen" => vec![],
             "nanosleep" => vec![libc::SYS_nanosleep, libc::SYS_clock_nanosleep],
             other => panic!("README.md names a system call that this test does not know: {other}"),
         }
     }
 
-    /// The calls that the README's paragraph names.
+    /// Returns the calls that the README's paragraph names.
     pub fn named() -> BTreeMap<String, Vec<libc::c_long>> {
         let readme = include_str!("../README.md");
         let start =
             readme.find("\nSystem calls: ").expect("the README's paragraph of system calls");
         let paragraph = &readme[start + 1..];
         let paragraph = &paragraph[..paragraph.find("\n\n").unwrap()];
-        // Names stand between backticks, an argument behind them in brackets.
+        // Names are between backticks; an argument may follow in brackets.
         let quoted = paragraph.split('`').skip(1).step_by(2);
         let names = quoted.map(|quoted| quoted.split('(').next().unwrap().to_string());
         let named: BTreeMap<_, _> = names.map(|name| (name.clone(), numbers_of(&name))).collect();
@@ -189,8 +189,8 @@ mod system_calls {
         named
     }
 
-    /// What a test process needs itself: to end, to return from signals, to say something, and the
-    /// C runtime's unwinder, whose `pthread_once` wakes whoever waits.
+    /// What a test process itself needs: to exit, to return from signals, to print, and for the C
+    /// runtime's unwinder, whose `pthread_once` wakes waiters.
     const OF_THE_TEST: &[libc::c_long] = &[
         libc::SYS_exit_group,
         libc::SYS_exit,
@@ -207,10 +207,10 @@ mod system_calls {
         libc::sock_filter { code, jt, jf, k }
     }
 
-    /// From here on every call but these ends as `otherwise` says.
+    /// From here on, every other call ends as `otherwise` says.
     pub fn allow_only(calls: &[libc::c_long], otherwise: u32) {
         let numbers = calls.iter().chain(OF_THE_TEST);
-        // The number of the call is the first word of what a filter is given.
+        // The number of the call is the first word of the data that a filter gets.
         let mut program = vec![instruction(LOAD, 0, 0, 0)];
         for &number in numbers {
             program.push(instruction(JUMP_IF_EQUAL, 0, 1, number as u32));
@@ -218,7 +218,7 @@ mod system_calls {
         }
         program.push(instruction(RETURN, 0, 0, otherwise));
         let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: a filter of so many instructions, which the kernel copies.
+        // SAFETY: a filter of this many instructions, which the kernel copies.
         unsafe {
             assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
             let mode = libc::SECCOMP_MODE_FILTER;
@@ -226,14 +226,14 @@ mod system_calls {
         }
     }
 
-    /// The calls of all names.
+    /// Returns the numbers of all named calls.
     pub fn allowed() -> Vec<libc::c_long> {
         named().into_values().flatten().collect()
     }
 }
 
-/// How a process ends that does everything on one thread, below the filter. Threads are not among
-/// what the allocator needs.
+/// Returns how a process ends that does everything on one thread, under the filter. The allocator
+/// does not need threads.
 #[cfg(target_os = "linux")]
 fn exercise_filtered(otherwise: u32) -> i32 {
     let allowed = system_calls::allowed();
@@ -242,7 +242,7 @@ fn exercise_filtered(otherwise: u32) -> i32 {
         for seed in 0..20 {
             assert_eq!(exercise(seed), 0);
         }
-        // A report of leaks, and a request that is given up.
+        // A leak report, and a request that is given up.
         let request = Request::builder().report_leaks(true).build();
         request.run(|| std::mem::forget(black_box(vec![1; 100])));
         assert_eq!(request.close().unwrap().surviving_blocks, 1);
@@ -273,11 +273,11 @@ fn a_call_that_is_not_named_is_refused() {
     ] {
         let status = status_of(|| {
             system_calls::allow_only(&allowed, otherwise);
-            // SAFETY: a plain system call, not by the C library, which may know the answer.
+            // SAFETY: a plain system call, without the C library, which may know the answer.
             let result = unsafe { libc::syscall(libc::SYS_getppid) };
             assert_eq!(result, -1);
         });
-        // A signal is the low bits of a status.
+        // The low bits of a status are the signal.
         assert_eq!(status & 0x7f, expected, "status {status:#x}");
         assert_eq!(status >> 8, 0, "status {status:#x}");
     }
@@ -285,7 +285,7 @@ fn a_call_that_is_not_named_is_refused() {
 
 // ---- overcommitment --------------------------------------------------------------------------
 
-/// Sets the mode of the machine as long as it is there.
+/// Sets the machine's overcommitment mode while this exists.
 #[cfg(target_os = "linux")]
 struct Overcommit(String);
 
@@ -307,8 +307,8 @@ impl Drop for Overcommit {
     }
 }
 
-/// Addresses count as memory there. Needs root: says so and passes where it may not set the mode.
-/// It is set for a moment, and for the whole machine.
+/// Without overcommitment, addresses count as memory. Needs root: if it may not set the mode, it
+/// says so and passes. The mode is set for a moment, and for the whole machine.
 #[cfg(target_os = "linux")]
 fn works_without_overcommitment() {
     let Some(mode) = Overcommit::set("2") else {
@@ -316,7 +316,7 @@ fn works_without_overcommitment() {
         return;
     };
     let result = std::panic::catch_unwind(|| {
-        // In a process of its own: whatever becomes of it, the mode is set back.
+        // In a process of its own: whatever becomes of it, the mode is reset.
         status_of(|| {
             for seed in 0..4 {
                 exercise(seed);

@@ -1,6 +1,6 @@
-//! Looks from one thread at a request that another one changes: every look of the interface beside
-//! every kind of change, each pair for a moment. What a look says must be something that was so;
-//! under ThreadSanitizer (`ci/sanitize`) it must not race either.
+//! One thread looks at a request that another one changes: every look of the interface during every
+//! kind of change, each pair for a moment. What a look returns must have been true; under
+//! ThreadSanitizer (`ci/sanitize`) it must not race either.
 #![allow(missing_docs)]
 
 use rqmalloc::{Request, RqMalloc, stats};
@@ -15,17 +15,16 @@ const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 /// How long a pair runs.
 const MOMENT: Duration = Duration::from_millis(300);
-/// A large block while it is grown and shrunk, from its own thread: above 32 KiB, with pages of its
-/// own.
+/// Sizes of a large block, which has pages of its own: above 32 KiB.
 const LARGE: [usize; 4] = [41 * KIB, 70 * KIB, 300 * KIB, 900 * KIB];
-/// A block with a mapping of its own.
+/// Sizes of a block with a mapping of its own.
 const MAPPED: [usize; 4] = [2 * MIB, 3 * MIB, 9 * MIB, 5 * MIB];
-/// A block that is cut from a region.
+/// Sizes of a block that is cut from a region.
 const SMALL: [usize; 4] = [24, 100, 1000, 8000];
-/// Sizes of one class, all of which a traced block of it may have had.
+/// Sizes that a traced block may have within one class.
 const WITHIN_A_CLASS: [usize; 4] = [90, 94, 98, 101];
 
-/// Stops the others, by a panic too.
+/// Stops the others when dropped, also by a panic.
 struct Stop<'f>(&'f AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -34,7 +33,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Grows and shrinks one vector through the sizes, inside or outside of the request, while another
+/// Grows and shrinks one vector through the sizes, inside or outside the request, while another
 /// thread looks. Returns how often each did something.
 fn change_and_look(
     request: &Request,
@@ -51,7 +50,7 @@ fn change_and_look(
                 for size in sizes {
                     vector.shrink_to(size);
                     vector.reserve_exact(size);
-                    // What stands in the way of a mapping that grows.
+                    // Something in the way of a mapping that grows.
                     drop(black_box(Vec::<u8>::with_capacity(sizes[1])));
                 }
             };
@@ -78,7 +77,7 @@ fn change_and_look(
     })
 }
 
-/// All sizes, inside and outside, in a request that is opened by `open`.
+/// Runs all sizes, inside and outside, in a request that `open` opens.
 #[track_caller]
 fn every_change(open: impl Fn() -> Request, look: impl Fn(&Request) + Sync) {
     for sizes in [SMALL, LARGE, MAPPED, WITHIN_A_CLASS] {
@@ -96,7 +95,7 @@ fn every_change(open: impl Fn() -> Request, look: impl Fn(&Request) + Sync) {
 fn usage_beside_changes() {
     every_change(Request::new, |request| {
         let usage = request.usage();
-        // Exact only while nobody allocates, but never below nothing.
+        // Exact only while nobody allocates, but never below zero.
         assert!(usage.live_blocks < 1 << 40 && usage.live_bytes < 1 << 50, "{usage:?}");
         assert_eq!(usage.limit_bytes, None);
     });
@@ -116,7 +115,7 @@ fn the_text_and_the_sums_beside_changes() {
     });
 }
 
-/// The headers of mapped blocks among them, which move.
+/// It reads the headers of mapped blocks, too, and those move.
 #[test]
 fn leaks_beside_changes() {
     every_change(Request::new, |request| {
@@ -127,7 +126,7 @@ fn leaks_beside_changes() {
     });
 }
 
-/// The record of a traced block is written anew while it is read: it says one of the sizes.
+/// The record of a traced block is rewritten while it is read: it must say one of the sizes.
 #[test]
 fn leaks_beside_changes_of_traced_blocks() {
     let open = || Request::builder().trace_leaks(true).report_leaks(false).build();

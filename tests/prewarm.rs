@@ -1,6 +1,6 @@
-//! What the standard library keeps from inside a request that is ended: `prewarm` has created it
-//! before. And backtraces at a memory limit. Every case is a process of its own, without the test
-//! harness.
+//! What the standard library would keep from inside a request that is ended, had `prewarm` not
+//! created it before; and backtraces at a memory limit. Every case is a process of its own, without
+//! the test harness.
 
 use rqmalloc::{Request, RqMalloc, owner_of, persistent, prewarm};
 use std::backtrace::Backtrace;
@@ -25,7 +25,7 @@ static GLOBAL: RqMalloc = RqMalloc;
 
 /// A case that hangs dies of SIGALRM.
 const PATIENCE_SECONDS: u32 = 60;
-/// Beside the main thread.
+/// Threads besides the main thread.
 const THREADS: usize = 3;
 const MIB: usize = 1 << 20;
 
@@ -53,24 +53,24 @@ fn main() -> ExitCode {
 
 // ---- helpers ---------------------------------------------------------------------------------
 
-/// What std reads once. The environment of the test program is not to decide.
+/// Sets what std reads once, so that the environment of the test program does not decide.
 fn backtraces(are_on: bool) {
-    // SAFETY: the case has one thread yet.
+    // SAFETY: the case still has one thread.
     unsafe {
         std::env::remove_var("RUST_LIB_BACKTRACE");
         std::env::set_var("RUST_BACKTRACE", if are_on { "1" } else { "0" });
     }
 }
 
-/// Ends a request of which nothing is used any more, and writes over what is free now.
+/// Ends a request of which nothing is used any more, and overwrites what is now free.
 fn end_and_litter(request: Request) {
-    // SAFETY: the callers leave nothing behind that is used.
+    // SAFETY: the callers use nothing of the request any more.
     let _report = unsafe { request.end() }.unwrap();
     let litter = |size: usize| vec![0xaa_u8; size];
     drop((0..800).map(litter).chain((0..40).map(|step| litter(step * 4096))).collect::<Vec<_>>());
 }
 
-/// In this thread and others, each of which has called `prewarm`.
+/// Runs `f` in this thread and in others, each of which has called `prewarm`.
 fn in_every_thread(f: impl Fn(usize) + Sync) {
     prewarm();
     std::thread::scope(|scope| {
@@ -100,7 +100,7 @@ fn exhaust() {
 
 // ---- panics ----------------------------------------------------------------------------------
 
-/// A function of its own for each number, inlined functions in it.
+/// A function of its own for each number, with inlined functions in it.
 fn panics_at<const PLACE: usize>() {
     let numbers: Vec<usize> = (0..PLACE).collect();
     let sum: usize = numbers.iter().map(|number| number * 2).sum();
@@ -152,7 +152,7 @@ const PANICS: &[fn()] = &[
         std::panic::resume_unwind(joined.unwrap_err());
     },
     || {
-        /// Panics once more while it is dropped.
+        /// Panics again while being dropped.
         struct Twice;
         impl Drop for Twice {
             fn drop(&mut self) {
@@ -170,14 +170,14 @@ const PANICS: &[fn()] = &[
 fn panic_in_ended_requests() {
     let count = AtomicUsize::new(0);
     in_every_thread(|thread| {
-        // What the crate keeps is made outside requests.
+        // What the crate keeps is created outside requests.
         render(|| "done".to_string());
         for round in 0..60 {
             let request = Request::new();
             let panics = PANICS[(round * 7 + thread * 5) % PANICS.len()];
             let result = catch_unwind(AssertUnwindSafe(|| request.run(panics)));
             assert!(result.is_err());
-            // The payload is the request's.
+            // The payload belongs to the request.
             std::mem::forget(result);
             count.fetch_add(1, Ordering::Relaxed);
             end_and_litter(request);
@@ -242,7 +242,7 @@ fn output_in_ended_requests() {
 fn backtraces_formatted_in_persistent() {
     backtraces(true);
     prewarm();
-    // The bulk of the symbols is there.
+    // Most of the symbols are there.
     let request = Request::new();
     drop(request.run(|| Backtrace::capture().to_string()));
     assert!(request.close().unwrap().peak_bytes < MIB);
@@ -284,7 +284,7 @@ fn panic_in_an_ended_request() {
 }
 
 fn called_while_panicking() {
-    /// Calls it when dropped.
+    /// Calls `prewarm` when dropped.
     struct Calls;
     impl Drop for Calls {
         fn drop(&mut self) {
@@ -303,7 +303,7 @@ fn called_while_panicking() {
     panic_in_an_ended_request();
 }
 
-/// Is called by the destructor of a key of the thread, after those of thread-local values.
+/// Called as the destructor of a key of the thread, after those of thread-local values.
 extern "C" fn late(_value: *mut libc::c_void) {
     static ROUNDS: AtomicUsize = AtomicUsize::new(0);
     prewarm();
@@ -318,13 +318,13 @@ static LATE_KEY: AtomicUsize = AtomicUsize::new(0);
 
 fn set_late() {
     let key = LATE_KEY.load(Ordering::Relaxed) as libc::pthread_key_t;
-    // SAFETY: the key exists; its destructor only looks whether there is a value.
+    // SAFETY: the key exists; its destructor only checks whether there is a value.
     unsafe { libc::pthread_setspecific(key, (&raw const LATE_KEY).cast()) };
 }
 
 fn called_on_a_thread_that_has_exited() {
     let mut key = 0;
-    // SAFETY: `key` is writable, and the destructor a function for ever.
+    // SAFETY: `key` is writable, and the destructor is a function for the life of the process.
     assert_eq!(unsafe { libc::pthread_key_create(&raw mut key, Some(late)) }, 0);
     LATE_KEY.store(key as usize, Ordering::Relaxed);
     for round in 0..20 {
@@ -338,7 +338,8 @@ fn called_on_a_thread_that_has_exited() {
         .join()
         .unwrap();
     }
-    // In the first of three rounds of destructors or in the later ones the allocator's own had run.
+    // In the first of three rounds of destructors, or in the later ones, the allocator's own had
+    // run.
     assert_eq!(LATE_COUNT.load(Ordering::Relaxed), 60);
 }
 
@@ -348,7 +349,7 @@ fn called_by_many_threads_at_once() {
         for _ in 0..8 {
             scope.spawn(|| {
                 prewarm();
-                // Whoever returns from it has the hook in place.
+                // When `prewarm` returns, the hook is in place.
                 panic_in_an_ended_request();
             });
         }
@@ -381,7 +382,7 @@ fn nothing_is_printed() {
         std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     use std::os::fd::AsRawFd;
-    // SAFETY: plain system calls on descriptors that are open.
+    // SAFETY: plain system calls on open descriptors.
     let saved = unsafe { [1, 2].map(|stream| libc::dup(stream)) };
     for stream in [1, 2] {
         // SAFETY: as above.
@@ -409,7 +410,7 @@ fn first_backtrace_at_a_limit() {
     let text = request.run(|| Backtrace::force_capture().to_string());
     assert!(text.contains(here), "{text}");
     assert!(request.check().is_err() && request.usage().footprint_bytes > 256 << 10);
-    // The limit is as it was for everything else.
+    // The limit is unchanged for everything else.
     assert!(request.run(|| Vec::<u8>::new().try_reserve(300_000)).is_err());
     assert!(request.run(|| format!("{:?}", Backtrace::force_capture())).contains(here));
     drop(text);
@@ -433,7 +434,7 @@ fn a_capture_where_nothing_is_left() {
     request.run(|| {
         exhaust();
         let forced = Backtrace::force_capture();
-        // What the first one left of a page.
+        // Takes what the first one left of a page.
         exhaust();
         let traces = [forced, Backtrace::capture()];
         std::mem::forget(traces.each_ref().map(Backtrace::to_string));

@@ -1,5 +1,6 @@
 //! What needs a process of its own: allocations before `main` and after it, in destructors of
-//! threads, and figures that nobody else may move. Without the test harness, whose threads would.
+//! threads, and figures that nobody else may change. There is no test harness, because its threads
+//! would change them.
 
 use rqmalloc::{Request, RqMalloc, stats, trim};
 use std::alloc::{GlobalAlloc, Layout};
@@ -66,12 +67,12 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
 }
 
-/// Leaves a value's blocks to the end of their request, and the compiler in the dark about that.
+/// Leaves a value's blocks to the end of their request, without the compiler knowing.
 fn leak<T>(value: T) {
     std::mem::forget(black_box(value));
 }
 
-/// A structure of many blocks of many sizes, and what it must sum to.
+/// A structure of many blocks of many sizes, and the sum it must have.
 type Tree = (BTreeMap<usize, Vec<u8>>, usize);
 
 fn build(count: usize) -> Tree {
@@ -86,12 +87,13 @@ fn sum(tree: &BTreeMap<usize, Vec<u8>>) -> usize {
     tree.values().flatten().map(|&byte| usize::from(byte)).sum()
 }
 
-/// Resident memory of this process in bytes; an upper bound where the system does not tell.
+/// Returns the resident memory of this process in bytes; an upper bound if the system does not
+/// tell.
 fn resident() -> usize {
     if cfg!(not(target_os = "linux")) {
         return stats().mapped_bytes;
     }
-    // The buffer is on the stack: the figure is not to move by asking for it.
+    // The buffer is on the stack, so that asking does not change the figure.
     let mut text = [0; 128];
     let length = {
         use std::io::Read;
@@ -111,7 +113,7 @@ fn expect_sum() -> rqmalloc::Stats {
     stats
 }
 
-/// Writes to standard output without a buffer that could be gone.
+/// Writes to standard output without a buffer that might be gone.
 fn print(text: &str) {
     // SAFETY: the text's own bytes.
     unsafe { libc::write(1, text.as_ptr().cast(), text.len()) };
@@ -124,7 +126,7 @@ fn end() -> rqmalloc::Report {
 
 // ---- before main -----------------------------------------------------------------------------
 
-/// What the constructor made; the process has allocated nothing before.
+/// What the constructor allocated, before anything else in the process.
 static EARLY: Mutex<Option<Tree>> = Mutex::new(None);
 static EARLY_MAPPED: AtomicUsize = AtomicUsize::new(usize::MAX);
 
@@ -164,7 +166,8 @@ fn the_first_allocation_is_a_constructor_s() {
 fn a_constructor_s_request_is_closed_in_main() {
     let usage = Request::current().unwrap().usage();
     assert!(usage.live_blocks > 500);
-    // What the standard library made before `main` is the request's, too: this must be a close.
+    // What the standard library allocated before `main` is the request's, too: this must be a
+    // close.
     let report = rqmalloc::close_request();
     assert_eq!((report.freed_blocks, report.surviving_blocks), (0, usage.live_blocks));
     assert!(Request::current().is_none());
@@ -195,7 +198,7 @@ fn exit_handlers_allocate() {
 
 fn exit_handlers_end_requests() {
     extern "C" fn handler() {
-        // The one that `main` left open, then one of its own.
+        // The request that `main` left open, then one of its own.
         let left_open = end();
         assert_eq!(left_open.freed_blocks, 3);
         rqmalloc::begin_request();
@@ -219,7 +222,7 @@ fn exit_handlers_end_requests() {
 
 static DROPPED_COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// Frees what it has and allocates and frees more, when its thread exits.
+/// Frees what it has, and allocates and frees more, when its thread exits.
 struct AtExit(Option<Tree>);
 
 impl Drop for AtExit {
@@ -245,7 +248,7 @@ fn thread_locals_with_destructors() {
             .map(|_| {
                 std::thread::spawn(|| {
                     LOCAL.with_borrow_mut(|local| local.push(AtExit(Some(build(2000)))));
-                    // One that was made inside a request, and outlives it.
+                    // One that was allocated inside a request and outlives it.
                     rqmalloc::begin_request();
                     LOCAL.with_borrow_mut(|local| {
                         local.push(AtExit(Some(build(500))));
@@ -280,8 +283,8 @@ fn thread_locals_keep_a_request_open() {
 
 static LATE_COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// A destructor that is run again and again, until long after the allocator's own; in the last
-/// round it does `work`.
+/// Registers a destructor that runs over and over, until long after the allocator's own; in the
+/// last round it does `work`.
 fn late(work: fn(*mut libc::c_void)) {
     static KEY: AtomicUsize = AtomicUsize::new(0);
     static WORK: AtomicUsize = AtomicUsize::new(0);
@@ -353,7 +356,7 @@ fn destructors_after_the_allocator_s() {
         trim();
         expect_sum();
     });
-    // Blocks without a cache go back all the same.
+    // Without a cache, blocks still go back.
     let before = stats().in_use_bytes;
     for _ in 0..500 {
         drop(build(400));
@@ -368,7 +371,7 @@ fn requests_after_the_allocator_s_destructor() {
         // SAFETY: the box that the thread left.
         drop(unsafe { Box::from_raw(value.cast::<Tree>()) });
         let request = Request::new();
-        // This thread can be in none any more: what it allocates is persistent.
+        // This thread can no longer be inside a request: what it allocates is persistent.
         let bytes = request.run(|| vec![3_u8; 1000]);
         // SAFETY: the block is live.
         assert_eq!(unsafe { rqmalloc::owner_of(bytes.as_ptr()) }, None);
@@ -408,7 +411,7 @@ fn standard_output_is_first_used_inside_a_request() {
     println!("inside");
     let report = rqmalloc::close_request();
     assert!(report.surviving_blocks >= 1, "the buffer: {report}");
-    // What reuses the request's pages must not meet the buffer.
+    // What reuses the request's pages must not overlap the buffer.
     rqmalloc::begin_request();
     leak(vec![1_u8; 10_000]);
     let _ = end();
@@ -431,7 +434,7 @@ fn a_panic_hook_works_inside_a_request() {
                 }
             })
         }));
-        // The payload is the request's own and survives it.
+        // The payload belongs to the request and survives it.
         let _ = request.close().unwrap();
         if let Err(payload) = result {
             assert_eq!(*payload.downcast::<String>().unwrap(), "of this test");
@@ -439,11 +442,11 @@ fn a_panic_hook_works_inside_a_request() {
     }
 }
 
-/// Where the kernel can name a mapping, whoever looks at a process sees whose its memory is.
+/// If the kernel can name a mapping, the memory of a process shows whose it is.
 fn mappings_have_a_name() {
     drop(build(500));
     let page = 1 << 16;
-    // SAFETY: a mapping of this test's own, named by a text and given back.
+    // SAFETY: this test's own mapping, named by a text and given back.
     let can_name = unsafe {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -506,7 +509,8 @@ fn threads_are_used_again() {
 }
 
 fn threads_leave_nothing_behind() {
-    // All at once, so that none has what another left; each fills its cache with every small class.
+    // All at once, so that none gets what another left; each fills its cache with every small
+    // class.
     const COUNT: usize = 16;
     trim();
     let before = stats();
@@ -526,14 +530,14 @@ fn threads_leave_nothing_behind() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     trim();
     let after = expect_sum();
-    // A chunk or two may be held by a block that the test harness has, and descriptors stay.
+    // A live block may keep a chunk or two, and descriptors stay.
     assert!(after.mapped_bytes <= before.mapped_bytes + 9 * MIB, "{before} before, {after} after");
     assert!(after.cached_bytes <= before.cached_bytes + MIB, "{before} before, {after} after");
 }
 
 // ---- memory goes back ------------------------------------------------------------------------
 
-/// Runs `spike`, which has 200 MiB at its height; afterwards, and after a trim, they are gone.
+/// Runs `spike`, which has 200 MiB at its peak; after it and a trim, they are gone.
 fn falls_after(spike: impl Fn()) {
     trim();
     let (resident_before, before) = (resident(), stats());
@@ -620,7 +624,7 @@ fn memory_falls_without_trim() {
 
 // ---- steady state ----------------------------------------------------------------------------
 
-/// A request's work: small blocks, spans of their own, a mapping now and then.
+/// Does a request's work: small blocks, blocks with spans of their own, now and then a mapping.
 fn request_work(number: usize) {
     let (tree, expected) = build(200 + number % 50);
     assert_eq!(sum(&tree), expected);
@@ -662,7 +666,7 @@ fn steady_state_of_threads_asks_for_nothing() {
                         barrier.wait();
                     }
                     rqmalloc::begin_request();
-                    // No mappings: how many there are at once is chance.
+                    // No mappings: how many there are at once is up to chance.
                     request_work(number * 10 + 1);
                     let _ = end();
                 }
@@ -679,7 +683,7 @@ fn steady_state_of_threads_asks_for_nothing() {
     barrier.wait();
     mapped.push(stats().mapped_bytes);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    // All threads at their height at once may come late: a chunk, but no growth.
+    // All threads may reach their peaks at once only late: that is a chunk, not growth.
     assert!(mapped[3] <= mapped[1] + 8 * MIB, "{mapped:?}");
 }
 
@@ -687,7 +691,7 @@ fn a_producer_and_a_consumer_ask_for_nothing() {
     for inside in [false, true] {
         let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<Vec<u8>>>(8);
         let request = Request::new();
-        // Outside of the request: its blocks come back as strays.
+        // Outside the request: its blocks come back as strays.
         let consumer = std::thread::spawn(|| receiver.into_iter().for_each(drop));
         let batch = || (0..200).map(|size| vec![1_u8; 20 + size]).collect();
         let mut before = 0;
@@ -714,8 +718,8 @@ fn figures_add_up() {
     let start = expect_sum();
     assert!(start.mapped_bytes > 0 && start.in_use_bytes > 0);
     assert_eq!(start.open_request_count, 0);
-    // One live block of each kind is seen to come and to go, to the byte where nothing else moves.
-    // Of a span that is kept for the next block, what the block leaves over may seem in use.
+    // One live block of each kind shows when it comes and when it goes, to the byte if nothing else
+    // changes. Of a span that is kept for the next block, what the block left over may seem in use.
     for (size, rise) in [(100_000, 131_072), (900_000, 933_888)] {
         let before = expect_sum();
         // SAFETY: the layout's size is not 0.
@@ -737,7 +741,7 @@ fn figures_add_up() {
     // SAFETY: a live block of this layout.
     unsafe { RqMalloc.dealloc(block, layout(100)) };
     assert_eq!(expect_sum().in_use_bytes, before.in_use_bytes);
-    // What a request holds is in use, live or not, and no more when it has ended.
+    // What a request holds is in use, live or not, until the request has ended.
     let request = Request::new();
     assert_eq!(expect_sum().open_request_count, 1);
     request.run(|| (0..10_000).for_each(|_| drop(black_box(vec![1_u8; 100]))));
@@ -754,14 +758,14 @@ fn figures_add_up() {
     let after = expect_sum();
     assert!(after.in_use_bytes < before.in_use_bytes + 65_536, "{before} before, {after} after");
     assert_eq!(after.open_request_count, 0);
-    // Slabs of which a block is live keep the others.
+    // Slabs with a live block keep their other blocks.
     assert!(after.cached_bytes < 2 * MIB, "after a trim: {after}");
 }
 
 fn survivors_pin_pages_and_no_more() {
     trim();
     let before = stats().in_use_bytes;
-    // 64 MiB of requests, of each of which one small block survives.
+    // 64 MiB of requests, each of which leaves one small survivor.
     let mut survivors = Vec::with_capacity(256);
     let mut pinned = 0;
     for _ in 0..256 {
@@ -777,7 +781,7 @@ fn survivors_pin_pages_and_no_more() {
     }
     assert_eq!(pinned, 256 * 16 * 1024);
     trim();
-    // Each holds its control block, too.
+    // Each keeps its control block, too.
     let during = stats().in_use_bytes;
     assert!(during < before + pinned + 4 * MIB, "{before} before, {during} with survivors");
     assert!(survivors.iter().all(|bytes| bytes.iter().all(|&byte| byte == 2)));
@@ -816,8 +820,8 @@ fn ten_thousand_open_requests() {
     assert_eq!(expect_sum().open_request_count, 0);
 }
 
-/// When the system has no more, allocation returns null, everything that is there stays as it is,
-/// and what is freed is used again.
+/// When the system has no more memory, allocation returns null, everything that is there stays as
+/// it is, and what is freed is used again.
 fn a_limit_of_addresses_is_null() {
     const LIMIT: u64 = 512 << 20;
     let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
@@ -829,14 +833,15 @@ fn a_limit_of_addresses_is_null() {
             for (count, inside) in counts.iter_mut().zip([false, true]) {
                 let request = Request::new();
                 let mut last: *mut u8 = std::ptr::null_mut();
-                // A list through the blocks themselves: a vector would need memory, too.
+                // A list linked through the blocks themselves, because a vector would need memory,
+                // too.
                 let mut take_all = || loop {
                     // SAFETY: the layout's size is not 0.
                     let block = unsafe { RqMalloc.alloc(layout(size)) };
                     if block.is_null() {
                         break;
                     }
-                    // SAFETY: the block has more than a pointer's bytes.
+                    // SAFETY: the block is longer than a pointer.
                     unsafe { block.cast::<*mut u8>().write(last) };
                     last = block;
                     *count += 1;
@@ -871,7 +876,7 @@ fn a_limit_of_addresses_is_null() {
 
 // ---- what once cost too much -----------------------------------------------------------------
 
-/// A loop that enters the next request before it leaves the last one: never deeper than two.
+/// A loop that enters the next request before it leaves the last one is never more than two deep.
 fn guards_that_take_each_other_s_place_leave_nothing() {
     const SWAPS: usize = 20_000;
     let mut guard = Request::new().enter();
@@ -885,14 +890,14 @@ fn guards_that_take_each_other_s_place_leave_nothing() {
     let after = stats();
     assert_eq!(after.open_request_count, 1, "{after}");
     let grown = after.in_use_bytes.saturating_sub(before.in_use_bytes);
-    // An entry that stays would be dozens of bytes for each.
+    // Entries that stayed would be dozens of bytes each.
     assert!(grown < SWAPS, "{grown} bytes more in use: {before}, then {after}");
     drop(guard);
     assert_eq!(stats().open_request_count, 0);
 }
 
-/// The header of a block with a mapping of its own is where its pages are: those move while a look is
-/// at it.
+/// The header of a block with a mapping of its own is in its pages, and those move while a thread
+/// looks at it.
 fn leaks_beside_a_mapping_that_moves() {
     let request = Request::new();
     let is_over = AtomicUsize::new(0);
@@ -919,7 +924,7 @@ fn leaks_beside_a_mapping_that_moves() {
     assert_eq!(request.close().unwrap().surviving_blocks, 0);
 }
 
-/// A length that a client sent: nothing could be had by giving everything back first.
+/// A length that a client sent: giving everything back first would not help.
 fn an_absurd_length_empties_nothing() {
     let blocks: Vec<Vec<u8>> = (0..20_000).map(|number| vec![1; 100 + number % 1000]).collect();
     let mapped: Vec<Vec<u8>> = (0..4).map(|_| vec![1; 3 * MIB]).collect();
@@ -938,8 +943,8 @@ fn an_absurd_length_empties_nothing() {
     assert!(lost < 128 * 1024, "{lost} bytes of {before} are gone: {after}");
 }
 
-/// The same from a block that has a mapping: whatever is noted for the addresses it would have is not
-/// noted before it has them.
+/// The same for a block that has a mapping: nothing is recorded for the addresses that it would get
+/// before it has them.
 fn an_absurd_growth_of_a_mapping_takes_nothing() {
     let request = Request::new();
     for inside in [false, true] {
@@ -956,8 +961,8 @@ fn an_absurd_growth_of_a_mapping_takes_nothing() {
     assert_eq!(request.close().unwrap().surviving_blocks, 0);
 }
 
-/// Once reclaiming was in vain, and nothing was freed, the next refusal need not look again. Where each
-/// looks at a million blocks, this takes minutes.
+/// Once reclaiming has found nothing, and nothing was freed since, the next refusal need not look
+/// again. If each looked at a million blocks, this would take minutes.
 fn refusals_at_a_limit_are_cheap() {
     const REFUSALS: usize = 5_000;
     let start = std::time::Instant::now();
@@ -971,14 +976,14 @@ fn refusals_at_a_limit_are_cheap() {
         while let Ok(row) = reserve(24) {
             rows.push(row);
         }
-        // A free block in every page, and no page that is free.
+        // A free block in every page, and no free page.
         rows.iter_mut().step_by(16).for_each(|row| *row = Vec::new());
         for refusal in 0..REFUSALS {
             assert!(reserve(3000).is_err());
             let elapsed = start.elapsed().as_secs();
             assert!(elapsed < 20, "{refusal} refusals in {elapsed} s");
         }
-        // It is not forgotten that there is something.
+        // That free blocks are left is not forgotten.
         assert!(reserve(24).is_ok());
     });
     drop(rows);

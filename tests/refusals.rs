@@ -1,5 +1,6 @@
-//! What is said, and what happens, when a request is refused memory at its limit. Each case is a process
-//! of its own: it reads its own standard error, and how often the process speaks is bounded.
+//! What is reported, and what happens, when a request is refused memory at its limit. Each case is
+//! a process of its own: it reads its own standard error, and the number of reports of a process is
+//! bounded.
 
 use rqmalloc::{Request, RequestBuilder, RqMalloc};
 use std::hint::black_box;
@@ -75,7 +76,7 @@ fn one_line_for_one_without_a_name() {
     print!("{text}");
 }
 
-/// A buffer of a request, which grows here.
+/// Grows a buffer of a request.
 fn grow(run: impl FnOnce(&Request, &mut dyn FnMut())) {
     let text = standard_error_of(|| {
         let request = limited().build();
@@ -159,7 +160,7 @@ fn a_line_comes_before_the_end_of_the_process() {
     // SAFETY: this process has one thread.
     unsafe { std::env::remove_var("RUST_BACKTRACE") };
     let text = standard_error_of(|| {
-        // SAFETY: the child has the one thread that this process has.
+        // SAFETY: this process has one thread, and so has the child.
         let child = unsafe { libc::fork() };
         if child == 0 {
             let request = limited().build();
@@ -172,7 +173,7 @@ fn a_line_comes_before_the_end_of_the_process() {
         unsafe { libc::waitpid(child, &raw mut status, 0) };
         assert_eq!(libc::WTERMSIG(status), libc::SIGABRT);
     });
-    // What std says afterwards differs between its versions.
+    // What std prints after that differs between its versions.
     text.lines().take(2).for_each(|line| println!("{line}"));
 }
 
@@ -185,15 +186,15 @@ fn a_refusal_that_is_handled_gives_nothing_up() {
             7
         });
         assert_eq!(result, Ok(7));
-        // In its reserve it is to be given up, with or without a refusal.
+        // In its reserve it must be given up, with or without a refusal.
         let result = request.catch(|| drop(black_box(vec![0_u8; 900_000])));
         assert!(result.is_err(), "{result:?}");
         close(request);
     }));
 }
 
-/// A request at its limit in which much is free that cannot be joined: it is looked through once, and then
-/// not again before enough was freed.
+/// A request at its limit in which much is free but cannot be joined is searched once, and then not
+/// again before enough was freed.
 fn a_refusal_costs_one_look() {
     drop(standard_error_of(|| {
         const COUNT: usize = 400_000;
@@ -209,11 +210,11 @@ fn a_refusal_costs_one_look() {
             }
             assert!(rows.len() > COUNT);
             (0..rows.len()).step_by(16).for_each(|at| rows[at] = Vec::new());
-            // Each look is at half a million headers: as many as there are refusals would take minutes.
+            // Each look reads half a million headers: a look for every refusal would take minutes.
             for _ in 0..100_000 {
                 assert!(Vec::<u8>::new().try_reserve_exact(black_box(3_000)).is_err());
             }
-            // What is freed in one place is found, if it is more than a bit.
+            // What is freed in one place is found, if it is more than a little.
             (0..rows.len() / 8).for_each(|at| rows[at] = Vec::new());
             assert!(Vec::<u8>::new().try_reserve_exact(black_box(3_000)).is_ok());
         });

@@ -4,7 +4,7 @@ use crate::rng::Rng;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// About 40 KB of objects, arrays, strings and numbers.
+/// Returns about 40 KB of objects, arrays, strings and numbers.
 pub fn document() -> String {
     const WORDS: [&str; 12] = [
         "amber", "basalt", "cedar", "delta", "ember", "fjord", "glacier", "harbour", "islet",
@@ -49,7 +49,7 @@ pub fn document() -> String {
     text
 }
 
-/// Something of every value: lengths of strings and keys, integers, counts.
+/// Sums up something of every value: lengths of strings and keys, integers, counts.
 pub fn walk(value: &Value) -> u64 {
     match value {
         Value::Null => 1,

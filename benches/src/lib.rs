@@ -7,9 +7,10 @@
 //! cargo run --release -- --list                         what there is
 //! ```
 //!
-//! Each allocator has a binary of its own, which is one `#[global_allocator]` and a call of [`main`]. Given a
-//! workload's name it prints nanoseconds per operation, or `n/a`, on one line. The driver, `compare`, builds
-//! them, runs every workload of every allocator in a process of its own, round after round, and prints medians.
+//! Each allocator has a binary of its own: a `#[global_allocator]` and a call of [`main`]. Given
+//! the name of a workload, it prints nanoseconds per operation, or `n/a`, on one line. The driver,
+//! `compare`, builds these binaries, runs every workload with every allocator in a process of its
+//! own, round after round, and prints the medians.
 
 mod json;
 mod rng;
@@ -17,10 +18,10 @@ pub mod workloads;
 
 use std::process::ExitCode;
 
-/// How a workload opens and ends a request, where the allocator has such a thing.
+/// How a workload begins and ends a request, if the allocator has such a thing.
 #[derive(Clone, Copy)]
 pub struct Hooks {
-    /// From here on this thread allocates from a new request.
+    /// Begins a request that this thread allocates from.
     pub begin: fn(),
     /// Frees every block of the request that `begin` opened.
     ///
@@ -30,11 +31,11 @@ pub struct Hooks {
     pub end: unsafe fn(),
 }
 
-/// What a workload is run with.
+/// The settings of a run.
 #[derive(Clone, Copy)]
 pub struct Context {
     pub hooks: Option<Hooks>,
-    /// A tenth of the work.
+    /// Whether to do only a tenth of the work.
     pub quick: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Random numbers, the same in every run.
+//! Random numbers that are the same in every run.
 
 pub struct Rng(u64);
 
@@ -16,7 +16,8 @@ impl Rng {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Below `bound`, which is much less than 2^32: the upper half of a product, no division.
+    /// Returns a number below `bound`, which is much less than 2^32: the upper half of a product,
+    /// not a remainder, which would take a division.
     pub fn below(&mut self, bound: usize) -> usize {
         (((self.next() >> 32) * bound as u64) >> 32) as usize
     }

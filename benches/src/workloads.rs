@@ -1,5 +1,6 @@
-//! The workloads. Each is timed after a pass that is not, and gives nanoseconds per operation; what an
-//! operation is, stands beside its name in [`ALL`]. "Block" always means one allocation together with its free.
+//! The workloads. Each is timed after an untimed pass and returns nanoseconds per operation;
+//! [`ALL`] says for each what an operation is. "Block" always means one allocation together with
+//! its free.
 
 use crate::rng::Rng;
 use crate::{Context, Hooks, json};
@@ -17,7 +18,7 @@ pub struct Workload {
     pub name: &'static str,
     /// What one operation is.
     pub unit: &'static str,
-    /// Nanoseconds per operation; `None` where the allocator has no such thing.
+    /// Returns nanoseconds per operation; `None` if the allocator has no requests and needs them.
     pub run: fn(Context) -> Option<f64>,
 }
 
@@ -54,8 +55,8 @@ pub fn find(name: &str) -> Option<&'static Workload> {
 
 const PAGE: usize = 4096;
 
-/// Runs `pass` once without looking at the clock, then `passes` times with it (a tenth of them when quick).
-/// A pass is `operations` operations.
+/// Runs `pass` once untimed, then `passes` times timed (a tenth of them if quick). A pass is
+/// `operations` operations.
 fn timed(context: Context, passes: usize, operations: usize, mut pass: impl FnMut()) -> f64 {
     let passes = if context.quick { passes.div_ceil(10) } else { passes };
     pass();
@@ -66,12 +67,12 @@ fn timed(context: Context, passes: usize, operations: usize, mut pass: impl FnMu
     start.elapsed().as_nanos() as f64 / (passes * operations) as f64
 }
 
-/// Runs `body` in a request that is ended with all its blocks at once, or, where there are none, as it is. What
-/// `body` wants freed it hands to `discard` with the same hooks.
+/// Runs `body` in a request that ends with all its blocks at once, or, without `hooks`, just runs
+/// it. `body` passes what it wants freed to `discard` with the same hooks.
 ///
 /// # Safety
 ///
-/// `body` leaves nothing behind that was allocated in it.
+/// Nothing that `body` allocates is used after it returns.
 unsafe fn in_request<R: Copy>(hooks: Option<Hooks>, body: impl FnOnce() -> R) -> R {
     let Some(hooks) = hooks else {
         return body();
@@ -83,7 +84,7 @@ unsafe fn in_request<R: Copy>(hooks: Option<Hooks>, body: impl FnOnce() -> R) ->
     result
 }
 
-/// Forgets what the end of a request will free, drops it where there are no requests.
+/// Forgets what the end of a request will free, or drops it if there are no requests.
 fn discard<T>(hooks: Option<Hooks>, value: T) {
     match hooks {
         Some(_) => mem::forget(value),
@@ -100,7 +101,7 @@ fn same_size(context: Context) -> Option<f64> {
     }))
 }
 
-/// 256 blocks, then all freed: the last first, and again, the first first.
+/// Allocates 256 blocks and frees them in reverse order, then again in order.
 fn alloc_free_batch(context: Context) -> Option<f64> {
     const BATCH: usize = 256;
     const BATCHES: usize = 1000;
@@ -129,7 +130,7 @@ struct Node {
 }
 
 impl Node {
-    /// A full tree of 2^(depth + 1) - 1 nodes.
+    /// Builds a full tree of 2^(depth + 1) - 1 nodes.
     fn build(depth: u32, value: u64) -> Box<Node> {
         Box::new(Node {
             value,
@@ -169,7 +170,7 @@ fn box_tree_request(context: Context) -> Option<f64> {
     Some(tree(context, context.hooks))
 }
 
-/// A block of `size` bytes with its first and last byte written.
+/// Allocates a block of `size` bytes and writes its first and last byte.
 fn small_block(size: usize) -> Vec<u8> {
     let mut block = Vec::with_capacity(size);
     let spare = block.spare_capacity_mut();
@@ -178,7 +179,7 @@ fn small_block(size: usize) -> Vec<u8> {
     black_box(block)
 }
 
-/// A block of `size` bytes with a byte of each of its pages written.
+/// Allocates a block of `size` bytes and writes one byte of each of its pages.
 fn large_block(size: usize) -> Vec<u8> {
     let mut block = Vec::with_capacity(size);
     for byte in block.spare_capacity_mut().iter_mut().step_by(PAGE) {
@@ -216,7 +217,7 @@ fn churn_1000(context: Context) -> Option<f64> {
     Some(timed(context, 100, BLOCKS, || churn.replace_small(BLOCKS)))
 }
 
-/// Sizes from 16 bytes to 512 KiB, as many blocks in each doubling.
+/// Sizes from 16 bytes to 512 KiB, equally many in each doubling.
 fn churn_large_mixed(context: Context) -> Option<f64> {
     const BLOCKS: usize = 20_000;
     let mut churn = Churn::new(2, 500);
@@ -237,7 +238,7 @@ fn multi_mb(context: Context) -> Option<f64> {
     }))
 }
 
-/// 100,000 numbers pushed to an empty vector.
+/// Pushes 100,000 numbers to an empty vector.
 fn vec_growth(context: Context) -> Option<f64> {
     const VECTORS: usize = 100;
     Some(timed(context, 20, VECTORS, || {
@@ -251,7 +252,7 @@ fn vec_growth(context: Context) -> Option<f64> {
     }))
 }
 
-/// Strings that grow by formatting, are split, changed and joined.
+/// Strings that grow by formatting and are split, changed and joined.
 fn string_building(context: Context) -> Option<f64> {
     const STRINGS: usize = 2000;
     let mut rng = Rng::new(4);
@@ -341,7 +342,7 @@ fn producer_consumer(context: Context) -> Option<f64> {
     Some(elapsed.as_nanos() as f64 / received as f64)
 }
 
-/// `churn_1000` in two threads at once; wall time by the blocks of both.
+/// `churn_1000` in two threads at once: wall time divided by the blocks of both.
 fn threads_churn(context: Context) -> Option<f64> {
     const THREADS: usize = 2;
     const BLOCKS: usize = 100_000;
@@ -369,7 +370,8 @@ fn threads_churn(context: Context) -> Option<f64> {
     Some(elapsed.as_nanos() as f64 / (THREADS * passes * BLOCKS) as f64)
 }
 
-/// Threads that live for a hundred allocations; half the blocks are freed by the thread that joins them.
+/// Threads that live for a hundred allocations; the thread that joins them frees half of the
+/// blocks.
 fn thread_storm(context: Context) -> Option<f64> {
     const GROUPS: usize = 25;
     const GROUP: usize = 8;

@@ -14,8 +14,9 @@ if test "$PHP_RQMALLOC" != "no"; then
   fi
   AC_MSG_RESULT([$PHP_RQMALLOC/include])
 
-  dnl The static library: the shared one interposes malloc(), and PHP loads extensions so that their libraries come
-  dnl first for them. What PHP allocates with the C library's malloc() must not meet another free() there.
+  dnl The static library: the shared one interposes malloc(), and PHP loads extensions so that they
+  dnl prefer their own libraries. What PHP allocates with the C library's malloc() must not meet
+  dnl another free() there.
   AC_MSG_CHECKING([for librqmalloc.a])
   for directory in "$PHP_RQMALLOC/lib" "$PHP_RQMALLOC/target/release"; do
     if test -r "$directory/librqmalloc.a"; then
@@ -29,9 +30,9 @@ if test "$PHP_RQMALLOC" != "no"; then
   AC_MSG_RESULT([$RQMALLOC_LIBRARY])
 
   PHP_ADD_INCLUDE([$PHP_RQMALLOC/include])
-  dnl Its symbols stay inside, so that calls go to them directly, also where librqmalloc.so is preloaded.
+  dnl Its symbols stay inside, so that calls go to them directly even if librqmalloc.so is preloaded.
   RQMALLOC_SHARED_LIBADD="-Wl,--exclude-libs,ALL $RQMALLOC_LIBRARY -lpthread -ldl"
-  dnl PHP unloads extensions before it frees its last blocks: the handlers must outlive that.
+  dnl PHP unloads extensions before it frees its last blocks, and the handlers must outlive that.
   RQMALLOC_SHARED_LIBADD="$RQMALLOC_SHARED_LIBADD -Wl,-z,nodelete"
   PHP_SUBST([RQMALLOC_SHARED_LIBADD])
   PHP_NEW_EXTENSION([rqmalloc], [rqmalloc.c], [$ext_shared],, [-Wall -Wextra -Wno-unused-parameter])

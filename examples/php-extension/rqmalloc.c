@@ -1,8 +1,10 @@
-/* PHP's heap on rqmalloc: emalloc() is rq_emalloc_or_null(), and what a PHP request allocates is a request of rqmalloc.
+/* PHP's heap on rqmalloc: emalloc() is rq_emalloc_or_null(), and what a PHP request allocates
+ * belongs to a request of rqmalloc.
  *
- * PHP lets an extension replace three functions of its heap (zend_mm_set_custom_handlers): malloc, free, realloc. It
- * does not tell them when a request begins or ends, and asks nobody for the memory limit or the usage any more.
- * README.md says how each of these is made up for here, and what cannot be.
+ * PHP lets an extension replace three functions of its heap (zend_mm_set_custom_handlers): malloc,
+ * free, realloc. It does not tell the extension when a request begins or ends, and no longer asks
+ * anybody about the memory limit or the usage. README.md says how this extension makes up for each
+ * of these, and what it cannot make up for.
  */
 
 #ifdef HAVE_CONFIG_H
@@ -22,54 +24,63 @@
 #ifdef ZTS
 #error "threads have a heap each: only PHP without thread safety is supported"
 #endif
-/* The end of a request is recognised by what PHP frees last (see `heap_phase`): to be read again in another version. */
+/* The end of a request is recognised by what PHP frees last (see `heap_phase`), which has to be
+ * checked anew for another version. */
 #if PHP_VERSION_ID < 80200 || PHP_VERSION_ID >= 80300
 #error "written for PHP 8.2"
 #endif
 
 #define PHP_RQMALLOC_VERSION "0.1.0"
 
-/* A chunk of PHP's own heap; its first one begins with the heap's descriptor and lives as long as it. */
+/* Length of a chunk of PHP's own heap; the first one begins with the heap's descriptor and lives as
+ * long as the heap. */
 #define PHP_CHUNK_BYTES ((size_t) 2 << 20)
-/* What rqmalloc may take from the system for one small block: a region of this length. */
+/* What rqmalloc may take from the system for one small block: a region of at most this length. */
 #define REGION_BYTES ((size_t) 256 << 10)
 
-/* ---- state ------------------------------------------------------------------------------------------------------ */
+/* ---- state ----------------------------------------------------------------------------------- */
 
 /* Where PHP is in the life of a request.
  *
- *  BETWEEN  No request of rqmalloc is open. The next block begins one: what a server allocates before it calls
- *           php_request_startup() (FPM: the script's path) belongs to the coming request, as in PHP's own heap.
+ *  BETWEEN  No request of rqmalloc is open. The next block begins one: what a server allocates
+ *           before it calls php_request_startup() (FPM: the script's path) belongs to the coming
+ *           request, as in PHP's own heap.
  *  INSIDE   The request is open.
- *  ENDING   The extensions have had their last call (post_deactivate). PHP still allocates and frees: headers,
- *           streams. Then it frees the arenas of the compiler, the strings that were interned, and the text of the
- *           last error. Then it would reset its own heap; with handlers it does not, and tells nobody. So the free
- *           of the oldest arena is watched for: every request has one.
- *  OVER     It was freed. From here on this request only frees. The next block ends it and begins the next one. */
+ *  ENDING   The extensions have had their last call (post_deactivate). PHP still allocates and
+ *           frees: headers, streams. Then it frees the compiler's arenas, the strings that were
+ *           interned, and the text of the last error. Then it would reset its own heap; with
+ *           handlers it does not, and tells nobody. So the handler for free watches for the oldest
+ *           arena: every request has one.
+ *  OVER     That arena was freed. From here on this request only frees. The next block ends it and
+ *           begins the next one. */
 typedef enum { BETWEEN, INSIDE, ENDING, OVER } heap_phase;
 
 static struct {
-	/* PHP's own heap. NULL: it has not been taken over. */
+	/* PHP's own heap. NULL: not taken over. */
 	zend_mm_heap *php;
-	/* The first chunk of PHP's own heap. What was allocated before the takeover lies there and goes back to it. */
+	/* The first chunk of PHP's own heap. What was allocated before the takeover lies there and
+	 * goes back to it. */
 	uintptr_t php_chunk;
-	/* PHP's own heap has blocks outside its first chunk, too: rqmalloc is asked about every block. */
+	/* Whether PHP's own heap has blocks outside its first chunk, too: then rqmalloc is asked
+	 * about every block. */
 	bool php_scattered;
 
 	heap_phase phase;
-	/* BETWEEN or OVER, or above the limit: one flag for the fast path of an allocation. */
+	/* Whether the phase is BETWEEN or OVER, or the request above the limit: one flag for the
+	 * fast path of an allocation. */
 	bool slow;
-	/* Blocks from `watched` on, `watched_bytes` of addresses, are freed and resized the slow way. One compare for both
-	 * reasons: blocks of PHP's own heap, and in phase ENDING every block. */
+	/* Blocks in `watched_bytes` of addresses from `watched` on take the slow path when freed or
+	 * resized. One compare serves both reasons: blocks of PHP's own heap, and in phase ENDING
+	 * every block. */
 	uintptr_t watched;
 	size_t watched_bytes;
 	/* In phase ENDING: the oldest arena. */
 	const void *arena;
 
-	/* What rqmalloc holds the request to; more than PHP's memory limit once that was reached. */
+	/* The limit of rqmalloc's request; above PHP's memory limit once that was reached. */
 	size_t limit;
 	bool above_limit;
-	/* PHP bailed out of this request, so that it frees less than it usually does. */
+	/* Whether PHP bailed out of this request, and so frees less than it usually does. */
 	bool unclean;
 	rq_report last;
 } heap;
@@ -113,7 +124,7 @@ static bool is_of_php(const void *block)
 	return is_in_php_chunk(block) || (heap.php_scattered && !rq_is_ours(block));
 }
 
-/* ---- the memory limit ------------------------------------------------------------------------------------------- */
+/* ---- the memory limit ------------------------------------------------------------------------ */
 
 static size_t memory_limit(void)
 {
@@ -126,13 +137,14 @@ static bool set_limit(size_t bytes)
 		return false;
 	}
 	heap.limit = bytes;
-	/* SIZE_MAX is none: PHP has none, or it is lifted while an error is reported. */
+	/* SIZE_MAX is no limit: PHP has none, or it is lifted while an error is reported. */
 	heap.above_limit = bytes > memory_limit() && bytes != SIZE_MAX;
 	enter_phase(heap.phase);
 	return true;
 }
 
-/* Above PHP's limit the request is held to what it has: each time that it grows PHP's state decides anew. */
+/* Above PHP's limit, limits the request to what it has: each time it grows, PHP's state decides
+ * anew. */
 static void hold(void)
 {
 	size_t in_use = rq_memory_usage(true);
@@ -142,7 +154,7 @@ static void hold(void)
 	}
 }
 
-/* Whether a block of `size` bytes that could not be had was refused because of a limit. */
+/* Whether a block of `size` bytes was refused because of a limit. */
 static bool is_beyond(size_t limit, size_t size)
 {
 	size_t in_use = rq_memory_usage(true), needed = size + size / 4 + REGION_BYTES;
@@ -154,13 +166,15 @@ static bool is_beyond(size_t limit, size_t size)
 #define SYSTEM_TEXT "Out of memory (allocated %zu bytes) (tried to allocate %zu bytes)"
 
 #ifdef ZEND_HAS_OOM
-/* PHP from 8.2.35 on does not leave an allocation by a jump any more. It notes that the limit was reached, allocates on
- * up to a hard limit, and raises the error where the executor can stop. Only callers that say so may be given NULL. */
+/* From 8.2.35 on, PHP no longer jumps out of an allocation. It notes that the limit was reached,
+ * goes on allocating up to a hard limit, and raises the error where the executor can stop. Only
+ * callers that say so may be given NULL. */
 
 #define HARD_LIMIT_TEXT \
 	"Hard memory limit of %zu bytes exhausted (tried to allocate %zu bytes) in %s on line %" PRIu32 "\n"
 
-/* As PHP computes it: `memory_hard_limit_percent`, else twice the limit but at most 1 GiB more. */
+/* Returns the hard limit as PHP computes it: `memory_hard_limit_percent`, else twice the limit but
+ * at most 1 GiB more. */
 static size_t hard_memory_limit(void)
 {
 	const zend_ini_entry *entry = zend_hash_str_find_ptr(EG(ini_directives), ZEND_STRL("memory_hard_limit_percent"));
@@ -179,7 +193,7 @@ static size_t hard_memory_limit(void)
 	return limit / 100 * percent + limit % 100 * percent / 100;
 }
 
-/* A block could not be had. Returns NULL only to a caller that has asked for it. */
+/* Handles a failed allocation. Returns NULL only to a caller that can take it. */
 static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t size)
 {
 	size_t hard;
@@ -199,26 +213,27 @@ static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t s
 			return block;
 		}
 		if (is_beyond(hard, size)) {
-			/* PHP's own heap leaves the process in this way and with this status. */
+			/* PHP's own heap exits in this way and with this status. */
 			fprintf(stderr, HARD_LIMIT_TEXT, hard, size, zend_get_executed_filename(), zend_get_executed_lineno());
 			_exit(137);
 		}
 	}
-	/* Notes it for a caller that takes NULL, ends the process for another one. */
+	/* Notes the error for a caller that takes NULL; for another one, ends the process. */
 	zend_mm_delayed_error_or_panic(zend_mm_is_fallible(), SYSTEM_TEXT, rq_memory_usage(true), size);
 	return NULL;
 }
 
 #else
-/* PHP up to 8.2.34 raises the error at once and jumps out of the allocation. rqmalloc has returned NULL by then: no
- * frame of it is between here and the target of the jump. */
+/* PHP up to 8.2.34 raises the error at once and jumps out of the allocation. By then rqmalloc has
+ * returned NULL: none of its frames are between here and the target of the jump. */
 static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t size)
 {
 	bool at_limit = is_beyond(heap.limit, size);
 
 	/* Displaying and logging the error takes memory. */
 	set_limit(SIZE_MAX);
-	/* What PHP does when its own heap says that it is at its limit: the buffered output makes place for the error. */
+	/* As PHP does when its own heap is at its limit: the buffered output makes room for the
+	 * error. */
 	php_output_discard_all();
 	zend_try {
 		if (at_limit) {
@@ -226,13 +241,13 @@ static zend_never_inline ZEND_COLD void *allocate_at_limit(void *block, size_t s
 		}
 		zend_error_noreturn(E_ERROR, SYSTEM_TEXT, rq_memory_usage(true), size);
 	} zend_end_try();
-	/* Shutdown functions go on with the limit, or with what is in use. */
+	/* Shutdown functions run with the limit, or with what is in use if that is more. */
 	set_limit(MAX(memory_limit(), rq_memory_usage(true)));
 	zend_bailout();
 }
 #endif
 
-/* ini_set("memory_limit") and the pool's or directory's configuration come by here. */
+/* ini_set("memory_limit") and the configuration of a pool or a directory call this. */
 static ZEND_INI_MH((*php_on_memory_limit));
 
 static ZEND_INI_MH(on_memory_limit)
@@ -240,7 +255,7 @@ static ZEND_INI_MH(on_memory_limit)
 	zend_long before = PG(memory_limit);
 	size_t limit;
 
-	/* Checks the text and keeps the value; knows nothing of what is in use. */
+	/* Checks the text and stores the value, whatever is in use. */
 	if (php_on_memory_limit(entry, new_value, mh_arg1, mh_arg2, mh_arg3, stage) == FAILURE) {
 		return FAILURE;
 	}
@@ -248,7 +263,8 @@ static ZEND_INI_MH(on_memory_limit)
 	if (rq_current_request() == 0 || set_limit(limit)) {
 		return SUCCESS;
 	}
-	/* As in PHP: when the value is restored at the end of a request, memory may not have been freed yet. */
+	/* As in PHP: when the value is restored at the end of a request, memory may not have been
+	 * freed yet. */
 	if (stage == ZEND_INI_STAGE_DEACTIVATE) {
 		return SUCCESS;
 	}
@@ -259,7 +275,7 @@ static ZEND_INI_MH(on_memory_limit)
 	return FAILURE;
 }
 
-/* ---- begin and end ---------------------------------------------------------------------------------------------- */
+/* ---- begin and end --------------------------------------------------------------------------- */
 
 static void end_request(void)
 {
@@ -285,9 +301,10 @@ static void begin_request(void)
 	enter_phase(INSIDE);
 }
 
-/* PHP leaves it to its own heap to free what is alive at the end of a request ("fast shutdown"), but with handlers it
- * destroys every value. This has the same effect for nearly all of them: destructors were called, and what is skipped
- * here is skipped there. Objects with a free function of their own keep being freed by it. */
+/* PHP leaves it to its own heap to free what is alive at the end of a request ("fast shutdown"),
+ * but with handlers it destroys every value. This skips nearly all of them, too: their destructors
+ * have been called, and the fast shutdown skips the same ones. Objects with a free function of
+ * their own are still freed by it. */
 static ZEND_RSHUTDOWN_FUNCTION(rqmalloc)
 {
 	if (!heap.php || !RQ_G(fast_shutdown) || RQ_G(report_leaks)) {
@@ -320,7 +337,7 @@ static ZEND_MODULE_POST_ZEND_DEACTIVATE_D(rqmalloc)
 	return SUCCESS;
 }
 
-/* ---- the handlers ----------------------------------------------------------------------------------------------- */
+/* ---- the handlers ---------------------------------------------------------------------------- */
 
 static zend_never_inline void prepare(void)
 {
@@ -342,7 +359,8 @@ static void *heap_malloc(size_t size)
 	return EXPECTED(block) ? block : allocate_at_limit(NULL, size);
 }
 
-/* PHP frees its heap's descriptor through the handler: the very last act of the process on it. */
+/* Gives the heap's descriptor back: PHP frees it through the handler, as the last thing the process
+ * does with the heap. */
 static void give_back(void)
 {
 	zend_mm_heap *php = heap.php;
@@ -385,7 +403,8 @@ static void heap_free(void *block)
 
 static zend_never_inline void *realloc_of_php(void *block, size_t size)
 {
-	/* It stays there: how much of it to copy is not to be learnt, PHP 8.3 tells no sizes of a heap with handlers. */
+	/* The block stays in PHP's own heap: how much of it to copy is unknown, because PHP tells
+	 * no sizes of a heap with handlers. */
 	void *moved = _zend_mm_realloc(heap.php, block, size ZEND_FILE_LINE_CC ZEND_FILE_LINE_EMPTY_CC);
 
 	if (!is_in_php_chunk(moved)) {
@@ -412,7 +431,7 @@ static void *heap_realloc(void *block, size_t size)
 	return EXPECTED(moved) ? moved : allocate_at_limit(block, size);
 }
 
-/* ---- functions of PHP that read its own heap's figures ---------------------------------------------------------- */
+/* ---- functions of PHP that read its own heap's figures --------------------------------------- */
 
 static ZEND_FUNCTION(memory_get_usage)
 {
@@ -458,13 +477,13 @@ static void replace_function(const char *name, zif_handler handler)
 	}
 }
 
-/* ---- the takeover ----------------------------------------------------------------------------------------------- */
+/* ---- the takeover ---------------------------------------------------------------------------- */
 
 static void take_over(void)
 {
 	zend_ini_entry *limit = zend_hash_str_find_ptr(EG(ini_directives), ZEND_STRL("memory_limit"));
 
-	/* USE_ZEND_ALLOC=0, a debugger or a profiler was here before. */
+	/* USE_ZEND_ALLOC=0, a debugger or a profiler came first. */
 	if (!is_zend_mm() || !limit) {
 		zend_error(E_CORE_WARNING, "rqmalloc: PHP's heap has other handlers already, it is left as it is");
 		return;
@@ -485,7 +504,7 @@ static void take_over(void)
 
 static zend_result (*next_post_startup)(void);
 
-/* Called once, when every extension has started and little of what they allocated is left. */
+/* Called once, after every extension has started, when little of what they allocated is left. */
 static zend_result post_startup(void)
 {
 	if (next_post_startup && next_post_startup() == FAILURE) {
@@ -495,19 +514,21 @@ static zend_result post_startup(void)
 	return SUCCESS;
 }
 
-/* ---- the module ------------------------------------------------------------------------------------------------- */
+/* ---- the module ------------------------------------------------------------------------------ */
 
 #define SETTING(name, value) \
 	STD_PHP_INI_BOOLEAN("rqmalloc." #name, value, PHP_INI_SYSTEM, OnUpdateBool, name, zend_rqmalloc_globals, rqmalloc_globals)
 
 PHP_INI_BEGIN()
-	/* Whether PHP's heap is taken over. */
+	/* Whether to take PHP's heap over. */
 	SETTING(enabled, "1")
-	/* Leave what is alive at the end of a request to the request's end. */
+	/* Whether to leave what is alive at the end of a request to that end. */
 	SETTING(fast_shutdown, "1")
-	/* Ask rqmalloc about every block that is freed, not only where PHP's own heap has several chunks. */
+	/* Whether to ask rqmalloc about every block that is freed, even if PHP's own heap has only
+	 * one chunk. */
 	SETTING(check_owner, "0")
-	/* Say on standard error how much a request never freed, unless PHP bailed out of it. */
+	/* Whether to say on standard error how much a request never freed, unless PHP bailed out of
+	 * it. */
 	SETTING(report_leaks, "0")
 PHP_INI_END()
 
@@ -528,7 +549,8 @@ static ZEND_MINIT_FUNCTION(rqmalloc)
 
 static ZEND_MSHUTDOWN_FUNCTION(rqmalloc)
 {
-	/* The handlers stay: PHP frees blocks after this, and at last the heap itself (see give_back). */
+	/* The handlers stay: PHP frees blocks after this, and at last the heap itself (see
+	 * give_back). */
 	UNREGISTER_INI_ENTRIES();
 	return SUCCESS;
 }
@@ -542,7 +564,7 @@ static ZEND_MINFO_FUNCTION(rqmalloc)
 	DISPLAY_INI_ENTRIES();
 }
 
-/* Of the current request, and what the end of the one before it found. */
+/* Returns the figures of the current request, and what the end of the one before it found. */
 static ZEND_FUNCTION(rqmalloc_usage)
 {
 	bool ours = heap.php != NULL;
@@ -571,7 +593,7 @@ static ZEND_FUNCTION(rqmalloc_usage)
 /* Leaks a block of the request on purpose. */
 static ZEND_FUNCTION(rqmalloc_leak)
 {
-	/* Written where the compiler must believe that somebody reads it. */
+	/* Volatile, so that the compiler keeps the allocation. */
 	static void *volatile leaked;
 	zend_long bytes;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::service::Leaks;
 
-/// Some seconds on an ordinary machine, and long enough for resident memory to show a trend.
+/// Takes a few seconds on an ordinary machine, long enough for resident memory to show a trend.
 const DEFAULT_ROUNDS: usize = 40;
 
 pub fn help() -> String {
@@ -34,7 +34,7 @@ pub struct Args {
     pub leaks: Leaks,
 }
 
-/// `-` stands for standard input.
+/// Whether the input is standard input, for which `-` stands.
 pub fn is_stdin(input: &Path) -> bool {
     input == Path::new("-")
 }
@@ -45,7 +45,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, String> {
     let mut rounds = DEFAULT_ROUNDS;
     let mut leaks = Leaks::OnPurpose;
     while let Some(arg) = args.next() {
-        // A path need not be UTF-8, a flag is.
+        // A path need not be UTF-8, but a flag is.
         match arg.to_str() {
             Some("--help" | "-h") => return Ok(Command::Help),
             Some("--no-leaks") => leaks = Leaks::None,

@@ -1,9 +1,9 @@
 //! Two counters in front of the global allocator, and the switch to the system's.
 //!
-//! The comparison is fair because both sides run this very code: the same binary, the same two
-//! counters, the same branch. A process is on one side from its first allocation to its last, since
-//! a block must be freed by the allocator which served it; hence an environment variable, which can
-//! be read before `main`, and not a flag.
+//! The comparison is fair because both sides run the same code: the same binary, the same two
+//! counters, the same branch. A process is on one side from its first allocation to its last,
+//! because a block must be freed by the allocator that served it; hence an environment variable,
+//! which can be read before `main`, rather than a flag.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -26,7 +26,7 @@ const SYSTEM: u8 = 2;
 
 static SIDE: AtomicU8 = AtomicU8::new(UNDECIDED);
 
-/// The allocator this process runs on.
+/// Returns the allocator this process runs on.
 #[inline]
 pub fn side() -> Side {
     match SIDE.load(Ordering::Relaxed) {
@@ -36,7 +36,7 @@ pub fn side() -> Side {
     }
 }
 
-/// `std::env` allocates; this is called by the first allocation, so it asks the C library.
+/// Asks the C library, because `std::env` allocates and the first allocation calls this.
 #[cold]
 fn decide() -> Side {
     // SAFETY: the name is a C string, and nothing in this program changes the environment.
@@ -45,7 +45,7 @@ fn decide() -> Side {
     if peer { Side::System } else { Side::RqMalloc }
 }
 
-/// How often this thread called the allocator, or the difference of two such counts. Growing a
+/// How often this thread called the allocator, or the difference of two such counts. Resizing a
 /// block, in place or by moving it, is neither an allocation nor a free.
 #[derive(Clone, Copy, Default)]
 pub struct Calls {
@@ -54,7 +54,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Blocks served and not freed; negative where more blocks were freed than served.
+    /// Returns the number of blocks served but not freed; negative if more were freed than served.
     pub fn balance(self) -> i64 {
         self.allocations - self.frees
     }
@@ -72,8 +72,8 @@ impl Sub for Calls {
 }
 
 thread_local! {
-    // Const-initialised and without destructors: reaching them never allocates, which an allocator
-    // cannot afford.
+    // Const-initialised and without destructors, so that an allocator may use them: access never
+    // allocates.
     static ALLOCATIONS: Cell<i64> = const { Cell::new(0) };
     static FREES: Cell<i64> = const { Cell::new(0) };
 }
@@ -87,7 +87,7 @@ fn count(counter: &'static std::thread::LocalKey<Cell<i64>>) {
     counter.set(counter.get() + 1);
 }
 
-/// The allocator `A`, or the system's where [`side`] says so, with its calls counted.
+/// The allocator `A`, or the system's if [`side`] says so, with its calls counted.
 pub struct Counting<A>(A);
 
 impl<A> Counting<A> {
@@ -96,14 +96,14 @@ impl<A> Counting<A> {
     }
 }
 
-// SAFETY: every call goes, unchanged, to one of two allocators which keep the contract, and to the
-// same one for all of a block's life, since `side` never changes.
+// SAFETY: every call goes, unchanged, to one of two allocators that keep the contract, and to the
+// same one for all of a block's life, because `side` never changes.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(&ALLOCATIONS);
         match side() {
-            // SAFETY: the caller's contract is passed on.
+            // SAFETY: the caller's contract.
             Side::RqMalloc => unsafe { self.0.alloc(layout) },
             // SAFETY: as above.
             Side::System => unsafe { System.alloc(layout) },
@@ -114,7 +114,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     unsafe fn dealloc(&self, payload: *mut u8, layout: Layout) {
         count(&FREES);
         match side() {
-            // SAFETY: the caller's contract is passed on.
+            // SAFETY: the caller's contract.
             Side::RqMalloc => unsafe { self.0.dealloc(payload, layout) },
             // SAFETY: as above.
             Side::System => unsafe { System.dealloc(payload, layout) },
@@ -125,7 +125,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(&ALLOCATIONS);
         match side() {
-            // SAFETY: the caller's contract is passed on.
+            // SAFETY: the caller's contract.
             Side::RqMalloc => unsafe { self.0.alloc_zeroed(layout) },
             // SAFETY: as above.
             Side::System => unsafe { System.alloc_zeroed(layout) },
@@ -135,7 +135,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     #[inline]
     unsafe fn realloc(&self, payload: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         match side() {
-            // SAFETY: the caller's contract is passed on.
+            // SAFETY: the caller's contract.
             Side::RqMalloc => unsafe { self.0.realloc(payload, layout, new_size) },
             // SAFETY: as above.
             Side::System => unsafe { System.realloc(payload, layout, new_size) },

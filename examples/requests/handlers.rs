@@ -1,7 +1,7 @@
 //! The work: eight kinds of request, written as any program would write them.
 //!
 //! Nothing here knows of the allocator. What a handler returns, drops, leaks or ties into a cycle
-//! is its request's memory; only [`SharedCache`] is more than that, and it looks after itself.
+//! is its request's memory, except for [`SharedCache`], which looks after itself.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -45,7 +45,7 @@ const ARTICLE: &str = "\
 {{ loop(comment.replies) }}</li></ul>{% endfor %}
 ";
 
-/// One request's surroundings.
+/// What a request is handled with.
 pub struct Job<'a> {
     pub templates: &'a Environment<'static>,
     pub cache: &'a mut SharedCache,
@@ -68,7 +68,7 @@ impl Job<'_> {
         }
     }
 
-    /// Where a user has been, now and the last time.
+    /// Tells where a user has been, now and the last time.
     fn session(&mut self, doc: &Json) -> Result<String, Failure> {
         let mut visits: HashMap<String, u64> = HashMap::new();
         for page in list(doc, "trail")? {
@@ -111,7 +111,7 @@ impl Job<'_> {
         Ok(invoice)
     }
 
-    /// Ranks the documents by an inverted index, which is built for this one search and thrown
+    /// Ranks the documents with an inverted index that is built for this one search and thrown
     /// away.
     fn search(&mut self, doc: &Json) -> Result<String, Failure> {
         let documents = list(doc, "documents")?;
@@ -151,7 +151,7 @@ impl Job<'_> {
         Ok(results.render(context! { query, hits, found => ranking.len() })?)
     }
 
-    /// Latencies by path, and what went wrong.
+    /// Lists latencies by path, and what went wrong.
     fn events(&mut self, doc: &Json) -> Result<String, Failure> {
         let mut latencies: HashMap<&str, Vec<u64>> = HashMap::new();
         let mut errors: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -188,8 +188,8 @@ impl Job<'_> {
         Ok(html)
     }
 
-    /// Shortest ways from one node. The nodes hold each other by `Rc`, so every round trip is a
-    /// cycle, and dropping the last name for the graph frees nothing.
+    /// Finds the shortest paths from one node. The nodes own each other through `Rc`, so every edge
+    /// makes a cycle, and dropping the last handle of the graph frees nothing.
     fn graph(&mut self, doc: &Json) -> Result<String, Failure> {
         let edges = list(doc, "edges")?;
         let node_count = usize::try_from(number(doc, "nodes")?)?;
@@ -251,7 +251,7 @@ fn flatten(value: &Json, path: &str, flat: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The matrix times its own transpose, with the row sums.
+/// Multiplies the matrix by its own transpose, and adds the row sums.
 fn matrix(doc: &Json) -> Result<String, Failure> {
     let rows: Vec<Vec<f64>> = list(doc, "rows")?
         .iter()
@@ -283,7 +283,7 @@ impl Node {
     }
 }
 
-/// Edges lead both ways.
+/// Links the nodes; edges lead both ways.
 fn link(nodes: &[Rc<Node>], edges: &[Json]) -> Result<(), Failure> {
     for edge in edges {
         let end =
@@ -297,7 +297,8 @@ fn link(nodes: &[Rc<Node>], edges: &[Json]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Dijkstra's algorithm; a node's id to the length of the way there and its number of edges.
+/// Dijkstra's algorithm: maps each node's id to the length of the path there and its number of
+/// edges.
 fn shortest_ways(start: &Rc<Node>) -> BTreeMap<usize, (u64, usize)> {
     let mut ways = BTreeMap::new();
     let mut known = HashMap::from([(start.id, Rc::clone(start))]);
@@ -318,7 +319,7 @@ fn shortest_ways(start: &Rc<Node>) -> BTreeMap<usize, (u64, usize)> {
     ways
 }
 
-/// The template engine has values of its own.
+/// Converts a value: the template engine has values of its own.
 fn template_value(json: &Json) -> Value {
     match json {
         Json::Null => Value::from(()),

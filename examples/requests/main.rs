@@ -1,5 +1,5 @@
-//! A little server's day: every line of a file is one request, and every request's memory goes in
-//! one call.
+//! A small server: every line of a file is one request, and every request's memory goes in one
+//! call.
 //!
 //! ```sh
 //! cargo run --release --example requests -- examples/requests.jsonl
@@ -7,12 +7,12 @@
 //!
 //! Each line is a JSON document: an order, a batch of events, a search, an article to render. It is
 //! handled with ordinary crates (`serde_json`, `minijinja`) and ordinary collections, which know
-//! nothing of requests. Some handlers leak on purpose, by `Rc` cycles and `mem::forget`: the end of
-//! the request frees that too. What is meant to stay, a shared cache, is built inside
+//! nothing of requests. Some handlers leak on purpose, with `Rc` cycles and `mem::forget`: the end
+//! of the request frees that too. What is meant to stay, a shared cache, is built inside
 //! [`rqmalloc::persistent`].
 //!
-//! The same binary runs a second time as a child process on the system allocator, round by round in
-//! turn, so that the table at the end has something to be compared with.
+//! The same binary also runs as a child process on the system allocator, round by round in turn, so
+//! that the table at the end has something to compare with.
 //!
 //! Where to look:
 //!
@@ -48,8 +48,8 @@ use crate::peer::Peer;
 use crate::rounds::{Line, Malformed, Round, Rounds};
 use crate::table::Table;
 
-/// In a program of your own this is `static GLOBAL: RqMalloc = RqMalloc;`. Here two counters stand
-/// in front of it, because the table shows how many blocks were served.
+/// In your own program this is `static GLOBAL: RqMalloc = RqMalloc;`. Here two counters are in
+/// front of it, because the table shows how many blocks were served.
 #[global_allocator]
 static GLOBAL: Counting<RqMalloc> = Counting::new(RqMalloc);
 
@@ -80,7 +80,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     if !rqmalloc::is_installed() {
         return Err("RqMalloc is not the global allocator of this program".into());
     }
-    // Reading is no request's business: the input serves all of them, so it is persistent.
+    // The input is read outside requests: it serves all of them, so it is persistent.
     let name = input_name(&args.input);
     let input = read(&args.input).map_err(|error| format!("cannot read {name}: {error}"))?;
     let lines = Line::split(&input);
@@ -100,7 +100,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     let mut ours = Vec::with_capacity(args.rounds);
     let mut theirs = Vec::with_capacity(args.rounds);
     for index in 0..args.rounds {
-        // In turn, and taking turns at going first: what else the machine does meets both alike.
+        // Alternating, and taking turns at going first, so that other load on the machine hits both
+        // alike.
         if index % 2 == 0 {
             ours.push(rounds.run()?);
             theirs.push(peer.run()?);
@@ -122,7 +123,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     show(&table.to_string())
 }
 
-/// The table is worth reading only if both sides did the same work and no block is unaccounted for.
+/// Fails unless both sides did the same work and every block is accounted for: only then is the
+/// table worth reading.
 fn check(ours: &[Round], theirs: &[Round]) -> Result<(), Failure> {
     for (index, (our, their)) in ours.iter().zip(theirs).enumerate() {
         let round = index + 1;
@@ -155,7 +157,8 @@ fn read(input: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// `print!` panics when the reader has gone (`| head`); that is no failure of ours.
+/// Writes to standard output. `print!` would panic if the reader has gone (`| head`), which is not
+/// a failure of ours.
 fn show(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

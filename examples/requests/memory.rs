@@ -1,12 +1,12 @@
-//! The process's resident memory.
+//! The resident memory of the process.
 
 use std::fs;
 
-/// Bytes resident now; `None` where there is no `/proc`.
+/// Returns the bytes resident now; `None` if there is no `/proc`.
 pub fn resident() -> Option<usize> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
-    // SAFETY: no pointer is passed, and every system has this value.
+    // SAFETY: takes no pointer; every system has this value.
     let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     Some(pages * usize::try_from(page_bytes).ok()?)
 }

@@ -1,8 +1,8 @@
 //! The same service in a child process, on the system allocator.
 //!
-//! Parent to child: one JSON line with the settings, the requests, then one byte a round. Child to
-//! parent: one JSON line a round. One works while the other waits, so the rounds of the two never
-//! compete for the machine.
+//! Parent to child: one JSON line of settings, the requests, then one byte a round. Child to
+//! parent: one JSON line a round. One works while the other waits, so their rounds never compete
+//! for the machine.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -51,7 +51,7 @@ impl Peer {
         from_json(&result).ok_or_else(|| "the system allocator's process gave no result".into())
     }
 
-    /// Closing its standard input tells the child to go.
+    /// Closes the child's standard input, which tells it to exit, and waits for it.
     pub fn stop(mut self) -> Result<(), Failure> {
         drop(self.orders);
         let status = self.child.wait()?;
@@ -63,7 +63,7 @@ impl Peer {
     }
 }
 
-/// The child's `main`.
+/// The `main` of the child.
 pub fn serve() -> Result<(), Failure> {
     let mut orders = io::stdin().lock();
     let mut settings = String::new();
@@ -90,7 +90,7 @@ pub fn serve() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Without the request figures: there are no requests on this side.
+/// Leaves out the request figures: there are no requests on this side.
 fn to_json(round: &Round) -> Json {
     json!({
         "nanos": u64::try_from(round.busy.as_nanos()).unwrap_or(u64::MAX),

@@ -17,7 +17,7 @@ pub struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// The lines which are not blank. They need not be UTF-8: that is for the handler to judge.
+    /// Returns the lines that are not blank. They need not be UTF-8: the handler checks that.
     pub fn split(input: &'a [u8]) -> Vec<Self> {
         input
             .split(|&byte| byte == b'\n')
@@ -40,7 +40,7 @@ enum Ending {
     Bulk,
     /// `close_request`: what is still live stays valid, and is reported.
     Close,
-    /// The system allocator knows no requests: what the handler did not drop has leaked.
+    /// The system allocator has no requests: what the handler did not drop has leaked.
     Drops,
 }
 
@@ -50,7 +50,7 @@ struct Served {
     took: Duration,
 }
 
-/// Handles one line as one memory request. The clock runs over the request's begin and end too.
+/// Handles one line as one memory request. The measured time includes the request's begin and end.
 fn serve(service: &mut Service, line: &[u8], leaks: Leaks, ending: Ending) -> Served {
     let start = Instant::now();
     let (outcome, report) = match ending {
@@ -58,14 +58,13 @@ fn serve(service: &mut Service, line: &[u8], leaks: Leaks, ending: Ending) -> Se
             begin_request();
             let outcome = service.handle(line, leaks);
             // SAFETY: nothing of this request is used or freed from here on, by anyone.
-            // - `handle` has returned: its locals are gone, and what it forgot or tied into cycles
-            //   has no name left.
-            // - `outcome` is a number, or a text made inside `persistent`.
+            // - `handle` has returned: its locals are gone, and nothing leads to what it forgot or
+            //   tied into cycles.
+            // - `outcome` is a number, or a text allocated inside `persistent`.
             // - `service` outlives the request, and `handle` changes it only inside `persistent`
             //   (`SharedCache`).
-            // - Statics and thread-locals that hold memory were made by `Service::new`, before any
-            //   request; that none was overlooked is what `rehearse` has shown, on these very
-            //   lines.
+            // - `Service::new` created the statics and thread-locals that own memory, before any
+            //   request; `rehearse` has shown, on the same lines, that none was overlooked.
             // - No thread is started, and nothing is printed, between begin and end.
             let report = unsafe { end_request() };
             (outcome, Some(report))
@@ -80,34 +79,34 @@ fn serve(service: &mut Service, line: &[u8], leaks: Leaks, ending: Ending) -> Se
     Served { outcome, report, took: start.elapsed() }
 }
 
-/// What one pass over all lines came to.
+/// The figures of one pass over all lines.
 pub struct Round {
     /// Time inside requests, their begin and end included.
     pub busy: Duration,
-    /// Of all the answers, in order.
+    /// A digest of all the answers, in order.
     pub digest: u64,
     pub calls: Calls,
-    /// Blocks the shared cache holds more than before.
+    /// How many more blocks the shared cache has than before.
     pub cached: i64,
     pub freed_by_end: i64,
     pub survivors: i64,
-    /// Bytes, after the round.
+    /// Bytes resident after the round.
     pub resident: Option<usize>,
 }
 
 impl Round {
-    /// Blocks that neither their owners freed nor the cache holds.
+    /// Returns the number of blocks that neither their owners freed nor the cache has.
     pub fn left_behind(&self) -> i64 {
         self.calls.balance() - self.cached
     }
 
-    /// Blocks that are lost until the process ends.
+    /// Returns the number of blocks that are lost until the process ends.
     pub fn leaked(&self) -> i64 {
         self.left_behind() - self.freed_by_end - self.survivors
     }
 }
 
-/// The service and the well-formed lines, to be handled again and again.
+/// The service and the well-formed lines, to be handled over and over.
 pub struct Rounds<'a> {
     service: Service,
     lines: Vec<Line<'a>>,
@@ -119,9 +118,9 @@ impl<'a> Rounds<'a> {
     /// Handles every line once, finds the malformed ones, and makes sure that the bulk free will be
     /// sound.
     ///
-    /// Here nothing is leaked on purpose and requests are closed, which is safe whatever they did.
-    /// So a survivor is memory that something kept: the bulk free would take it away from under its
-    /// keeper. A handler of your own is audited in the same way.
+    /// Here nothing leaks on purpose and requests are closed, which is safe whatever they did. So a
+    /// survivor is memory that something keeps: the bulk free would pull it out from under its
+    /// keeper. You can audit a handler of your own in the same way.
     pub fn rehearse(lines: Vec<Line<'a>>, leaks: Leaks) -> Result<(Self, Vec<Malformed>), Failure> {
         let ending = match counting::side() {
             Side::RqMalloc => Ending::Close,
@@ -179,7 +178,7 @@ impl<'a> Rounds<'a> {
                 *peak = report.peak_bytes.max(*peak);
             }
         }
-        // Nothing but requests allocates in the loop, so this is theirs alone.
+        // Only requests allocate in the loop, so these calls are theirs alone.
         round.calls = counting::calls() - calls_before;
         round.cached = self.service.cache().blocks_held() - cached_before;
         round.resident = memory::resident();
@@ -190,7 +189,7 @@ impl<'a> Rounds<'a> {
         &self.lines
     }
 
-    /// Each request's highest footprint in bytes, over all rounds.
+    /// Returns each request's highest footprint in bytes, over all rounds.
     pub fn peaks(&self) -> &[usize] {
         &self.peaks
     }

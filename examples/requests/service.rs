@@ -1,15 +1,15 @@
 //! What lives as long as the process: the templates and the shared cache.
 //!
-//! The rule that makes the bulk free sound is kept here. **Whatever is first made inside a request
-//! and kept after it would be freed under its keeper's feet.** So:
+//! This file keeps the rule that makes the bulk free sound. **Whatever is created inside a request
+//! and kept after it would be freed from under its keeper.** So:
 //!
-//! - The [`Environment`] with its compiled templates is made before the first request. (Compiling a
-//!   template inside one would also fill the compiler's thread-local pools with that request's
-//!   memory.)
-//! - Lazily made statics are made by [`Service::new`], which renders a template: the engine keeps a
-//!   process-wide table of small integers as text, made when the first one is printed into HTML.
-//!   (The rehearsal in `rounds.rs` tells of such things: 257 blocks outlived a request.)
-//! - The standard output's buffer is such a static too: nothing is printed inside a request.
+//! - The [`Environment`] with its compiled templates is created before the first request.
+//!   (Compiling a template inside one would also fill the compiler's thread-local pools with that
+//!   request's memory.)
+//! - [`Service::new`] creates lazily created statics by rendering a template: the engine keeps a
+//!   process-wide table of small integers as text, created when the first one is printed into HTML.
+//!   (The rehearsal in `rounds.rs` reports such things: 257 blocks outlived a request.)
+//! - The buffer of standard output is such a static too: nothing is printed inside a request.
 //! - A `HashMap`'s random keys are a thread-local without heap memory: nothing to do.
 //! - The shared cache changes only inside [`keep`].
 
@@ -31,7 +31,7 @@ pub enum Leaks {
 }
 
 impl Leaks {
-    /// The careless handler's `drop`.
+    /// Leaks the value on purpose, or drops it: the careless handler's `drop`.
     pub fn forget<T>(self, value: T) {
         if self == Self::OnPurpose {
             mem::forget(value);
@@ -39,16 +39,16 @@ impl Leaks {
     }
 }
 
-/// What leaves a request: plain numbers, which hold no memory of it.
+/// What leaves a request: a plain number, with no memory of the request.
 #[derive(Clone, Copy)]
 pub struct Answer {
-    /// Stands for sending the response, which a server does before the request ends.
+    /// Stands in for sending the response, which a server does before the request ends.
     pub digest: u64,
 }
 
 impl Answer {
     fn to(response: &str) -> Self {
-        // Fixed keys, unlike `RandomState`: both processes must come to the same number.
+        // Fixed keys, unlike `RandomState`, because both processes must get the same number.
         let mut hasher = DefaultHasher::new();
         hasher.write(response.as_bytes());
         Self { digest: hasher.finish() }
@@ -66,7 +66,7 @@ pub struct Service {
 impl Service {
     pub fn new() -> Result<Self, Failure> {
         let mut templates = Environment::new();
-        // A field that is missing makes the line malformed; it does not leave a gap in the answer.
+        // A missing field makes the line malformed rather than leaving a gap in the answer.
         templates.set_undefined_behavior(UndefinedBehavior::Strict);
         for (name, source) in handlers::TEMPLATES {
             templates.add_template(name, source)?;
@@ -76,13 +76,13 @@ impl Service {
         Ok(Self { templates, cache: SharedCache::new() })
     }
 
-    /// Handles one line. All that outlives the call is in the return value or was made inside
+    /// Handles one line. All that outlives the call is in the return value or was allocated inside
     /// [`keep`].
     pub fn handle(&mut self, line: &[u8], leaks: Leaks) -> Result<Answer, Refused> {
         let mut job = handlers::Job { templates: &self.templates, cache: &mut self.cache, leaks };
         match job.respond(line) {
             Ok(response) => Ok(Answer::to(&response)),
-            // The error itself is this request's memory and goes with it.
+            // The error itself is the request's memory and goes with it.
             Err(error) => Err(Refused(keep(|| error.to_string()))),
         }
     }
@@ -92,11 +92,11 @@ impl Service {
     }
 }
 
-/// Runs `f`, whose allocations are to outlive the request.
+/// Runs `f`, whose allocations outlive the request.
 pub fn keep<R>(f: impl FnOnce() -> R) -> R {
     match counting::side() {
         Side::RqMalloc => rqmalloc::persistent(f),
-        // There every block stays until it is freed.
+        // On that side, every block stays until it is freed.
         Side::System => f(),
     }
 }
@@ -109,10 +109,10 @@ pub struct SharedCache {
 }
 
 impl SharedCache {
-    /// Fewer than the shipped file has keys, so that every round replaces some.
+    /// Fewer than the keys of the shipped file, so that every round replaces some.
     const MAX_ENTRIES: usize = 128;
 
-    /// Called outside requests, though nothing is allocated before the first entry.
+    /// Creates an empty cache, outside requests; nothing is allocated before the first entry.
     fn new() -> Self {
         Self { texts: HashMap::new(), oldest_first: VecDeque::new(), blocks_held: 0 }
     }
@@ -121,7 +121,7 @@ impl SharedCache {
         self.texts.len()
     }
 
-    /// Blocks that belong to the cache, so that they are not taken for a request's leaks.
+    /// Returns the number of blocks that belong to the cache, which are not a request's leaks.
     pub fn blocks_held(&self) -> i64 {
         self.blocks_held
     }
@@ -130,7 +130,7 @@ impl SharedCache {
         self.texts.get(key).map(String::as_str)
     }
 
-    /// Stores a copy of `text`. The caller's strings are the request's; the copies must not be.
+    /// Stores a copy of `text`. The caller's strings belong to the request; the copies must not.
     pub fn put(&mut self, key: &str, text: &str) {
         let before = counting::calls();
         if let Some(present) = self.texts.get_mut(key) {
@@ -143,7 +143,7 @@ impl SharedCache {
                     self.texts.remove(&oldest);
                 }
             }
-            // The tables grow too, so their growth is inside.
+            // The tables grow too, so this is inside as well.
             keep(|| {
                 self.oldest_first.push_back(key.to_owned());
                 self.texts.insert(key.to_owned(), text.to_owned());

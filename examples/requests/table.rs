@@ -9,7 +9,7 @@ pub struct Table<'a> {
     /// One round each, in order; never empty.
     pub ours: &'a [Round],
     pub theirs: &'a [Round],
-    /// Each request's, so their number is the number of requests a round.
+    /// One for each request of a round.
     pub peaks: &'a [usize],
     pub malformed: usize,
     pub cache_entries: usize,
@@ -101,7 +101,7 @@ fn kib(bytes: Option<usize>) -> String {
     bytes.map_or_else(|| "unknown".to_owned(), |bytes| format!("{} KiB", grouped(bytes / 1024)))
 }
 
-/// Digits in threes: `12 345 678`.
+/// Groups digits by three: `12 345 678`.
 fn grouped(number: impl Display) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);

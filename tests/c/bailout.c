@@ -1,4 +1,5 @@
-/* rq_try, rq_catch and rq_bailout(): where a bailout lands, what it leaves, and what is freed afterwards. */
+/* rq_try, rq_catch and rq_bailout(): where a bailout lands, what it leaves, and what is freed
+ * afterwards. */
 #include "harness.h"
 
 #include <ctype.h>
@@ -6,7 +7,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
-/* ---- where it lands -------------------------------------------------------------------------------------------- */
+/* ---- where it lands -------------------------------------------------------------------------- */
 
 CASE(a_body_that_ends_is_not_caught) {
     CHECK_TEXT(rq_bailout_reason(), "");
@@ -81,7 +82,7 @@ CASE(a_long_reason_is_cut) {
         size_t length = strlen(rq_bailout_reason());
         CHECK(length >= 100 && strncmp(rq_bailout_reason(), reason, length) == 0);
     } rq_end_try
-    /* What is no UTF-8 may be cut as well, but is no fault. */
+    /* Bytes that are not UTF-8 may also be cut off, but are not fatal. */
     rq_try {
         rq_bailout("valid \xff\xfe invalid");
     } rq_catch {
@@ -195,7 +196,7 @@ DEATH(a_failure_in_the_catch_part_of_the_only_try) {
     } rq_end_try
 }
 
-/* ---- ways to leave the body ------------------------------------------------------------------------------------ */
+/* ---- ways to leave the body ------------------------------------------------------------------ */
 
 static int leave_by_return(int way) {
     rq_try {
@@ -281,7 +282,7 @@ __attribute__((constructor)) static void register_ways(void) {
     }
 }
 
-/* So many frames deep; without a reason it comes back. */
+/* Recurses `depth` frames deep and bails out; without a reason, returns. */
 static void bail_out(int depth, const char *reason) {
     char on_the_stack[64] = {0};
     fill(opaque(on_the_stack), sizeof on_the_stack, (unsigned)depth);
@@ -313,7 +314,7 @@ CASE(after_a_body_was_left_the_outer_try_catches) {
     }
 }
 
-/* Nests tries so deep, bails out of the innermost, and lets every catch part pass it on. */
+/* Nests `depth` tries, bails out of the innermost, and lets every catch part pass it on. */
 static void nest(int depth) {
     rq_try {
         if (depth == 0) {
@@ -358,7 +359,7 @@ CASE(a_hundred_thousand_bailouts_cost_no_memory) {
     CHECK(resident_bytes() <= before + 64 * KIB);
 }
 
-/* ---- per thread ------------------------------------------------------------------------------------------------ */
+/* ---- per thread ------------------------------------------------------------------------------ */
 
 static void *bail_out_without_a_try(void *argument) {
     dies_with("bailout without a try (reason in the thread)");
@@ -440,7 +441,7 @@ CASE(threads_bail_out_side_by_side) {
     CHECK(is_caught);
 }
 
-/* ---- requests and persistent parts ----------------------------------------------------------------------------- */
+/* ---- requests and persistent parts ----------------------------------------------------------- */
 
 CASE(the_request_around_the_try_stays_open) {
     uint64_t request = rq_begin_request();
@@ -476,7 +477,7 @@ CASE(requests_that_were_begun_inside_are_closed) {
         CHECK_EQUAL(rq_memory_usage(false), 0);
     } rq_end_try
     CHECK_EQUAL(rq_current_request(), outer);
-    /* Closed, not ended: what is live stays valid, and is somebody's to free. */
+    /* Closed, not ended: what is live stays valid, and must be freed. */
     CHECK(is_filled(kept, 1000, 1));
     kept = erealloc(kept, 2000);
     CHECK(is_filled(kept, 1000, 1));
@@ -594,7 +595,7 @@ CASE(an_outer_request_ended_inside_stays_ended) {
     CHECK_EQUAL(report.freed_blocks, 1);
 }
 
-/* ---- callbacks and bailouts ------------------------------------------------------------------------------------ */
+/* ---- callbacks and bailouts ------------------------------------------------------------------ */
 
 static int callbacks_run;
 
@@ -628,7 +629,8 @@ CASE(a_try_inside_a_callback) {
     CHECK(is_caught);
 }
 
-/* The callback has bailouts of its own on the way: the reason is still that of the one which is caught. */
+/* The callback bails out and catches meanwhile: the reason is still that of the bailout that is
+ * caught here. */
 CASE(the_reason_outlives_the_callbacks_that_run_on_the_way) {
     volatile bool is_caught = false;
     rq_try {
@@ -660,7 +662,7 @@ static void end_a_request_inside(void *argument) {
     (void)argument;
 }
 
-/* How many tries a bailout after the end has gone back to, one after the other. */
+/* How many tries the bailouts after the end have gone back to, one after the other. */
 static int end_inside_tries(int levels) {
     volatile int caught = 0;
     rq_try {
@@ -719,10 +721,10 @@ DEATH(a_failure_past_a_callback_during_a_bailout) {
     } rq_end_try
 }
 
-/* ---- the classic: a function that does not exist --------------------------------------------------------------- */
+/* ---- the classic: a function that does not exist --------------------------------------------- */
 
-/* An interpreter looks a function up by its lower-cased name, which it allocates. Where there is none it raises an
- * error, which jumps past the place that would have freed the name. */
+/* An interpreter looks a function up by its lower-cased name, which it allocates. If there is none,
+ * it raises an error, which jumps past the code that would have freed the name. */
 
 typedef struct function {
     const char *name;
@@ -757,7 +759,7 @@ static int call_function(const char *name, int argument, bool bails_out) {
     return found != NULL ? found->call(argument) : -1;
 }
 
-/* One request that calls this function: with what it left to its end. */
+/* Runs one request that calls this function; returns the report of its end. */
 static rq_report one_request(const char *name, int expected, bool bails_out) {
     rq_begin_request();
     unsigned char *document = emalloc(500);
@@ -780,7 +782,7 @@ static rq_report one_request(const char *name, int expected, bool bails_out) {
 #define ROUNDS 10000
 
 static void call_often(const char *name, int expected, bool bails_out, size_t left_blocks) {
-    /* An outer request stands for the process: nothing may stay with it. */
+    /* An outer request stands in for the process: nothing may stay with it. */
     rq_begin_request();
     unused(estrdup("what was there before"));
     size_t usage = rq_memory_usage(false), pages = rq_memory_usage(true), resident = 0;
@@ -851,7 +853,7 @@ CASE(call_function_twice_in_a_request_that_outlives_both_tries) {
     }
 }
 
-/* ---- longjmp past a try ---------------------------------------------------------------------------------------- */
+/* ---- longjmp past a try ---------------------------------------------------------------------- */
 
 static __thread jmp_buf way_out;
 #define NOINLINE __attribute__((noinline, noclone))
@@ -860,10 +862,10 @@ static void jump_out_of_here(void) {
     longjmp(way_out, 1);
 }
 
-/* The compiler is not to know that it does not return. */
+/* Keeps the compiler from knowing that it does not return. */
 static void (*volatile jump_out)(void) = jump_out_of_here;
 
-/* What lies below the caller on the stack is overwritten. */
+/* Overwrites what lies below the caller on the stack. */
 NOINLINE static void overwrite_the_stack(void) {
     char bytes[256 * 1024];
     memset(bytes, 0x41, sizeof bytes);
@@ -1005,8 +1007,8 @@ DEATH(a_bailout_in_a_thread_after_a_longjmp_past_its_only_try) {
     pthread_join(thread, NULL);
 }
 
-/* The next outer try catches, whatever became of the dead ones' memory: by rq_bailout() and by every kind of
- * function that fails. */
+/* The next outer try catches, whatever became of the memory of the dead ones: bailouts by
+ * rq_bailout() and by every kind of function that fails. */
 static void the_outer_try_catches(int parameter) {
     static const int LEVELS[] = {1, 3, 16, 17, 300};
     int levels = LEVELS[parameter % 5], way = parameter / 5;
@@ -1147,7 +1149,7 @@ CASE(a_request_that_was_begun_in_a_dead_try_is_left_by_a_bailout) {
     CHECK_EQUAL(caught, 1);
 }
 
-/* ---- tries on other stacks ------------------------------------------------------------------------------------- */
+/* ---- tries on other stacks ------------------------------------------------------------------- */
 
 static volatile int caught_in_the_handler;
 static sigjmp_buf out_of_the_handler;
@@ -1240,7 +1242,7 @@ static void coroutine(void) {
     } rq_catch {
         caught_in_the_coroutine++;
     } rq_end_try
-    /* Out of the coroutine: to the try of the thread. */
+    /* Out of the coroutine, to the try of the thread. */
     rq_bailout("out of the coroutine");
 }
 

@@ -1,5 +1,5 @@
-/* Threads that end in the middle of things: cancelled, by pthread_exit(), or left by longjmp(). No lock is held
- * afterwards: other threads go on, and every function still works. */
+/* Threads that end in the middle of things: cancelled, by pthread_exit(), or left by longjmp(). No
+ * lock is held afterwards: other threads go on, and every function still works. */
 #include "harness.h"
 
 #include <pthread.h>
@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 
 #if !LIBRARY_IS_SHARED
-/* The static library in a program pins nothing: it would open itself with this. */
+/* The static library in a program pins nothing: if it did, it would open itself with this. */
 static atomic_int opened_count;
 void *dlopen(const char *name, int flags);
 void *dlopen(const char *name, int flags) {
@@ -24,7 +24,7 @@ CASE(a_program_does_not_open_itself) {
 }
 #endif
 
-/* ---- everything once ------------------------------------------------------------------------------------------- */
+/* ---- everything once ------------------------------------------------------------------------- */
 
 static void count_call(void *count) {
     atomic_fetch_add((atomic_int *)count, 1);
@@ -79,7 +79,8 @@ static void *use_requests(void *unused_argument) {
     return unused_argument;
 }
 
-/* In this thread, in others at once, and in a child. A lock that is held shows as a case that does not end. */
+/* Does everything in this thread, in others at once, and in a child. A lock that is still held
+ * shows as a case that does not end. */
 static void everything_still_works(void) {
     pthread_t threads[3];
     for (int index = 0; index < 3; index++) {
@@ -100,7 +101,7 @@ static void everything_still_works(void) {
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
-/* ---- cancelled ------------------------------------------------------------------------------------------------- */
+/* ---- cancelled ------------------------------------------------------------------------------- */
 
 static atomic_bool runs;
 
@@ -145,7 +146,7 @@ CASE(threads_that_are_cancelled_at_any_time) {
 
 static void *is_cancelled_already(void *unused_argument) {
     pthread_cancel(pthread_self());
-    /* Nothing here may be where the thread is cancelled. */
+    /* The thread must not be cancelled anywhere here. */
     for (unsigned seed = 0; seed < 20; seed++) {
         use_a_request(seed);
     }
@@ -196,7 +197,7 @@ static void *ends_requests_while_cancelled(void *unused_argument) {
         }
     }
     runs = true;
-    /* The third request is closed by the exit of the thread. */
+    /* The thread's exit closes the third request. */
     pthread_testcancel();
     return unused_argument;
 }
@@ -247,7 +248,7 @@ CASE(the_report_of_leaks_is_not_cancelled) {
     everything_still_works();
 }
 
-/* ---- left in other ways ---------------------------------------------------------------------------------------- */
+/* ---- left in other ways ---------------------------------------------------------------------- */
 
 static void *exits_inside_requests(void *unused_argument) {
     rq_begin_request();

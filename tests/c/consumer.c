@@ -1,4 +1,4 @@
-/* A program of somebody else, built with what pkg-config says. */
+/* Somebody else's program, built with what pkg-config says. */
 #include <rqmalloc.h>
 
 #include <stdio.h>

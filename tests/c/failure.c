@@ -1,12 +1,12 @@
-/* Allocations that fail: sizes that overflow, no memory left; with a way out (rq_try), without, and with NULL. The
- * memory limit is in limits.c. */
+/* Allocations that fail, because sizes overflow or no memory is left: with a way out (rq_try),
+ * without one, and with NULL. The memory limit is in limits.c. */
 #include "harness.h"
 
 #include <pthread.h>
 
 #define HUGE_SIZE ((size_t)1 << 40)
 
-/* ---- sizes that overflow --------------------------------------------------------------------------------------- */
+/* ---- sizes that overflow --------------------------------------------------------------------- */
 
 enum overflow {
     SAFE_EMALLOC,
@@ -32,7 +32,7 @@ enum overflow {
 static const struct {
     const char *name;
     size_t count, size, offset;
-    /* The block it resizes is a persistent one. */
+    /* Whether the block it resizes is persistent. */
     bool persistent;
 } OVERFLOWS[OVERFLOW_COUNT] = {
     [SAFE_EMALLOC] = {"safe_emalloc", 3, SIZE_MAX, 0, false},
@@ -139,7 +139,7 @@ CASE(overflows_are_caught_and_leave_the_block_as_it_was) {
     CHECK_EQUAL(report.freed_blocks, 0);
 }
 
-/* ---- no memory ------------------------------------------------------------------------------------------------- */
+/* ---- no memory ------------------------------------------------------------------------------- */
 
 enum origin {
     EMALLOC,
@@ -236,7 +236,7 @@ static void check_out_of_memory_is_caught(size_t size) {
     CHECK(rq_erealloc_or_null(block, opaque_size(size)) == NULL);
     CHECK(rq_erealloc_or_null(NULL, opaque_size(size)) == NULL);
     CHECK(is_filled(block, 5000, 1));
-    /* There is no limit that it could have been. */
+    /* There is no limit that could have been the reason. */
     CHECK(rq_check(NULL));
     efree(block);
 }
@@ -271,7 +271,7 @@ CASE(a_size_that_no_address_space_has_is_out_of_memory) {
     rq_end_request(NULL);
 }
 
-/* Takes all there is in blocks of one size, each the first word of the next; gives back how many. */
+/* Takes all there is in blocks of one size, linked by their first words; returns how many. */
 static size_t take_all(size_t size, bool persistent, bool or_null, void *volatile *first) {
     volatile size_t count = 0;
     rq_try {
@@ -329,7 +329,7 @@ DEATH(small_blocks_until_there_is_no_memory) {
     }
 }
 
-/* What is asked for is the same as what set the mark: the mark is not why. */
+/* The size asked for is the same as the one that set the mark, but the mark is not the reason. */
 CASE(out_of_memory_below_the_limit_is_no_memory_limit) {
     rq_options options = {.memory_limit = HUGE_SIZE, .reserve = HUGE_SIZE - 2 * MIB};
     rq_begin_request_with(&options);
@@ -350,7 +350,7 @@ CASE(out_of_memory_below_the_limit_is_no_memory_limit) {
     rq_end_request(NULL);
 }
 
-/* Also what stands for a request, a part or a callback needs memory. */
+/* What represents a request, a persistent part or a callback needs memory, too. */
 static void begin_endlessly(int what) {
     switch (what) {
         case 0: rq_begin_request(); break;
@@ -403,7 +403,7 @@ CASE(callbacks_until_there_is_no_memory) {
     rq_end_request(NULL);
 }
 
-/* The list needs memory, too. Where there is none it may be missing, but the request ends. */
+/* The list needs memory, too. Without memory it may be missing, but the request ends. */
 CASE(a_list_of_leaks_without_memory_for_it) {
     rq_options options = {.trace_leaks = true, .report_leaks_after_bailout = true};
     rq_begin_request_with(&options);
@@ -422,7 +422,7 @@ CASE(a_list_of_leaks_without_memory_for_it) {
     CHECK_EQUAL(report.freed_blocks, count);
 }
 
-/* ---- the error handler ----------------------------------------------------------------------------------------- */
+/* ---- the error handler ----------------------------------------------------------------------- */
 
 static char told[256];
 static int told_count;
@@ -488,7 +488,7 @@ CASE(the_error_handler_is_for_the_whole_process) {
     CHECK_EQUAL(told_count, 1);
 }
 
-/* Says it in a line of its own, as a program that ends its answer first would. */
+/* Expects the process to end with this text, which the handler is told first. */
 static void expect_the_end(const char *text) {
     dies_with("%s", text);
     CHECK(strncmp(text, "integer overflow", 16) == 0);
@@ -564,7 +564,7 @@ DEATH(a_bailout_past_the_error_handler) {
     } rq_end_try
 }
 
-/* A handler that fails is not asked about itself: that would never end. */
+/* A handler that fails is not called about its own failure: that would never end. */
 static void fail_again(const char *text) {
     (void)text;
     if (told_count++ > 0) {

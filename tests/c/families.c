@@ -1,4 +1,5 @@
-/* What the two families hand out: sizes, contents, zeros, resizing, texts, and which family a block is of. */
+/* What the two families hand out: sizes, contents, zeros, resizing, texts, and which family a block
+   belongs to. */
 #include "harness.h"
 
 /* Several of each size at once, so that a block that is too short runs into its neighbour. */
@@ -175,7 +176,7 @@ static void check_zeroed(bool persistent) {
             size_t size = SIZES[index];
             unsigned char *block = pecalloc(1, size, persistent);
             CHECK(is_all(block, size, 0));
-            /* The next one of the size is likely this one. */
+            /* The next block of this size is likely this one. */
             memset(block, 0xff, rq_block_size(block));
             unsigned char *other = pecalloc(size, 1, persistent);
             CHECK(is_all(other, size, 0));
@@ -202,7 +203,8 @@ CASE(zeroed_blocks_are_zero_when_their_memory_was_used_before) {
     }
 }
 
-/* Up through every size and down again, with something allocated in between so that it cannot always stay. */
+/* Goes up through every size and down again, with something allocated in between so that the block
+   cannot always stay in place. */
 static void check_resizing(bool persistent, bool beside) {
     unsigned char *block = pemalloc(SIZES[0], persistent);
     size_t held = 0;
@@ -338,7 +340,7 @@ CASE(texts_with_a_zero_inside_are_copied_to_their_length) {
             pefree(copy, persistent);
         }
     }
-    /* Not a byte behind the length is looked at. */
+    /* No byte past the length is read. */
     size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
     char *page = mmap(NULL, 2 * page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(page != MAP_FAILED);
@@ -365,7 +367,7 @@ CASE(a_block_of_emalloc_without_a_request_is_persistent_and_of_the_emalloc_famil
     for (int index = 0; index < COUNT; index += 3) {
         CHECK(is_filled(blocks[index], SIZES[index], (unsigned)index));
         efree(blocks[index]);
-        /* A block that grows inside the request stays what it is. */
+        /* A block that grows inside the request stays persistent. */
         if (index + 1 < COUNT) {
             blocks[index + 1] = erealloc(blocks[index + 1], SIZES[index + 1] + 5000);
         }
@@ -486,7 +488,7 @@ CASE(is_ours_knows_its_memory) {
         CHECK(rq_is_ours(block) && rq_is_ours(block + SIZES[index] / 2));
         efree(block);
     }
-    /* The shared library has the process's `malloc`, too; a static one leaves it alone. */
+    /* The shared library also replaces `malloc`; the static one leaves it alone. */
     void *of_malloc = malloc(100);
     CHECK_EQUAL(rq_is_ours(of_malloc), LIBRARY_IS_SHARED);
     free(of_malloc);

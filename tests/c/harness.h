@@ -1,11 +1,14 @@
 /* A harness for tests of the C interface: one program for each file of cases.
  *
- *     CASE(a_block_is_freed) { ... CHECK(condition); }            leaves the function, with nothing on standard error
- *     DEATH(a_block_is_freed_twice) { ... dies_with("double free (address 0x%zx)", address); efree(block); }
+ *     CASE(a_block_is_freed) { ... CHECK(condition); }    returns, with nothing on standard error
+ *     DEATH(a_block_is_freed_twice) {
+ *         ... dies_with("double free (address 0x%zx)", address); efree(block);
+ *     }
  *
- * Each case runs in a process of its own, the program started anew: a death is seen from outside, and no case finds
- * memory that another one has warmed up. A death is SIGABRT with exactly the line that dies_with() was told, nothing
- * else on standard error. Cases that are made in a loop are registered by hand, from a constructor.
+ * Each case runs in a process of its own, the program started anew: a death is observed from
+ * outside, and no case finds memory that another one has used. A death is SIGABRT with exactly the
+ * line given to dies_with(), and nothing else on standard error. Cases made in a loop are
+ * registered by hand, from a constructor.
  *
  *     PROGRAM [--list | CASE..]
  *
@@ -35,7 +38,7 @@
 
 #include "rqmalloc.h"
 
-/* Whether this program is linked with the shared library, which has the process's `malloc`, too. */
+/* Whether this program is linked with the shared library, which also replaces `malloc`. */
 #ifndef LIBRARY_IS_SHARED
 #error "say which library this is: -DLIBRARY_IS_SHARED=0 or 1"
 #endif
@@ -54,7 +57,7 @@ typedef struct test_case {
     void (*run)(int parameter);
     int parameter;
     bool dies;
-    /* NAME=VALUE in the environment of the process; NULL: nothing. */
+    /* NAME=VALUE for the environment of the process; NULL: nothing. */
     const char *environment;
 } test_case;
 
@@ -80,9 +83,9 @@ static inline void register_case(test_case added) {
 #define DEATH(name) REGISTERED(name, true, NULL)
 #define CASE_WITH(environment, name) REGISTERED(name, false, environment)
 
-/* ---- in a case ------------------------------------------------------------------------------------------------- */
+/* ---- in a case ------------------------------------------------------------------------------- */
 
-/* Where the parent reads what this case is to die of. */
+/* Where the parent reads what this case must die of. */
 static int expectation = -1;
 
 __attribute__((format(printf, 3, 4), noreturn)) static inline void fail(const char *file, int line, const char *format,
@@ -119,7 +122,7 @@ __attribute__((format(printf, 3, 4), noreturn)) static inline void fail(const ch
         }                                                                                                              \
     } while (0)
 
-/* What comes next is to end the process with `rqmalloc: ` and this on one line. */
+/* What comes next must end the process with one line: `rqmalloc: ` and this text. */
 __attribute__((format(printf, 1, 2))) static inline void dies_with(const char *format, ...) {
     char text[TEXT_BYTES] = "rqmalloc: ";
     size_t length = strlen(text);
@@ -133,7 +136,7 @@ __attribute__((format(printf, 1, 2))) static inline void dies_with(const char *f
     }
 }
 
-/* The compiler does not know where this pointer comes from, and so neither what the standard says of it. */
+/* Hides from the compiler where a pointer comes from, and so what the standard says of it. */
 static inline void *opaque(const void *pointer) {
     void *result = (void *)(uintptr_t)pointer;
     __asm__ volatile("" : "+r"(result) : : "memory");
@@ -149,12 +152,12 @@ static inline uintptr_t address_of(const void *pointer) {
     return (uintptr_t)opaque(pointer);
 }
 
-/* Of a call that is made for what it does, and does not return. */
+/* Marks the result of a call as unused: one made for its effect, or that does not return. */
 static inline void unused(const void *pointer) {
     (void)opaque(pointer);
 }
 
-/* Every byte depends on its place and on the block. */
+/* Returns a byte that depends on its position and on the block. */
 static inline unsigned char pattern_byte(size_t index, unsigned seed) {
     return (unsigned char)(index * 31 + index / 251 + seed * 97 + 1);
 }
@@ -186,7 +189,7 @@ static inline bool is_all(const void *pointer, size_t size, unsigned char value)
     return true;
 }
 
-/* Numbers that look random and are the same each time. */
+/* Returns numbers that look random and are the same in every run. */
 static inline uint64_t next_random(uint64_t *state) {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -194,20 +197,22 @@ static inline uint64_t next_random(uint64_t *state) {
     return *state;
 }
 
-/* A size as programs have them: mostly small, now and then above every limit inside the allocator. */
+/* Returns a size like those of programs: mostly small, now and then above every bound inside the
+ * allocator. */
 static inline size_t random_size(uint64_t *state) {
     uint64_t random = next_random(state);
     size_t shift = random % 64 == 0 ? 21 : random % 8 == 0 ? 16 : 9;
     return (size_t)(next_random(state) >> (64 - shift));
 }
 
-/* Sizes around the edges of everything: the smallest, the powers of two, one mebibyte. */
+/* Sizes around all boundaries: the smallest, the powers of two, one mebibyte. */
 static const size_t SIZES[] = {0,    1,    7,     8,     9,     16,    24,      25,      40,      41,           100,
                                127,  128,  129,   512,   1023,  1024,  1025,    4096,    4097,    8200,         16384,
                                32768, 32776, 32777, 40968, 65536, 262144, 1048576, 1048584, 1048585, 3 * 1048576 + 5};
 #define SIZE_COUNT (sizeof SIZES / sizeof SIZES[0])
 
-/* Bytes of the process from /proc/self/statm: all that is mapped, and what is resident of it. */
+/* Reads the bytes of the process from /proc/self/statm: what is mapped, and what of it is
+ * resident. */
 static inline void process_bytes(size_t *mapped, size_t *resident) {
     char text[128];
     int file = open("/proc/self/statm", O_RDONLY);
@@ -230,8 +235,8 @@ static inline size_t resident_bytes(void) {
     return resident;
 }
 
-/* From here on the process may map so many bytes more. The allocator must have been used before: what it reserves
- * once counts, too. */
+/* Lets the process map only this many more bytes from here on. The allocator must have been used
+ * before: what it reserves once would count, too. */
 static inline void limit_address_space(size_t more) {
     size_t mapped, resident;
     process_bytes(&mapped, &resident);
@@ -239,7 +244,7 @@ static inline void limit_address_space(size_t more) {
     CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
 }
 
-/* Keeps what goes to standard error until captured() gives it back. */
+/* Keeps what goes to standard error until captured() returns it. */
 static int capture_file = -1, capture_saved = -1;
 
 static inline void capture(void) {
@@ -259,7 +264,7 @@ static inline const char *captured(void) {
     return text;
 }
 
-/* ---- the parent ------------------------------------------------------------------------------------------------ */
+/* ---- the parent ------------------------------------------------------------------------------ */
 
 /* Reads to the end, and keeps what fits. */
 static inline size_t read_all(int file, char *text, size_t size) {

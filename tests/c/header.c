@@ -1,5 +1,5 @@
-/* Nothing runs here: the header is compiled alone, first of all, as strict C99 and as C++, and everything of it is used
- * once. */
+/* Nothing runs here: the header is compiled alone, before anything else, as strict C99 and as C++,
+ * and everything in it is used once. */
 #include "rqmalloc.h"
 
 /* What it includes is enough for itself. */
@@ -71,7 +71,7 @@ void use_the_functions(void) {
 }
 
 #ifdef RQMALLOC_NO_ZEND_NAMES
-/* The names are the program's own. */
+/* The plain names are the program's own. */
 static int emalloc(int size) {
     return size;
 }
@@ -115,7 +115,7 @@ int use_the_macros(void) {
 }
 #endif
 
-/* As statements of an if, in a loop, nested, without a catch part. */
+/* Tries as statements of an if, in a loop, nested, without a catch part. */
 int use_a_try(void) {
     int volatile count = 0;
     if (count == 0)

@@ -1,4 +1,5 @@
-/* The list of what a request never freed: by size class, and where the request traces its leaks by place. */
+/* The list of what a request never freed: by size class and, if the request traces its leaks, by
+ * place. */
 #define RQMALLOC_DEBUG
 #include "harness.h"
 
@@ -29,7 +30,7 @@ __attribute__((format(printf, 1, 2))) static const char *text_of(const char *for
     return text;
 }
 
-/* ---- by size class --------------------------------------------------------------------------------------------- */
+/* ---- by size class --------------------------------------------------------------------------- */
 
 CASE(leaks_are_listed_by_class) {
     uint64_t request = begin_reporting("GET /");
@@ -163,7 +164,7 @@ CASE(ten_thousand_leaks) {
                                          (unsigned long long)request));
 }
 
-/* ---- after a bailout ------------------------------------------------------------------------------------------- */
+/* ---- after a bailout ------------------------------------------------------------------------- */
 
 CASE(a_bailout_makes_it_silent) {
     begin_reporting("given up");
@@ -225,9 +226,9 @@ CASE(the_request_after_one_that_was_given_up_is_not_silent) {
     }
 }
 
-/* ---- by place -------------------------------------------------------------------------------------------------- */
+/* ---- by place -------------------------------------------------------------------------------- */
 
-/* The lines that a list is to have behind its classes, sorted as the list is. */
+/* The lines that a list must have after its classes, sorted as in the list. */
 static char places[TEXT_BYTES];
 
 __attribute__((format(printf, 1, 2))) static void expect_place(const char *format, ...) {
@@ -238,8 +239,9 @@ __attribute__((format(printf, 1, 2))) static void expect_place(const char *forma
     va_end(values);
 }
 
-/* A list with this first line up to the bytes, with classes that have as many blocks, smallest first, and with the
- * places that are expected. Traced blocks are longer by their record, so their classes are the allocator's matter. */
+/* Checks a list: its first line up to the bytes, classes that together have this many blocks,
+ * smallest first, and the expected places. Traced blocks are longer by their record, so their
+ * classes are up to the allocator. */
 static void check_places(const char *said, const char *first_line, unsigned long blocks) {
     size_t length = strlen(first_line);
     if (strncmp(said, first_line, length) != 0) {
@@ -263,7 +265,7 @@ static void check_places(const char *said, const char *first_line, unsigned long
 
 CASE(leaks_are_listed_by_place_and_size_and_equal_ones_are_folded) {
     unsigned long long request = begin_tracing("GET /");
-    /* The lines are sorted as texts: they must have as many digits. */
+    /* The lines are sorted as texts, so they must have the same number of digits. */
     int line = __LINE__;
     unused(emalloc(16));
     for (int count = 0; count < 3; count++) {
@@ -301,7 +303,7 @@ CASE(leaks_are_listed_by_place_and_size_and_equal_ones_are_folded) {
     check_places(said, text_of("request %llu (GET /): 16 blocks never freed (", request), 16);
 }
 
-/* A program that writes to all that rq_block_size() says must not run over the record. */
+/* A program that writes to all of rq_block_size() must not overwrite the record. */
 CASE(the_record_is_none_of_the_blocks_bytes) {
     static const size_t sizes[] = {0, 1, 100, 1000, 20000, 100000, 3 * 1048576};
     unsigned long long request = begin_tracing(NULL);

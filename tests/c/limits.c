@@ -1,4 +1,5 @@
-/* The memory limit of a request, the mark below it, and the figures: what is used, the peak, what goes back. */
+/* The memory limit of a request, the mark below it, and the figures: what is used, the peak, what
+   is given back. */
 #include "harness.h"
 
 #include <pthread.h>
@@ -8,7 +9,7 @@ static uint64_t begin(size_t limit, size_t reserve) {
     return rq_begin_request_with(&options);
 }
 
-/* What the last failure says, in numbers; fails when it is no memory limit. */
+/* Returns the numbers in a failure's text; fails if it is not a memory limit. */
 static rq_limit_error limit_error(const char *text) {
     rq_limit_error error;
     char exact[256];
@@ -22,7 +23,7 @@ static rq_limit_error limit_error(const char *text) {
     return error;
 }
 
-/* Allocates blocks of this size until it fails; gives back how many there were. */
+/* Allocates blocks of this size until that fails; returns how many there were. */
 static size_t fill_up(size_t size, bool keep) {
     volatile size_t count = 0;
     void *volatile first = NULL;
@@ -46,7 +47,7 @@ static size_t fill_up(size_t size, bool keep) {
     return count;
 }
 
-/* ---- the text -------------------------------------------------------------------------------------------------- */
+/* ---- the text -------------------------------------------------------------------------------- */
 
 DEATH(the_first_block_is_over_the_limit) {
     begin(4 * PAGE, 0);
@@ -141,7 +142,7 @@ CASE(every_way_to_a_block_meets_the_limit) {
     CHECK_EQUAL(report.freed_blocks, 1);
 }
 
-/* ---- how far it goes ------------------------------------------------------------------------------------------- */
+/* ---- how far it goes ------------------------------------------------------------------------- */
 
 CASE(no_limit_is_no_limit) {
     rq_begin_request();
@@ -296,7 +297,7 @@ CASE(a_block_that_grows_inside_another_request_meets_the_limit_of_its_own) {
     } rq_end_try
     CHECK(is_caught);
     rq_end_request(NULL);
-    /* The other way round: the block's request has none. */
+    /* The other way round: the block's request has no limit. */
     rq_end_request(NULL);
     rq_begin_request();
     block = emalloc(100);
@@ -347,7 +348,7 @@ CASE(a_block_that_grows_in_another_thread_meets_the_limit_of_its_request) {
     }
 }
 
-/* ---- reclaiming ------------------------------------------------------------------------------------------------ */
+/* ---- reclaiming ------------------------------------------------------------------------------ */
 
 /* ZendMM fails here with megabytes of free blocks of another size. */
 CASE(what_was_freed_in_one_size_is_there_for_another) {
@@ -372,7 +373,7 @@ CASE(at_the_limit_what_is_free_is_used_first) {
         blocks[index] = emalloc(1000);
     }
     CHECK(rq_memory_usage(true) > 7 * MIB);
-    /* Every thousandth stays: most pages are free all the same. */
+    /* Every thousandth stays, but most pages are still free. */
     for (int index = 0; index < BLOCKS; index++) {
         if (index % 1000 != 0) {
             efree(blocks[index]);
@@ -420,7 +421,7 @@ CASE(gc_without_a_request_gives_back_what_is_idle) {
     CHECK_EQUAL(rq_gc(), 0);
 }
 
-/* ---- setting it ------------------------------------------------------------------------------------------------ */
+/* ---- setting it ------------------------------------------------------------------------------ */
 
 CASE(a_limit_can_be_set_and_lifted) {
     CHECK(!rq_set_memory_limit(MIB));
@@ -479,7 +480,7 @@ CASE(a_limit_of_just_what_is_used_is_stored) {
     rq_end_request(NULL);
 }
 
-/* ZendMM makes room, says yes, and forgets the limit. */
+/* ZendMM makes room, reports success, and forgets the limit. */
 CASE(a_limit_that_reclaiming_makes_room_for_is_stored) {
     begin(8 * MIB, 0);
     fill_up(1000, false);
@@ -502,7 +503,7 @@ CASE(the_limit_that_is_set_is_that_of_the_innermost_request) {
     rq_end_request(NULL);
 }
 
-/* ---- the mark -------------------------------------------------------------------------------------------------- */
+/* ---- the mark -------------------------------------------------------------------------------- */
 
 static void check_mark(size_t limit, size_t reserve, size_t expected_reserve) {
     begin(limit, reserve);
@@ -570,7 +571,7 @@ CASE(what_could_be_reclaimed_sets_no_mark) {
     rq_end_request(NULL);
 }
 
-/* ---- NULL instead of a bailout --------------------------------------------------------------------------------- */
+/* ---- NULL instead of a bailout --------------------------------------------------------------- */
 
 static void never(const char *text) {
     fail(__FILE__, __LINE__, "the error handler was called: %s", text);
@@ -604,7 +605,7 @@ CASE(or_null_says_null_at_the_limit) {
     CHECK_EQUAL(report.freed_blocks, 0);
 }
 
-/* ---- where it is suspended ------------------------------------------------------------------------------------- */
+/* ---- where it is suspended ------------------------------------------------------------------- */
 
 static size_t allocated_by_the_handler;
 
@@ -678,7 +679,7 @@ CASE(the_limit_is_suspended_in_callbacks_at_the_end) {
     }
 }
 
-/* ---- figures --------------------------------------------------------------------------------------------------- */
+/* ---- figures --------------------------------------------------------------------------------- */
 
 CASE(without_a_request_nothing_is_used) {
     void *block = emalloc(MIB);

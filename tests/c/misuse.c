@@ -1,10 +1,10 @@
-/* Misuse ends the process with one line that names it: every function that takes a block, with everything that is no
- * live block of its family. */
+/* Misuse ends the process with one line that names it: every function that takes a block, with
+ * everything that is not a live block of its family. */
 #include "harness.h"
 
 #include <pthread.h>
 
-/* ---- what is done with a pointer ------------------------------------------------------------------------------- */
+/* ---- what is done with a pointer ------------------------------------------------------------- */
 
 enum operation {
     EFREE,
@@ -26,7 +26,7 @@ enum operation {
 
 static const struct {
     const char *name;
-    /* The family it takes, if it minds. */
+    /* The family it takes, if that matters. */
     bool of_a_request, persistent;
 } OPERATIONS[OPERATION_COUNT] = {
     [EFREE] = {"efree", true, false},
@@ -80,7 +80,7 @@ static const size_t FEW_SIZES[] = {0, 100, 20000, 100000, 3 * 1048576};
 static const char *const FEW_SIZE_NAMES[] = {"0", "100", "20000", "100000", "3M"};
 #define FEW_SIZE_COUNT 5
 
-/* ---- pointers that are no block -------------------------------------------------------------------------------- */
+/* ---- pointers that are no block -------------------------------------------------------------- */
 
 static char in_static_memory[64] __attribute__((aligned(16)));
 
@@ -145,14 +145,15 @@ static const char *const FOREIGN_NAMES[FOREIGN_COUNT] = {
     [INSIDE_PERSISTENT_HUGE] = "inside_persistent_huge",
 };
 
-/* So far into a block of this size, which is full of what is no header. */
+/* Returns an address this far into a block of this size, which is filled with bytes that are no
+ * header. */
 static void *inside(size_t size, size_t offset, bool persistent) {
     unsigned char *block = pemalloc(size, persistent);
     memset(block, 0xab, size);
     return block + offset;
 }
 
-/* The first address that no program has memory at. */
+/* The first address at which no program has memory. */
 #ifdef __x86_64__
 #define END_OF_MEMORY ((uintptr_t)1 << 47)
 #else
@@ -193,7 +194,7 @@ static void use_of_a_foreign_pointer(int parameter) {
         case OF_LIBC: pointer = malloc(100); break;
         case INSIDE_SMALL: pointer = inside(1000, 160, false); break;
         case INSIDE_SMALL_MISALIGNED: pointer = inside(1000, 8, false); break;
-        /* The rest of the page that the request has. */
+        /* In the rest of the request's page. */
         case NOT_HANDED_OUT: pointer = inside(1000, 4096, false); break;
         case INSIDE_LARGE: pointer = inside(100000, 160, false); break;
         case PAGE_INSIDE_LARGE: pointer = (void *)next_page(inside(100000, 0, false)); break;
@@ -211,7 +212,7 @@ static void use_of_a_foreign_pointer(int parameter) {
 __attribute__((constructor)) static void register_foreign_pointers(void) {
     for (int parameter = 0; parameter < FOREIGN_COUNT * OPERATION_COUNT; parameter++) {
         int operation = parameter % OPERATION_COUNT, foreign = parameter / OPERATION_COUNT;
-        /* With the shared library what `malloc` gives is a persistent block. */
+        /* With the shared library, `malloc` returns a persistent block. */
         if (LIBRARY_IS_SHARED && foreign == OF_LIBC) {
             continue;
         }
@@ -235,7 +236,7 @@ CASE(blocks_of_malloc_are_of_the_persistent_family) {
     }
 }
 
-/* The functions of C itself, with addresses at which nothing can be read. */
+/* C's own functions, with addresses that cannot be read. */
 static const uintptr_t WILD[] = {8, 9, 16, 4080, END_OF_MEMORY + 16, 0x8000000000000010, 0x8000000000000011, UINTPTR_MAX - 15};
 #define WILD_COUNT (int)(sizeof WILD / sizeof WILD[0])
 
@@ -268,7 +269,7 @@ DEATH(efree_of_a_block_of_malloc) {
 }
 #endif
 
-/* ---- the other family ------------------------------------------------------------------------------------------ */
+/* ---- the other family ------------------------------------------------------------------------ */
 
 enum origin {
     OF_A_REQUEST,
@@ -289,7 +290,7 @@ static const char *const ORIGIN_NAMES[ORIGIN_COUNT] = {
     [OF_PEMALLOC_INSIDE] = "of_pemalloc_inside",
 };
 
-/* A block that comes from there. A request is open afterwards. */
+/* Returns a block of this origin. A request is open afterwards. */
 static void *block_from(enum origin origin, size_t size) {
     void *block = NULL;
     if (origin == OF_EMALLOC_BEFORE || origin == OF_PEMALLOC) {
@@ -345,7 +346,7 @@ __attribute__((constructor)) static void register_families(void) {
     }
 }
 
-/* So that a matrix that dies of everything is no success. */
+/* Makes sure that the matrix does not succeed by dying of everything. */
 CASE(every_operation_is_right_for_some_block) {
     for (int parameter = 0; parameter < FEW_SIZE_COUNT * ORIGIN_COUNT * OPERATION_COUNT; parameter++) {
         int operation = parameter % OPERATION_COUNT;
@@ -372,7 +373,7 @@ DEATH(misuse_is_nothing_that_a_try_or_a_handler_sees) {
     } rq_end_try
 }
 
-/* ---- twice ----------------------------------------------------------------------------------------------------- */
+/* ---- twice ----------------------------------------------------------------------------------- */
 
 enum twice { AT_ONCE, LATER, AS_ANY, RESIZED, BY_ANOTHER_THREAD, TWICE_COUNT };
 
@@ -433,7 +434,7 @@ __attribute__((constructor)) static void register_double_frees(void) {
     }
 }
 
-/* ---- after the end --------------------------------------------------------------------------------------------- */
+/* ---- after the end --------------------------------------------------------------------------- */
 
 static void use_after_the_end(int parameter) {
     enum operation operation = (enum operation)(parameter % OPERATION_COUNT);
@@ -465,7 +466,7 @@ __attribute__((constructor)) static void register_ended_requests(void) {
     }
 }
 
-/* ---- over the end of a block ----------------------------------------------------------------------------------- */
+/* ---- over the end of a block ----------------------------------------------------------------- */
 
 static void overrun(bool persistent) {
     enum { COUNT = 20 };
@@ -495,7 +496,7 @@ DEATH(a_persistent_block_whose_neighbour_was_overrun) {
     overrun(true);
 }
 
-/* ---- functions that need a request, and the others ------------------------------------------------------------- */
+/* ---- functions that need a request, and the others ------------------------------------------- */
 
 static void do_nothing(void *argument) {
     (void)argument;

@@ -6,7 +6,7 @@
 static const size_t FEW_SIZES[] = {0, 100, 1000, 20000, 100000, 3 * 1048576};
 #define FEW_SIZE_COUNT (sizeof FEW_SIZES / sizeof FEW_SIZES[0])
 
-/* ---- begin and end --------------------------------------------------------------------------------------------- */
+/* ---- begin and end --------------------------------------------------------------------------- */
 
 CASE(before_the_first_request) {
     CHECK_EQUAL(rq_current_request(), 0);
@@ -167,7 +167,7 @@ CASE(ten_thousand_requests_that_leak_cost_no_memory) {
     CHECK(resident_bytes() <= resident + 4 * MIB);
 }
 
-/* ---- close and persist ----------------------------------------------------------------------------------------- */
+/* ---- close and persist ----------------------------------------------------------------------- */
 
 CASE(what_is_live_survives_a_close) {
     for (size_t index = 0; index < FEW_SIZE_COUNT; index++) {
@@ -325,7 +325,7 @@ CASE(persisting_what_is_persistent_already) {
     efree(early);
 }
 
-/* ---- callbacks ------------------------------------------------------------------------------------------------- */
+/* ---- callbacks ------------------------------------------------------------------------------- */
 
 static char order[64];
 static uint64_t seen_request;
@@ -476,7 +476,7 @@ CASE(a_thousand_callbacks) {
     for (int index = 0; index < 1000; index++) {
         rq_on_end(count, &run);
     }
-    /* What remembers them is none of the request's memory. */
+    /* What records them is not the request's memory. */
     CHECK_EQUAL(rq_memory_usage(true), 0);
     rq_report report;
     rq_end_request(&report);
@@ -484,7 +484,7 @@ CASE(a_thousand_callbacks) {
     CHECK_EQUAL(report.freed_blocks, 0);
 }
 
-/* ---- persistent parts ------------------------------------------------------------------------------------------ */
+/* ---- persistent parts ------------------------------------------------------------------------ */
 
 CASE(a_persistent_part_allocates_what_outlives_the_request) {
     uint64_t request = rq_begin_request();
@@ -608,7 +608,7 @@ CASE(malloc_inside_a_request_is_persistent) {
 }
 #endif
 
-/* ---- threads --------------------------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 static void *in_no_request(void *argument) {
     CHECK_EQUAL(rq_current_request(), 0);
@@ -728,7 +728,7 @@ CASE(a_thread_that_exits_inside_a_request_closes_it) {
     }
 }
 
-/* What comes behind the allocator's own destructor finds a thread that has left it. */
+/* A destructor that runs after the allocator's own finds that the thread has exited. */
 static pthread_key_t key;
 static int destructors_run;
 

@@ -1,10 +1,11 @@
-/* A program that knows nothing of rqmalloc opens a library that has it, uses it in threads, and closes it while they
- * live: before they exit, and at the very moment. Each round opens it anew, and forks.
+/* A program that knows nothing of rqmalloc opens a library that contains it, uses it in threads,
+ * and closes it while they live: before they exit, and at that very moment. Each round opens it
+ * anew, and forks.
  *
  *     unload_host LIBRARY STAYS
  *
- * STAYS is the library that has rqmalloc inside: the one that is opened, or one that it needs.
- * The last line is `N passed, N failed`. */
+ * STAYS is the library that contains rqmalloc: the one that is opened, or one that it needs. The
+ * last line is `N passed, N failed`. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -107,7 +108,8 @@ static void opened_and_closed_by_the_threads(void) {
     forks();
 }
 
-/* Also where nobody has used it: the first thread may be one that the library knows nothing of. */
+/* The library also stays if nobody has used it: the first thread to do so may be one that it does
+ * not know. */
 static void stays_when_it_was_not_used(void) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) {

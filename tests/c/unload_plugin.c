@@ -1,4 +1,4 @@
-/* A library that uses rqmalloc: unload_host opens and closes it. */
+/* A library that uses rqmalloc; unload_host opens and closes it. */
 #include <string.h>
 
 #include "rqmalloc.h"

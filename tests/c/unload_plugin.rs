@@ -1,11 +1,11 @@
-//! A library in Rust whose allocator is rqmalloc: unload_host opens and closes it.
+//! A library in Rust whose allocator is rqmalloc; unload_host opens and closes it.
 
 use rqmalloc::{Request, RqMalloc};
 
 #[global_allocator]
 static GLOBAL: RqMalloc = RqMalloc;
 
-/// Allocates on the caller's thread; 1: all is well.
+/// Allocates on the caller's thread; returns 1 if all is well.
 #[unsafe(no_mangle)]
 pub extern "C" fn use_memory() -> i32 {
     let kept: Vec<u64> = (0..100).collect();

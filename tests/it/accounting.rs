@@ -1,9 +1,9 @@
-//! Figures: a request's are exact while nobody allocates or frees in it, the process's add up.
+//! Figures: a request's are exact while nobody allocates or frees in it; the process's add up.
 
 use crate::support::{Held, Random, alone, elsewhere, payloads, persistent_vec, together};
 use rqmalloc::{Request, stats};
 
-/// What the blocks of a request are charged together.
+/// Returns what a request is charged for these blocks together.
 fn charged(held: &[Held]) -> usize {
     held.iter().map(Held::charge).sum()
 }
@@ -74,7 +74,7 @@ fn usage_is_exact_after_any_mixture() {
             }
             8 => {
                 let index = random.below(held.len());
-                // Down by less than half, a block alone may keep its pages.
+                // When it shrinks by less than half, a block with pages of its own may keep them.
                 let size = random.size(32_000);
                 if held[index].layout.size() <= 32_776 {
                     request.run(|| held[index].resize(size));
@@ -108,7 +108,7 @@ fn a_free_by_another_thread_credits_the_owner() {
     owner.run(|| payloads().for_each(|size| held.push(Held::new(size, 8, 1))));
     while let Some(block) = held.pop() {
         let entered = other.clone();
-        // By a thread that is in a request of its own.
+        // From a thread that is inside another request.
         elsewhere(move || {
             let block = block;
             let entered = entered.enter();
@@ -192,7 +192,7 @@ fn usage_is_never_negative_while_others_work() {
         .collect();
     for _ in 0..20_000 {
         let usage = request.usage();
-        // 3 x 21 blocks at most: a difference that went below zero is huge.
+        // There are at most 3 x 21 blocks: a difference that went below zero would be huge.
         assert!(usage.live_blocks < 10_000 && usage.live_bytes < 1 << 30, "{usage:?}");
         assert!(usage.footprint_bytes < 1 << 30);
     }
@@ -253,7 +253,7 @@ fn the_process_s_figures_add_up() {
     expect_sum();
 }
 
-/// The largest part of `in_use` that the test harness and the caches of other threads may move.
+/// How much the test harness and the caches of other threads may change `in_use_bytes`.
 const NOISE: usize = 2 << 20;
 
 #[test]

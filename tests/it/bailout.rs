@@ -1,4 +1,4 @@
-//! Bailout, what runs at a request's end, and what is said of its leaks.
+//! Bailout, what runs at a request's end, and what is reported of its leaks.
 
 use crate::support::{Held, alone, end, ended, layout, together};
 use rqmalloc::{Bailout, Request, RqMalloc, bailout, check, persistent, zend};
@@ -62,7 +62,8 @@ fn a_panic_goes_on() {
     assert_eq!(payload.downcast_ref::<u8>(), Some(&5));
     drop(payload);
     assert_eq!(Request::current().map(|request| request.id()), None, "the request was left");
-    // The panic's message went to a buffer of the test harness, which may have grown inside.
+    // The panic's message went to a buffer of the test harness, which may have grown inside the
+    // request.
     let _ = request.close().unwrap();
 }
 
@@ -94,7 +95,7 @@ fn a_marked_request_is_given_up_when_its_handler_returns() {
     end(request);
 }
 
-/// One client is dropped, the process and the other requests go on.
+/// One client is dropped; the process and the other requests go on.
 #[test]
 fn one_greedy_request_of_many() {
     let _together = together();
@@ -122,9 +123,9 @@ fn one_greedy_request_of_many() {
     assert!(!outcomes[7]);
 }
 
-/// The function table is asked for a name that it does not have: the error bails out past the `efree` of
-/// the lowered name, and the request's end frees it. Without the jump it is freed by hand. Both ways
-/// nothing is left.
+/// The function table is asked for a name that it does not have: the error bails out past the
+/// `efree` of the lowered name, and the request's end frees it. Without the jump it is freed by
+/// hand. Nothing is left either way.
 #[test]
 fn call_function_that_does_not_exist() {
     let _alone = alone();
@@ -133,7 +134,7 @@ fn call_function_that_does_not_exist() {
         type Function = fn() -> usize;
         let table: [(&[u8], Function); 2] = [(b"strlen", || 6), (b"count", || 5)];
         let lowered = zend::estrndup(name.to_ascii_lowercase().as_bytes());
-        // SAFETY: the copy has as many bytes.
+        // SAFETY: the copy has this many bytes.
         let key = unsafe { std::slice::from_raw_parts(lowered.cast::<u8>(), name.len()) };
         let found = table.iter().find(|(known, _)| *known == key).map(|(_, function)| function());
         if found.is_none() && is_raised {
@@ -164,13 +165,13 @@ fn call_function_that_does_not_exist() {
             settled = Some(rqmalloc::stats().mapped_bytes);
         }
     }
-    // Less where this took so long that idle memory went back by time.
+    // It may be less: if this takes long, idle memory goes back meanwhile.
     assert!(Some(rqmalloc::stats().mapped_bytes) <= settled, "usage is what it was");
 }
 
-// ---- on_end ----------------------------------------------------------------------------------------
+// ---- on_end -------------------------------------------------------------------------------------
 
-/// Notes what is called.
+/// Records what is called.
 #[derive(Clone)]
 struct Log(Arc<Mutex<Vec<&'static str>>>);
 
@@ -186,7 +187,7 @@ impl Log {
     }
 }
 
-/// A request with three callbacks; they allocate, and see that they are inside.
+/// Opens a request with three callbacks; they allocate, and check that they are inside.
 fn logged(log: &Log) -> Request {
     let note = |what: &'static str| {
         let log = log.clone();
@@ -237,7 +238,7 @@ fn callbacks_of_the_hooks_and_of_a_thread_that_exits_inside() {
     rqmalloc::begin_request();
     let (first, second) = (log.clone(), log.clone());
     Request::current().unwrap().on_end(move || first.note("end"));
-    // SAFETY: nothing is used later.
+    // SAFETY: nothing of the request is used any more.
     let _ = unsafe { rqmalloc::end_request() };
     std::thread::spawn(move || {
         rqmalloc::begin_request();
@@ -298,7 +299,7 @@ fn a_handle_that_a_callback_keeps_keeps_the_request_open() {
     assert_eq!(last.close().unwrap().surviving_blocks, 0);
 }
 
-// ---- leaks -----------------------------------------------------------------------------------------
+// ---- leaks --------------------------------------------------------------------------------------
 
 #[test]
 fn leaks_by_class_and_none_of_what_was_freed_or_kept() {
@@ -341,10 +342,10 @@ fn a_traced_request_knows_where() {
             block = unsafe { zend::erealloc(block, size) };
             // SAFETY: as above.
             assert!(unsafe { zend::block_size(block) } >= size);
-            // SAFETY: as long as it says.
+            // SAFETY: the block has this many bytes.
             unsafe { block.write_bytes(0x5a, zend::block_size(block)) };
         }
-        // Traced blocks are resized, aligned and freed as others are.
+        // Traced blocks are resized, aligned and freed like others.
         for (size, align) in [(1, 1), (100, 64), (5_000, 4096), (100_000, 65_536), (3 << 20, 8)] {
             let mut held = Held::zeroed(size, align, 3);
             if align <= 16 {
@@ -365,7 +366,7 @@ fn a_traced_request_knows_where() {
         "{leaks}"
     );
     assert_eq!(request.usage().live_blocks, 4);
-    // Its report is for standard error; a test of child processes reads it there.
+    // Its report goes to standard error; a test with child processes reads it there.
     let survivors = request.run(|| Held::new(3, 8, 9));
     assert_eq!(request.close().unwrap().surviving_blocks, 5);
     survivors.free();

@@ -1,11 +1,11 @@
-//! Allocation and deallocation, every size and alignment, in both lifetimes.
+//! Allocation and deallocation with every size and alignment, in both lifetimes.
 
 use crate::support::{Held, MAX_CLASS, PAGE, layout, payload_for, payloads, together};
 use rqmalloc::{Request, RqMalloc};
 use std::alloc::GlobalAlloc;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Runs a test outside of requests and inside one, of which nothing may be left.
+/// Runs a test outside requests and inside one, in which nothing may be left.
 fn in_both_lifetimes(test: impl Fn()) {
     test();
     let request = Request::new();
@@ -15,7 +15,7 @@ fn in_both_lifetimes(test: impl Fn()) {
     assert_eq!((report.freed_blocks, report.surviving_blocks), (0, 0));
 }
 
-/// Each class's largest size, one less and one more.
+/// Returns each class's largest size, one less and one more.
 fn sizes_around_classes() -> impl Iterator<Item = usize> {
     payloads().flat_map(|payload| payload - 1..=payload + 1)
 }
@@ -31,7 +31,8 @@ fn every_size_at_every_alignment_to_a_page() {
     let _together = together();
     in_both_lifetimes(|| {
         for size in sizes_around_classes() {
-            // All of a size are live at once, so that two which overlap spoil each other's bytes.
+            // All blocks of a size are live at once, so that overlapping ones spoil each other's
+            // bytes.
             let held: [_; 17] =
                 std::array::from_fn(|power| Held::new(size, 1 << power, (size + power) as u64));
             for held in held {
@@ -97,7 +98,7 @@ fn no_two_live_blocks_overlap() {
             .map(|held| (held.pointer.addr(), held.pointer.addr() + held.usable()))
             .collect();
         extents.sort_unstable();
-        // Between two there is a header.
+        // There is a header between two of them.
         assert!(extents.windows(2).all(|pair| pair[0].1 + 8 <= pair[1].0));
         drop(extents);
         held.into_iter().for_each(Held::free);
@@ -167,7 +168,7 @@ fn an_impossible_realloc_leaves_the_block_as_it_was() {
             for align in [8, 64] {
                 let mut held = Held::new(size, align, 5);
                 for impossible in [isize::MAX as usize - (align - 1), 1 << 50] {
-                    // SAFETY: a live block of this layout; the new layout is a valid one.
+                    // SAFETY: a live block of this layout; the new layout is valid.
                     let moved = unsafe { RqMalloc.realloc(held.pointer, held.layout, impossible) };
                     assert!(moved.is_null());
                     held.verify();
@@ -186,7 +187,7 @@ fn zeroed_memory_is_zero_when_it_was_used_before() {
         let mut reused = 0;
         for size in payloads().chain([2 << 20, 5 << 20]) {
             for align in [8, 256, 65_536] {
-                // Written by their patterns, and freed.
+                // Filled with their patterns, and freed.
                 let dirty: [_; 4] = std::array::from_fn(|seed| Held::new(size, align, seed as u64));
                 let addresses = dirty.each_ref().map(|held| held.pointer.addr());
                 dirty.into_iter().for_each(Held::free);
@@ -197,7 +198,7 @@ fn zeroed_memory_is_zero_when_it_was_used_before() {
                 zeroed.into_iter().for_each(Held::free);
             }
         }
-        // Most of them: otherwise nothing was tested.
+        // Most of them were reused: otherwise nothing was tested.
         assert!(reused > 400, "only {reused} blocks were used twice");
     });
 }
@@ -241,7 +242,7 @@ fn zeroed_memory_is_zero_after_a_trim() {
 fn collections_work_in_both_lifetimes() {
     let _together = together();
     in_both_lifetimes(|| {
-        // `HashMap::new` draws its keys once a thread: no allocation stays behind.
+        // `HashMap::new` draws its keys once per thread: no allocation stays behind.
         let mut words = HashMap::new();
         let mut sorted = BTreeMap::new();
         for number in 0..20_000_u32 {

@@ -1,15 +1,16 @@
-//! Bulk free: a request ends, and all of it is gone, counted to the last block, and nothing else.
+//! Bulk free: when a request ends, all of its blocks go, counted to the last one, and nothing else
+//! does.
 
 use crate::support::{Held, MAX_CLASS, charged_for, elsewhere, payloads, persistent_vec, together};
 use rqmalloc::Request;
 
-/// Ends the innermost hook's request, of which the caller uses nothing any more.
+/// Ends the innermost request of the hooks, of which the caller uses nothing any more.
 fn end() -> rqmalloc::Report {
-    // SAFETY: the callers in this file keep to that.
+    // SAFETY: the callers in this file keep that contract.
     unsafe { rqmalloc::end_request() }
 }
 
-/// Puts a block of each class there, and mappings.
+/// Adds a block of each class, and mappings.
 fn fill(held: &mut Vec<Held>, align: usize, seed: u64) {
     held.extend(
         payloads()
@@ -36,7 +37,7 @@ fn end_frees_every_class_and_leaves_persistent_bytes() {
         inside.iter().for_each(Held::verify);
         let usage = request.usage();
         assert_eq!(usage.live_blocks, inside.len() as u64);
-        // SAFETY: what is in `inside` is forgotten unread.
+        // SAFETY: the blocks in `inside` are forgotten unread.
         let report = unsafe { request.end() }.unwrap();
         assert_eq!(report.freed_blocks, inside.len() as u64);
         assert_eq!(report.freed_bytes, usage.live_bytes);
@@ -88,7 +89,7 @@ fn end_counts_what_other_threads_freed() {
         rqmalloc::persistent(|| elsewhere(move || theirs.into_iter().for_each(Held::free)));
         let usage = Request::current().unwrap().usage();
         assert_eq!(usage.live_blocks, 102 - freed);
-        // What came back is used again, and is then not counted as a stray any more.
+        // What came back is used again, and then no longer counted as a stray.
         if round % 2 == 0 {
             for index in 0..2000 {
                 held.push(Held::new(1 + index % 3000, 8, 3));
@@ -158,7 +159,7 @@ fn end_in_another_thread_than_the_one_that_allocated() {
         request.run(|| fill(&mut held, 8, 4));
         let count = held.len() as u64;
         let (report, more) = elsewhere(move || {
-            // The same lane goes on in this thread.
+            // This thread goes on with the same lane.
             let mut more = persistent_vec();
             request.run(|| fill(&mut more, 16, 5));
             held.iter().chain(&more).for_each(Held::verify);
@@ -193,7 +194,7 @@ fn end_of_a_request_that_several_threads_were_in() {
         let mut held: Vec<Held> =
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert_eq!(request.usage().live_blocks, 600);
-        // Whoever frees inside frees for the lane that it is in.
+        // A thread that frees inside frees to the lane it is in.
         request.run(|| held.drain(..300).for_each(Held::free));
         assert_eq!(request.usage().live_blocks, 300);
         let bytes = request.usage().live_bytes;
@@ -219,7 +220,7 @@ fn a_kept_block_of_every_kind_outlives_the_end() {
                 (1..every).for_each(|_| doomed.push(Held::new(size, align, 7)));
             }
             for held in &kept {
-                // SAFETY: live blocks, which no other thread knows.
+                // SAFETY: live blocks that no other thread knows.
                 unsafe { rqmalloc::persist(held.pointer) };
                 assert_eq!(held.owner(), None, "persistent at once");
             }
@@ -341,7 +342,7 @@ fn end_and_close_give_the_request_back_while_others_have_it() {
     let request = Request::new();
     let clone = request.clone();
     let request = request.close().unwrap_err();
-    // SAFETY: nothing of it is used; it does not end anyway.
+    // SAFETY: nothing of it is used; and it will not end.
     let request = unsafe { request.end() }.unwrap_err();
     drop(clone);
     let entered = request.enter();
@@ -397,12 +398,12 @@ fn the_peak_is_the_largest_footprint() {
     assert_eq!(request.close().unwrap().peak_bytes, peak);
 }
 
-/// The regions that stay with a control block do not make the next request look large, also after a
-/// sweep has gone through them.
+/// The regions that stay with a control block do not make the next request look large, not even
+/// after a sweep has gone through them.
 #[test]
 fn a_small_request_after_a_large_one_is_small() {
     let _together = together();
-    // In a thread of its own, whose requests use one control block after the other.
+    // In a thread of its own, whose requests all use the same control block.
     elsewhere(|| {
         for _ in 0..3 {
             let large = Request::new();
@@ -426,7 +427,7 @@ fn a_small_request_after_a_large_one_is_small() {
 }
 
 /// The end gives spans back and looks at no block: it does not notice that every header is gone. (A
-/// walk over the blocks ends the process with `header overwritten`.)
+/// walk over the blocks would end the process with `header overwritten`.)
 #[test]
 fn end_looks_at_no_block() {
     let _together = together();

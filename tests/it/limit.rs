@@ -1,5 +1,5 @@
-//! A request's memory limit: exact at the boundary, soft before hard, after reclaiming, for one request
-//! alone.
+//! A request's memory limit: exact at the boundary, soft before hard, only after reclaiming, and
+//! for one request alone.
 
 use crate::support::{
     Held, MAX_CLASS, MAX_SHARED, PAGE, charged_for, end, layout, persistent_vec, together,
@@ -8,7 +8,7 @@ use rqmalloc::{Request, RqMalloc, check, persistent};
 use std::alloc::GlobalAlloc;
 use std::sync::Barrier;
 
-/// A block of what is active, or null.
+/// Allocates a block from what is active; null if refused.
 fn try_take(size: usize) -> *mut u8 {
     // SAFETY: no size here is 0.
     unsafe { RqMalloc.alloc(layout(size, 8)) }
@@ -19,7 +19,7 @@ fn give(block: *mut u8, size: usize) {
     unsafe { RqMalloc.dealloc(block, layout(size, 8)) };
 }
 
-/// Allocates blocks of one size until there are no more.
+/// Allocates blocks of one size until one is refused.
 fn fill(size: usize) -> Vec<*mut u8> {
     let mut blocks = persistent_vec();
     loop {
@@ -31,7 +31,7 @@ fn fill(size: usize) -> Vec<*mut u8> {
     }
 }
 
-/// The footprint of a block with a span or a mapping of its own, else its stride.
+/// Returns the footprint of a block with a span or a mapping of its own; of another, its stride.
 fn charge(size: usize) -> usize {
     if size > MAX_CLASS { (size + 16).next_multiple_of(PAGE) } else { charged_for(size) }
 }
@@ -46,7 +46,7 @@ fn no_limit_is_no_limit() {
     end(request);
 }
 
-/// Allocates blocks of `size` until they are `bytes` together or there are no more; how many.
+/// Allocates blocks of `size` until they have `bytes` together or one is refused; returns how many.
 fn fill_to(bytes: usize, size: usize) -> usize {
     (0..bytes / size).take_while(|_| !try_take(size).is_null()).count()
 }
@@ -222,8 +222,8 @@ fn try_take_and_give(size: usize) -> *mut u8 {
     block
 }
 
-/// Where ZendMM fails with megabytes reclaimable: free blocks of one class are looked through before a
-/// block of another is refused.
+/// Free blocks of one class are reclaimed before a block of another is refused, where ZendMM fails
+/// with megabytes reclaimable.
 #[test]
 fn what_is_free_inside_is_reclaimed_before_null() {
     let _together = together();
@@ -242,7 +242,7 @@ fn what_is_free_inside_is_reclaimed_before_null() {
     }
 }
 
-/// Blocks that stay spread over all pages: what lies between them can still be had.
+/// Blocks that stay are spread over all pages: what lies between them can still be allocated.
 #[test]
 fn what_is_free_between_live_blocks_is_reclaimed_too() {
     let _together = together();
@@ -264,7 +264,7 @@ fn a_request_that_reclaims_enough_is_not_marked() {
     let _together = together();
     let request = Request::builder().memory_limit(2 << 20).build();
     request.run(|| {
-        // Each round frees all it had, of a size that the next one does not ask for.
+        // Each round frees all of its blocks, whose size the next one does not ask for.
         for round in 0..60 {
             let size = 100 + 300 * (round % 17);
             let blocks: Vec<_> = persistent(|| Vec::with_capacity(20_000));
@@ -307,7 +307,7 @@ fn set_memory_limit_says_no_and_changes_nothing() {
     end(request);
 }
 
-/// What is free goes back first; then the limit that is accepted is in force (where ZendMM forgets it).
+/// What is free goes back first; then the accepted limit is in force (ZendMM forgets it).
 #[test]
 fn set_memory_limit_makes_room_and_holds() {
     let _together = together();
@@ -421,7 +421,8 @@ fn the_peak_can_be_measured_anew() {
     end(request);
 }
 
-/// It is the request's limit whoever grows the block: pages that move are not charged twice.
+/// The request's limit applies whichever thread grows the block: pages that move are not charged
+/// twice.
 #[test]
 fn growth_has_the_same_limit_from_inside_and_from_outside() {
     let _together = together();
@@ -442,7 +443,7 @@ fn growth_has_the_same_limit_from_inside_and_from_outside() {
     }
 }
 
-/// Space that comes free after a refusal is found, however many refusals there were.
+/// Space that becomes free after a refusal is found, however many refusals there were.
 #[test]
 fn what_is_freed_after_a_refusal_is_found() {
     let _together = together();
@@ -462,7 +463,7 @@ fn what_is_freed_after_a_refusal_is_found() {
             for _ in 0..50 {
                 assert!(try_take(30_000).is_null(), "round {round}");
             }
-            // Blocks that were cut one after the other: whole pages of them come free.
+            // Blocks that were cut one after the other: whole pages of them become free.
             let quarter = persistent(|| blocks.split_off(blocks.len() * 3 / 4));
             quarter.into_iter().for_each(|block| give(block, 24));
             let found = try_take(30_000);
@@ -478,11 +479,11 @@ fn what_is_freed_after_a_refusal_is_found() {
     end(request);
 }
 
-/// Whether the system would map so much, as one that never says no to addresses does.
+/// Whether the system would map this much, as one does that never refuses addresses.
 fn would_map(bytes: usize) -> bool {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a mapping of this test's own, given back at once.
+    // SAFETY: this test's own mapping, given back at once.
     unsafe {
         let address = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
         address != libc::MAP_FAILED && libc::munmap(address, bytes) == 0
@@ -495,7 +496,7 @@ fn memory_that_was_never_had_is_no_peak_and_no_reason() {
     if would_map(1 << 40) {
         return eprintln!("skipped: this system overcommits without a bound");
     }
-    // More than the system has, and inside of the limit.
+    // More than the system has, but within the limit.
     let request = Request::builder().memory_limit(1 << 45).build();
     let result =
         request.catch(|| Vec::<u8>::new().try_reserve_exact((1 << 45) - (4 << 20)).is_err());

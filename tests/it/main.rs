@@ -1,4 +1,4 @@
-//! The allocator as a program sees it: installed, with requests begun and ended.
+//! The allocator as a program sees it: installed, with requests that begin and end.
 #![allow(missing_docs)]
 
 mod accounting;

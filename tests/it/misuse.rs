@@ -1,8 +1,8 @@
-//! Misuse ends the process by SIGABRT with exactly one line. Each case runs in a child process: this
-//! program once more, with the name of the case in its environment.
+//! Misuse ends the process by SIGABRT with exactly one line. Each case runs in a child process:
+//! this program again, with the name of the case in its environment.
 //!
-//! The child tells what only it can know (the address, the header, the number of the request) on its
-//! standard output, and the parent puts that into the line it expects.
+//! The child prints what only it can know (the address, the header, the number of the request) on
+//! its standard output, and the parent puts that into the line it expects.
 
 use crate::support::{layout, payload_for};
 use rqmalloc::{Request, RqMalloc};
@@ -12,9 +12,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 const CASE: &str = "RQMALLOC_TEST_MISUSE";
-/// How a child exits that was not stopped.
+/// The exit code of a child that was not stopped.
 const SURVIVED: i32 = 3;
-/// How a child exits that does not know its case.
+/// The exit code of a child that does not know its case.
 const UNKNOWN: i32 = 4;
 /// A child that hangs dies of SIGALRM.
 const PATIENCE_SECONDS: u32 = 60;
@@ -36,7 +36,7 @@ fn expect_death(case: &str, expected: &str) {
     );
 }
 
-/// Runs before `main`; returns at once in a process that is no child.
+/// Runs before `main`; returns at once in a process that is not a child.
 pub extern "C" fn run_child() {
     let Some(case) = std::env::var_os(CASE) else { return };
     // SAFETY: plain system calls; the limit is a valid structure.
@@ -46,11 +46,11 @@ pub extern "C" fn run_child() {
         libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
     }
     let known = case.to_str().is_some_and(run_case);
-    // SAFETY: ends the process without anything that could be broken by now.
+    // SAFETY: ends the process without using anything that may be broken by now.
     unsafe { libc::_exit(if known { SURVIVED } else { UNKNOWN }) }
 }
 
-/// Tells the parent a fact, without allocating: a request may be open.
+/// Tells the parent a fact without allocating, because a request may be open.
 fn tell(key: &str, value: std::fmt::Arguments<'_>) {
     struct Buffer([u8; 96], usize);
     impl Write for Buffer {
@@ -63,7 +63,7 @@ fn tell(key: &str, value: std::fmt::Arguments<'_>) {
     }
     let mut buffer = Buffer([0; 96], 0);
     writeln!(buffer, "{key}={value}").unwrap();
-    // SAFETY: the buffer holds that many bytes.
+    // SAFETY: the buffer has this many bytes.
     unsafe { libc::write(1, buffer.0.as_ptr().cast(), buffer.1) };
 }
 
@@ -90,14 +90,14 @@ fn take(size: usize, align: usize) -> *mut u8 {
 
 /// Frees with a layout, right or wrong.
 fn free(pointer: *mut u8, size: usize, align: usize) {
-    // SAFETY: none, often: that is what is tested, in a process made for it.
+    // SAFETY: often none: that is what is tested, in a process of its own.
     unsafe { RqMalloc.dealloc(pointer, layout(size, align)) };
 }
 
-/// A pointer that another thread may have.
+/// A pointer that may go to another thread.
 #[derive(Clone, Copy)]
 struct Loose(*mut u8);
-// SAFETY: an address.
+// SAFETY: only an address.
 unsafe impl Send for Loose {}
 
 fn free_elsewhere(pointer: *mut u8, size: usize, align: usize) {
@@ -114,15 +114,15 @@ fn free_elsewhere(pointer: *mut u8, size: usize, align: usize) {
 }
 
 fn end() -> rqmalloc::Report {
-    // SAFETY: what is used later is used to be caught.
+    // SAFETY: what is used later is used in order to be caught.
     unsafe { rqmalloc::end_request() }
 }
 
-/// Three blocks in a row, of which the first can run over into the second: it asked for all its
-/// class has.
+/// Allocates three blocks in a row, of which the first can overrun into the second: it asked for
+/// all that its class has.
 fn in_a_row(size: usize) -> [*mut u8; 3] {
     let size = payload_for(size);
-    // Enough that somewhere two are neighbours, whatever the bins hold.
+    // Enough blocks that some are neighbours, whatever is in the bins.
     let blocks: [*mut u8; 64] = std::array::from_fn(|_| take(size, 8));
     for &first in &blocks {
         let after = |steps: usize| {
@@ -136,10 +136,10 @@ fn in_a_row(size: usize) -> [*mut u8; 3] {
     panic!("no three of 64 blocks are neighbours");
 }
 
-/// Writes `count` bytes past the end of a block, each unlike what was there.
+/// Writes `count` bytes past the end of a block, each different from what was there.
 fn overrun(block: *mut u8, size: usize, count: usize) {
     for at in payload_for(size)..payload_for(size) + count {
-        // SAFETY: the bytes are the next block's header.
+        // SAFETY: these bytes are the next block's header.
         unsafe { *block.add(at) ^= 0x5a };
     }
 }
@@ -260,12 +260,12 @@ mod child {
     use rqmalloc::zend;
 
     fn efree(block: *mut u8) {
-        // SAFETY: none; the fault is the case.
+        // SAFETY: none: the fault is the case.
         unsafe { zend::efree(block) };
     }
 
     fn pefree(block: *mut u8) {
-        // SAFETY: none; the fault is the case.
+        // SAFETY: none: the fault is the case.
         unsafe { zend::pefree(block, true) };
     }
 
@@ -291,7 +291,7 @@ mod child {
 
     pub fn erealloc_of_a_persistent_block() {
         let block = told(zend::pemalloc(100, true));
-        // SAFETY: none; the fault is the case.
+        // SAFETY: none: the fault is the case.
         unsafe { zend::erealloc(block, 200) };
     }
 
@@ -317,7 +317,7 @@ mod child {
     pub fn perealloc_of_a_request_s_block() {
         rqmalloc::begin_request();
         let block = told(zend::emalloc(100));
-        // SAFETY: none; the fault is the case.
+        // SAFETY: none: the fault is the case.
         unsafe { zend::perealloc(block, 200, true) };
     }
 
@@ -348,7 +348,7 @@ mod child {
 
     pub fn efree_of_a_page() {
         rqmalloc::begin_request();
-        // SAFETY: a fresh mapping, whose word before may not be there.
+        // SAFETY: a fresh mapping; the word before it may not exist.
         let page = unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -370,7 +370,7 @@ mod child {
         efree(block);
     }
 
-    /// A size that no fast path takes: what is freed is judged before anything is read by it.
+    /// A size that no fast path takes: the address is judged before anything is read through it.
     const LARGE: usize = 3 << 20;
     const CHUNK: usize = 4 << 20;
 
@@ -388,7 +388,7 @@ mod child {
     }
 
     pub fn first_of_a_chunk() {
-        // The word before it lies in whatever is mapped there, if anything is.
+        // The word before it is in whatever is mapped there, if anything is.
         free_address(take(100, 8).addr() / CHUNK * CHUNK);
     }
 
@@ -403,7 +403,7 @@ mod child {
 
     pub fn resize_of_the_first_page() {
         let block = std::ptr::without_provenance_mut(16);
-        // SAFETY: none; the process must end.
+        // SAFETY: none: the process must end.
         unsafe { RqMalloc.realloc(block, layout(LARGE, 8), 2 * LARGE) };
     }
 
@@ -411,7 +411,7 @@ mod child {
         let place = [0u128; 4];
         let address: *const u8 = (&raw const place[1]).cast();
         tell_address(address);
-        // SAFETY: none; the process must end.
+        // SAFETY: none: the process must end.
         unsafe { zend::block_size(address) };
     }
 
@@ -622,7 +622,7 @@ mod child {
     }
 
     pub fn wrong_alignment_of_a_stray() {
-        // In its own lifetime it goes unnoticed, and does no harm: the class is the right one.
+        // In its own lifetime it goes unnoticed and does no harm: the class is the right one.
         let request = Request::new();
         let block = request.run(|| take(64, 8));
         tell_address(block);
@@ -635,7 +635,7 @@ mod child {
     }
 
     pub fn over_aligned_freed_as_plain() {
-        // Two, as one of them may stand at the alignment without help.
+        // Two, because one of them may lie at the alignment by chance.
         let block = [take(64, 4096), take(64, 4096)]
             .into_iter()
             .find(|block| usable_size(*block) < payload_for(64 + 4096 - 16))
@@ -704,7 +704,7 @@ mod child {
         free(pointer, 16, 8);
     }
 
-    /// The first that the thread does with the allocator: nothing has told it of the thread yet.
+    /// The thread's first call of the allocator, which does not know the thread yet.
     pub fn on_the_stack_of_a_new_thread() {
         extern "C" fn first(_: *mut libc::c_void) -> *mut libc::c_void {
             let mut words = Words([0; 8]);
@@ -713,7 +713,7 @@ mod child {
             free(pointer, 8, 8);
             std::ptr::null_mut()
         }
-        // SAFETY: a thread without arguments, waited for.
+        // SAFETY: a thread without arguments, which is joined.
         unsafe {
             let mut thread = std::mem::zeroed();
             let none: *mut libc::c_void = std::ptr::null_mut();
@@ -724,7 +724,7 @@ mod child {
 
     pub fn a_static() {
         static mut WORDS: Words = Words([7; 8]);
-        // SAFETY: one thread, and the address only.
+        // SAFETY: there is one thread, and only the address is used.
         let pointer = unsafe { (&raw mut WORDS.0[4]).cast() };
         tell_address(pointer);
         free(pointer, 16, 8);
@@ -755,7 +755,7 @@ mod child {
         unsafe { rqmalloc::persist(pointer) };
     }
 
-    /// The second of three neighbours is run over, and freed.
+    /// Overruns the second of three neighbours, and frees it.
     fn overrun_and_free(size: usize, count: usize) {
         let [first, second, _] = in_a_row(size);
         overrun(first, size, count);
@@ -782,7 +782,7 @@ mod child {
         overrun_and_free(100, 8);
     }
 
-    /// As a string without room for its terminator does it.
+    /// Zeroes the header, as a string without room for its terminator does, and frees the block.
     fn zero_and_free(size: usize) {
         let [first, second, _] = in_a_row(size);
         // SAFETY: the word is the next block's header.
@@ -810,7 +810,7 @@ mod child {
         let _ = rqmalloc::close_request();
     }
 
-    /// A block of a request that has ended.
+    /// Returns a block of a request that has ended.
     fn ended(size: usize, align: usize) -> *mut u8 {
         let id = rqmalloc::begin_request();
         let block = take(size, align);
@@ -829,7 +829,7 @@ mod child {
     }
 
     pub fn freed_in_the_next_request() {
-        // Not the first block, whose place the next request's first one takes.
+        // Not the first block, whose address the next request's first one gets.
         let id = rqmalloc::begin_request();
         take(100, 8);
         let block = take(100, 8);

@@ -9,7 +9,7 @@ fn end() -> rqmalloc::Report {
     unsafe { rqmalloc::end_request() }
 }
 
-/// Whose a block is that this thread allocates now.
+/// Returns the request of a block that this thread allocates now.
 fn active() -> Option<RequestId> {
     let probe = Held::new(40, 8, 1);
     let owner = probe.owner();
@@ -98,7 +98,7 @@ fn entering_the_same_request_twice_is_one_being_inside() {
     let outer = request.enter();
     let held = Held::new(100, 8, 1);
     let inner = request.enter();
-    // The same lane: this is its fast path.
+    // In the same lane: this is its fast path.
     held.free();
     assert_eq!(request.usage().live_blocks, 0);
     drop(outer);
@@ -112,7 +112,8 @@ fn entering_the_same_request_twice_is_one_being_inside() {
 fn guards_are_dropped_out_of_order() {
     let _together = together();
     let requests: Vec<_> = (0..12).map(|_| Request::new()).collect();
-    // A generator of 13 visits all places in some order.
+    // The powers of a generator modulo 13 visit all places in some order; a step of 1 goes to the
+    // next place.
     for step in [1, 2, 6, 7, 11] {
         let mut guards: Vec<_> = requests.iter().map(|request| Some(request.enter())).collect();
         let mut place = 1;
@@ -162,7 +163,7 @@ fn a_forgotten_guard_keeps_the_request_open_until_its_thread_exits() {
         let request = request.close().unwrap_err();
         (request, held)
     });
-    // The thread has exited, and the entry is gone with it.
+    // The thread has exited, and its entry has gone with it.
     let report = request.close().unwrap();
     assert!(report.surviving_blocks >= 1);
     held.free();
@@ -203,7 +204,7 @@ fn a_panic_leaves_the_request() {
     let message = result.unwrap_err().downcast::<String>().unwrap();
     assert_eq!(*message, "of this test");
     drop(message);
-    // What the panic machinery and the captured output keep survives.
+    // What the panic machinery and the captured output keep may survive.
     assert!(!request.close().unwrap().still_open);
 }
 

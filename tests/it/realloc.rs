@@ -1,10 +1,10 @@
-//! `realloc`: every byte stays, the block keeps its lifetime, and what can stay in place does.
+//! `realloc`: every byte is kept, the block keeps its lifetime, and what can stay in place does.
 
 use crate::support::{Held, MAX_CLASS, Random, charged_for, elsewhere, payloads, together};
 use rqmalloc::Request;
 
-/// Sizes on both sides of every boundary there is: between classes, to spans of their own, to
-/// mappings of their own.
+/// Sizes on both sides of every boundary: between classes, to spans of their own, to mappings of
+/// their own.
 const LADDER: [usize; 22] = [
     1,
     8,
@@ -136,8 +136,8 @@ fn the_last_block_of_a_request_grows_and_shrinks_in_place() {
 #[test]
 fn a_mapping_grows_without_a_copy_of_its_own_making() {
     let _together = together();
-    // 2 MiB to 6 MiB stay within or move with their pages: the bytes must be there all the same,
-    // and a request is charged what the mapping has now.
+    // From 2 MiB to 6 MiB, blocks stay in place or move with their pages: either way the bytes must
+    // be there, and the request is charged for the mapping as it is now.
     let request = Request::new();
     request.run(|| {
         let mut held = Held::new(2 << 20, 8, 10);
@@ -175,7 +175,7 @@ fn a_persistent_vector_that_grows_inside_a_request_stays_persistent() {
     assert!(vector.iter().copied().eq(0..300_000));
 }
 
-/// Resizes a block of a request through every boundary by `resize`; it must stay the request's.
+/// Resizes a block of a request across every boundary with `resize`; it must stay the request's.
 fn stays_of(request: &Request, resize: impl Fn(&mut Held, usize)) {
     let mut held = request.run(|| Held::new(10, 8, 11));
     let mut over_aligned = request.run(|| Held::new(10, 1024, 12));
@@ -222,7 +222,7 @@ fn a_request_s_block_stays_the_request_s_when_resized_in_another_request() {
 fn a_request_s_block_stays_the_request_s_when_resized_by_another_thread() {
     let _together = together();
     let request = Request::new();
-    // Inside, too, so that the other thread cannot have this one's lane.
+    // This thread is inside, too, so that the other one cannot have its lane.
     let _entered = request.enter();
     stays_of(&request, |held, size| {
         let mut sent = Held { pointer: held.pointer, layout: held.layout, seed: held.seed };
@@ -267,13 +267,13 @@ fn a_kept_block_that_is_resized_inside_its_request_outlives_it() {
     ] {
         rqmalloc::begin_request();
         let (before, mut held) = (Held::new(from, 8, 15), Held::new(from, 8, 16));
-        // SAFETY: a live block, which no other thread knows.
+        // SAFETY: a live block that no other thread knows.
         unsafe { rqmalloc::persist(held.pointer) };
         let after = Held::new(from, 8, 17);
         held.resize(to);
         before.free();
         after.free();
-        // SAFETY: the one block that is used later was kept.
+        // SAFETY: the only block that is used later was persisted.
         let report = unsafe { rqmalloc::end_request() };
         assert_eq!(report.freed_blocks, 0, "{from} to {to}");
         held.verify();
@@ -313,7 +313,7 @@ fn random_walks_keep_every_byte() {
     assert_eq!(request.usage().live_blocks, 0);
 }
 
-/// A page in the middle of a block: what is done to it makes the block's mapping several to the kernel.
+/// Returns a page in the middle of a block: changing it splits the block's mapping for the kernel.
 fn page_inside(held: &Held) -> *mut libc::c_void {
     let page = 1 << 16;
     std::ptr::with_exposed_provenance_mut(
@@ -327,13 +327,13 @@ fn mappings_with_a_locked_or_advised_part_grow_and_lose_nothing() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let stop = &stop;
     std::thread::scope(|scope| {
-        // Takes whatever addresses come free, and would notice if somebody unmapped them.
+        // Takes whatever addresses become free, and would notice if somebody unmapped them.
         scope.spawn(move || {
             let bytes = 8 << 20;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let access = libc::PROT_READ | libc::PROT_WRITE;
                 let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-                // SAFETY: a mapping of this test's own, used within its bounds and given back.
+                // SAFETY: this test's own mapping, used within its bounds and given back.
                 unsafe {
                     let address = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
                     assert_ne!(address, libc::MAP_FAILED);
@@ -349,10 +349,10 @@ fn mappings_with_a_locked_or_advised_part_grow_and_lose_nothing() {
             let request = Request::new();
             let mut held = request.run(|| Held::new(2 << 20, 8, round));
             let page = page_inside(&held);
-            // SAFETY: a page of a live block; its contents stay.
+            // SAFETY: a page of a live block; its contents do not change.
             unsafe {
                 match round % 3 {
-                    // Without the right to lock memory there is nothing to see.
+                    // Without the right to lock memory this tests nothing.
                     0 => drop(libc::mlock(page, 1 << 16)),
                     1 => assert_eq!(libc::madvise(page, 1 << 16, libc::MADV_DONTFORK), 0),
                     _ => assert_eq!(libc::madvise(page, 1 << 16, libc::MADV_RANDOM), 0),

@@ -1,6 +1,6 @@
 //! Everything at once, from a seed: `RQMALLOC_STRESS_SEED`, `RQMALLOC_STRESS_SECONDS` (5),
-//! `RQMALLOC_STRESS_THREADS` (4). Several threads make the order of things differ from run to run;
-//! one thread repeats itself.
+//! `RQMALLOC_STRESS_THREADS` (4). With several threads, the order of events differs from run to
+//! run; one thread repeats itself.
 
 use crate::support::{Held, Random, together};
 use rqmalloc::Request;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const SLOT_COUNT: usize = 256;
 const REQUEST_COUNT: usize = 6;
-/// Blocks that a thread has for itself at most.
+/// Most blocks that a thread has for itself.
 const OWN_COUNT: usize = 200;
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -52,7 +52,7 @@ impl Worker {
         &self.shared.slots[self.random.below(SLOT_COUNT)]
     }
 
-    /// One small thing, in whatever is active.
+    /// Does one small thing, in whatever is active.
     fn step(&mut self) {
         match self.random.below(12) {
             0..4 => {
@@ -73,7 +73,7 @@ impl Worker {
                 }
             }
             8 | 9 => {
-                // Into a shared slot; what was there is this thread's to free now.
+                // Puts a block into a shared slot; what was there is now this thread's to free.
                 let held = self.allocate();
                 let before = self.slot().lock().unwrap().replace(held);
                 if let Some(before) = before {
@@ -112,14 +112,14 @@ impl Worker {
         }
     }
 
-    /// A shared request is entered, or replaced and closed with whatever lives in it.
+    /// Enters a shared request, or replaces it and closes it with whatever is live in it.
     fn in_a_shared_request(&mut self) {
         let place = self.random.below(REQUEST_COUNT);
         if self.random.below(6) == 0 {
             let fresh = Request::new();
             let before =
                 std::mem::replace(&mut *self.shared.requests[place].lock().unwrap(), fresh);
-            // Others may be inside: then the last of them closes it.
+            // If others are inside, the last of them closes it.
             if before.close().is_ok() {
                 self.shared.closed_count.fetch_add(1, Ordering::Relaxed);
             }
@@ -137,7 +137,7 @@ impl Worker {
         drop(entered);
     }
 
-    /// A request that no other thread sees: it can be ended, and counted to the block.
+    /// Uses a request that no other thread sees, so that it can be ended and counted to the block.
     fn in_an_own_request(&mut self) {
         let mut kept = rqmalloc::persistent(|| Vec::with_capacity(4));
         let mut inside = rqmalloc::persistent(|| Vec::with_capacity(100));
@@ -155,7 +155,7 @@ impl Worker {
                 inside.swap_remove(index).free();
             }
         }
-        // Persistent ones, dropped inside.
+        // Frees a persistent one inside.
         if let Some(held) = self.own.pop() {
             held.free();
         }
@@ -171,7 +171,7 @@ impl Worker {
         let usage = Request::current().unwrap().usage();
         assert_eq!(usage.live_blocks, inside.len() as u64);
         if self.random.below(2) == 0 {
-            // SAFETY: what is in `inside` is forgotten, the rest is kept.
+            // SAFETY: the blocks in `inside` are forgotten; the rest is persisted.
             let report = unsafe { rqmalloc::end_request() };
             assert_eq!(report.freed_blocks, inside.len() as u64);
             assert_eq!(report.surviving_blocks, 0);

@@ -1,5 +1,5 @@
-//! What the tests share: blocks that know their bytes, the size classes as the documentation has
-//! them, and a lock for tests that look at the whole process.
+//! What the tests share: blocks that know their bytes, the documented size classes, and a lock for
+//! tests that look at the whole process.
 
 #[path = "../support/random.rs"]
 mod random;
@@ -9,7 +9,7 @@ use rqmalloc::RqMalloc;
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Bytes of a page of the allocator.
+/// Length of a page of the allocator.
 pub const PAGE: usize = 16 * 1024;
 /// The largest payload of blocks that share slabs and regions; larger ones have spans of their own.
 pub const MAX_SHARED: usize = 32 * 1024 + 8;
@@ -18,12 +18,12 @@ pub const MAX_CLASS: usize = (1 << 20) + 8;
 
 static PROCESS: RwLock<()> = RwLock::new(());
 
-/// Held by a test that looks at figures of the whole process: no other test runs meanwhile.
+/// Taken by a test that looks at figures of the whole process: no other test runs meanwhile.
 pub fn alone() -> RwLockWriteGuard<'static, ()> {
     PROCESS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Held by every other test.
+/// Taken by every other test.
 pub fn together() -> RwLockReadGuard<'static, ()> {
     PROCESS.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -32,26 +32,27 @@ pub fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).unwrap()
 }
 
-/// The payload sizes of the classes, from the rule and not from the allocator's table:
-/// 8 + {0, 16 .. 112, then four steps a doubling .. 1 MiB}.
+/// Returns the payload sizes of the classes, by the rule rather than from the allocator's table: 8
+/// + {0, 16 .. 112, then four steps a doubling .. 1 MiB}.
 pub fn payloads() -> impl Iterator<Item = usize> {
     let steps =
         (7..20).flat_map(|power| (0..4).map(move |step| (1 << power) + (step << (power - 2))));
     (0..8).map(|sixteenth| 16 * sixteenth).chain(steps).chain([1 << 20]).map(|size: usize| size + 8)
 }
 
-/// The payload of the class that a size at an alignment of at most 16 gets.
+/// Returns the payload of the class for a size at an alignment of at most 16.
 pub fn payload_for(size: usize) -> usize {
     payloads().find(|&payload| payload >= size).unwrap()
 }
 
-/// What a request is charged for a live block that has a class, when it is too large for the region.
+/// Returns what a request is charged for a live block that has a class but is too large for the
+/// region.
 pub fn charged_for(size: usize) -> usize {
     let payload = payload_for(size);
     if payload <= MAX_SHARED { payload + 8 } else { (payload + 16).next_multiple_of(PAGE) }
 }
 
-/// Bytes that any piece of is unlike any other, for patterns.
+/// Bytes for patterns, of which no two pieces are alike.
 static NOISE: [u8; 2 * NOISE_STEP] = {
     let mut noise = [0; 2 * NOISE_STEP];
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -67,7 +68,7 @@ static NOISE: [u8; 2 * NOISE_STEP] = {
 };
 const NOISE_STEP: usize = 4096;
 
-/// The pieces of a pattern, `NOISE_STEP` bytes each.
+/// Returns a piece of a pattern, `NOISE_STEP` bytes.
 fn noise(seed: u64, piece: usize) -> &'static [u8] {
     let start =
         (seed.wrapping_mul(0x9e37_79b9) as usize >> 3).wrapping_add(piece * 613) % NOISE_STEP;
@@ -99,8 +100,8 @@ pub fn expect_pattern(bytes: &[u8], seed: u64) {
     }
 }
 
-/// A block with its layout and a pattern in it. It frees itself only when told to: a test that ends
-/// a request forgets the blocks of it.
+/// A block with its layout and a pattern in it. It is freed only when told to: a test that ends a
+/// request forgets its blocks.
 #[derive(Debug)]
 pub struct Held {
     pub pointer: *mut u8,
@@ -108,7 +109,7 @@ pub struct Held {
     pub seed: u64,
 }
 
-// SAFETY: a block belongs to no thread, and `Held` is its one owner.
+// SAFETY: a block belongs to no thread, and `Held` is its only owner.
 unsafe impl Send for Held {}
 
 impl Held {
@@ -122,7 +123,7 @@ impl Held {
         held
     }
 
-    /// As `new`, after a look at whether all bytes are zero.
+    /// As `new`, after checking that all bytes are zero.
     #[track_caller]
     pub fn zeroed(size: usize, align: usize, seed: u64) -> Self {
         let layout = layout(size, align);
@@ -142,7 +143,7 @@ impl Held {
     fn accept(&self) {
         assert!(!self.pointer.is_null(), "no memory for {:?}", self.layout);
         assert_eq!(self.pointer.addr() % self.layout.align(), 0, "{:?} is misaligned", self.layout);
-        // SAFETY: a fresh block of this layout, nobody else's.
+        // SAFETY: a fresh block of this layout that nobody else has.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.pointer, self.layout.size()) };
         write_pattern(bytes, self.seed);
     }
@@ -166,7 +167,8 @@ impl Held {
         unsafe { RqMalloc.dealloc(self.pointer, self.layout) };
     }
 
-    /// Reallocates: what both sizes have must be as it was, and the whole is written anew.
+    /// Reallocates: the bytes that both sizes have must be as they were; then the whole block is
+    /// written anew.
     #[track_caller]
     pub fn resize(&mut self, size: usize) {
         self.verify();
@@ -187,8 +189,8 @@ impl Held {
         unsafe { rqmalloc::owner_of(self.pointer) }
     }
 
-    /// What its request is charged for it. A block that could have a span of its own is cut from
-    /// the region if that has room; a span's block stands at its beginning.
+    /// Returns what its request is charged for it. A block that could have a span of its own is cut
+    /// from the region if that has room; a block with a span of its own is at the start of it.
     pub fn charge(&self) -> usize {
         let payload = payload_for(self.layout.size());
         let is_in_region = self.pointer.addr() % PAGE != 16;
@@ -201,7 +203,7 @@ impl Held {
     }
 }
 
-/// A vector that is persistent however much it grows: it has a block from the start.
+/// Returns a vector that is persistent however much it grows: it has a block from the start.
 pub fn persistent_vec<T>() -> Vec<T> {
     rqmalloc::persistent(|| Vec::with_capacity(8))
 }
@@ -218,7 +220,7 @@ pub fn ended(request: rqmalloc::Request) -> rqmalloc::Report {
     unsafe { request.end() }.unwrap()
 }
 
-/// The same where the report says nothing new.
+/// Ends the request likewise, if the report is of no interest.
 #[track_caller]
 pub fn end(request: rqmalloc::Request) {
     let _ = ended(request);

@@ -1,4 +1,4 @@
-//! Close keeps what is still live, for as long as it is, and pins only the pages under it.
+//! Close keeps what is still live, for as long as it is, and pins only its pages.
 
 use crate::support::{
     Held, MAX_CLASS, PAGE, charged_for, elsewhere, payloads, persistent_vec, together,
@@ -26,7 +26,7 @@ fn a_survivor_of_every_kind_is_valid_until_it_is_freed() {
         let bytes = request.usage().live_bytes;
         let report = survivors_of(request, held.len());
         assert_eq!((report.freed_blocks, report.surviving_bytes), (0, bytes));
-        // The pages in between are others' now.
+        // The pages in between are used by others now.
         let others: Vec<_> =
             (0..600).map(|seed| Held::new(1 + seed as usize * 97, 8, seed)).collect();
         for held in held {
@@ -64,7 +64,7 @@ fn a_survivor_across_pages_keeps_them_all() {
     let _together = together();
     let request = Request::new();
     let held = request.run(|| {
-        // Until one lies across the edge of a page, in a region that is long enough.
+        // Until one crosses the edge of a page, in a region that is long enough.
         std::iter::repeat_with(|| Held::new(32_000, 8, 1))
             .take(20)
             .reduce(|kept, held| {
@@ -140,7 +140,7 @@ fn survivors_are_freed_while_their_region_s_neighbours_are_used() {
             }
         });
         let _ = survivors_of(request, 10);
-        // Those of the round before go, in parts, inside another request and by its hands.
+        // Half of those from the round before are freed inside another request.
         let half = old.len() / 2;
         let other = Request::new();
         other.run(|| old.drain(..half).for_each(Held::free));
@@ -196,7 +196,7 @@ fn new_requests_work_beside_survivors_of_old_ones() {
     for (index, (held, _)) in kept.into_iter().enumerate() {
         held.free();
         if index % 3 == 0 {
-            // Recycled by now, and in use by another.
+            // The control block is recycled by now, and used by another request.
             let request = Request::new();
             let other = request.run(|| Held::new(77, 8, 5));
             assert_eq!(request.usage().live_blocks, 1);
@@ -212,7 +212,7 @@ fn what_was_freed_from_outside_does_not_survive() {
     let mut held: Vec<_> = request.run(|| (0..100).map(|seed| Held::new(100, 8, seed)).collect());
     let rest = held.split_off(60);
     elsewhere(move || held.into_iter().for_each(Held::free));
-    // The vector that `collect` made inside was freed there, too.
+    // The vector that `collect` allocated inside was freed there, too.
     let report = survivors_of(request, 40);
     assert_eq!(report.surviving_bytes, 40 * charged_for(100));
     rest.into_iter().for_each(Held::free);
@@ -246,7 +246,8 @@ fn close_after_several_threads_were_inside() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// A lane may cut small blocks from the inside of a large free one, which lies in another's region.
+/// A lane may cut small blocks from the inside of a large free one that lies in another lane's
+/// region.
 #[test]
 fn close_walks_a_region_that_another_lane_cuts_in() {
     let _together = together();

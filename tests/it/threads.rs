@@ -4,7 +4,7 @@ use crate::support::{Held, Random, together};
 use rqmalloc::Request;
 use std::sync::{Arc, Barrier, Mutex};
 
-/// Runs `round(thread, number)` in `count` threads, all beginning each round at once.
+/// Runs `round(thread, number)` in `count` threads, which begin each round together.
 fn in_rounds(count: usize, rounds: u64, round: impl Fn(usize, u64) + Send + Sync + 'static) {
     let (barrier, round) = (Arc::new(Barrier::new(count)), Arc::new(round));
     let threads: Vec<_> = (0..count)
@@ -82,7 +82,7 @@ fn all_threads_in_one_request_each_round() {
             assert_eq!(report.freed_blocks, 0);
             assert!((20..=COUNT as u64 * 20).contains(&report.surviving_blocks), "{report}");
         }
-        // Some before the close, some while it walks, some after it.
+        // Frees some before the close, some while it walks, some after it.
         held.into_iter().for_each(Held::free);
     });
 }
@@ -132,7 +132,7 @@ fn end_after_a_join_counts_exactly() {
             held.clear();
             drop(held);
         });
-        // SAFETY: the other thread is joined, and the rest is forgotten.
+        // SAFETY: the other thread has been joined, and the rest is forgotten.
         let report = unsafe { rqmalloc::end_request() };
         assert_eq!(report.freed_blocks, left);
     });

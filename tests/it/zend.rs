@@ -6,21 +6,21 @@ use rqmalloc::{Bailout, Request, persistent};
 use std::ffi::CStr;
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
-/// Bytes that fit into a live block, or 0 for null.
+/// Returns how many bytes fit into a live block; 0 for null.
 fn size_of_block(block: *const u8) -> usize {
-    // SAFETY: the callers in this file pass live blocks and null.
+    // SAFETY: the callers in this file pass live blocks or null.
     unsafe { zend::block_size(block) }
 }
 
 /// Fills a block to its last byte.
 fn fill(block: *mut u8, byte: u8) {
-    // SAFETY: a live block, as long as it says.
+    // SAFETY: a live block that has this many bytes.
     unsafe { block.write_bytes(byte, size_of_block(block)) };
 }
 
 #[track_caller]
 fn expect(block: *const u8, count: usize, byte: u8) {
-    // SAFETY: a live block of at least so many bytes.
+    // SAFETY: a live block of at least this many bytes.
     assert!(unsafe { from_raw_parts(block, count) }.iter().all(|&found| found == byte));
 }
 
@@ -110,7 +110,7 @@ fn erealloc2_copies_what_it_is_told() {
     request.run(|| {
         let block = zend::ecalloc(1, 1_000);
         fill(block, 7);
-        // So that the block cannot grow where it is, and what it moves to has bytes of its own.
+        // Keeps the block from growing in place, and gives the block it moves to other bytes.
         let next = zend::emalloc(20_000);
         fill(next, 1);
         zend::emalloc(10);
@@ -120,7 +120,7 @@ fn erealloc2_copies_what_it_is_told() {
         let moved = unsafe { zend::erealloc2(block, 20_000, 300) };
         assert_ne!(moved, block);
         expect(moved, 300, 7);
-        // SAFETY: a live block, whose bytes somebody has written before.
+        // SAFETY: a live block whose bytes were written before.
         assert!(unsafe { from_raw_parts(moved.add(300), 700) }.iter().any(|&byte| byte != 7));
     });
     end(request);
@@ -153,7 +153,7 @@ fn copies_of_text() {
     request.run(|| {
         for is_persistent in [false, true] {
             let copy = zend::pestrdup(c"text", is_persistent);
-            // SAFETY: a text.
+            // SAFETY: a text with its final zero.
             assert_eq!(unsafe { CStr::from_ptr(copy) }, c"text");
             // SAFETY: nobody uses it any more.
             unsafe { zend::pefree(copy.cast(), is_persistent) };
@@ -162,7 +162,7 @@ fn copies_of_text() {
         // SAFETY: three bytes and a zero.
         assert_eq!(unsafe { from_raw_parts(copy.cast::<u8>(), 4) }, b"a\0b\0");
         let copy = zend::estrdup(c"");
-        // SAFETY: a text.
+        // SAFETY: a text with its final zero.
         assert!(unsafe { CStr::from_ptr(copy) }.is_empty());
         assert_eq!(request.usage().live_blocks, 2);
     });
@@ -213,7 +213,7 @@ fn safe_functions_check_the_product() {
         // SAFETY: nobody uses it any more.
         unsafe { zend::efree(block) };
         let block = zend::safe_pemalloc(10, 10, 5, true);
-        // SAFETY: a live block, of the family.
+        // SAFETY: a live block of the family.
         unsafe { zend::pefree(zend::safe_perealloc(block, 20, 10, 5, true), true) };
     });
     let too_much = [(usize::MAX, 2, 0), (1 << 40, 1 << 40, 0), (1, usize::MAX, 1)];

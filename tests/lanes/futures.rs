@@ -1,5 +1,5 @@
-//! `Request::scope` under tokio: every poll is inside, nothing between polls is, and whatever becomes
-//! of a task, its request loses nothing.
+//! `Request::scope` under tokio: every poll is inside, nothing between polls is, and whatever
+//! becomes of a task, its request loses nothing.
 
 use crate::support::{
     Held, PAGE, REGION, active_owner, alone, close_empty, current_id, persistent_vec, together,
@@ -35,14 +35,14 @@ fn under_both<F: Future<Output = ()> + Send + 'static>(case: impl Fn() -> F) {
     runtime.block_on(async { spawn(case()).await.unwrap() });
 }
 
-/// Says, when it is dropped, in which request that was.
+/// Records, when dropped, which request the thread is inside.
 struct Dropped {
     inside: Arc<AtomicU64>,
     held: Option<Held>,
 }
 
 impl Dropped {
-    /// With a block of what is active.
+    /// Creates one with a block from what is active.
     fn new(inside: &Arc<AtomicU64>) -> Self {
         Self { inside: inside.clone(), held: Some(Held::new(100, 5)) }
     }
@@ -71,7 +71,7 @@ fn a_spawned_scope_is_inside_at_every_poll() {
             }
             held
         }));
-        // The executor's own task is outside all the time.
+        // The executor's own task is always outside.
         for _ in 0..10 {
             assert_eq!((current_id(), active_owner()), (None, None));
             yield_now().await;
@@ -84,7 +84,7 @@ fn a_spawned_scope_is_inside_at_every_poll() {
     });
 }
 
-/// A future of our own, polled by one thread after the other: it stays in one lane.
+/// A hand-written future that one thread after the other polls stays in one lane.
 #[test]
 fn a_scope_that_many_threads_poll_has_one_lane() {
     let _together = together();
@@ -122,7 +122,8 @@ fn a_scope_that_many_threads_poll_has_one_lane() {
     close_empty(request);
 }
 
-/// Pending once. (Tokio's own notes the task in a vector, which grows where it is first used.)
+/// Returns a future that is pending once. (Tokio's own records the task in a vector, which grows
+/// where it is first used.)
 fn yield_now() -> impl Future<Output = ()> {
     let mut is_first = true;
     poll_fn(move |context| {
@@ -177,7 +178,7 @@ fn tasks_on_many_threads_keep_their_requests_apart() {
     });
 }
 
-/// Tasks of one request, at once: lanes as far as threads are inside at once, and no more.
+/// Tasks of one request, all at once: as many lanes as threads are inside at once, and no more.
 #[test]
 fn tasks_of_one_request() {
     under_both(|| async {
@@ -202,7 +203,8 @@ fn tasks_of_one_request() {
         }
         let usage = request.usage();
         assert_eq!(usage.live_blocks, COUNT as u64);
-        // At most three workers are inside at once, and a lane begins with a region of at least a page.
+        // At most three workers are inside at once, and a lane begins with a region of at least a
+        // page.
         const { assert!(COUNT * PAGE > 4 * REGION) };
         assert!(usage.peak_bytes <= 4 * REGION, "{usage:?}");
         held.into_iter().for_each(Held::free);
@@ -254,7 +256,7 @@ fn scopes_nest() {
                             (current_id(), active_owner()),
                             (Some(inner_id), Some(inner_id))
                         );
-                        // The outer one again, within the inner one.
+                        // The outer one again, inside the inner one.
                         let c = outer
                             .scope(async {
                                 yield_now().await;
@@ -354,7 +356,7 @@ fn an_aborted_task_loses_nothing() {
         assert_eq!(inside.load(Ordering::Relaxed), request.id().get());
         close_empty(request);
 
-        // One that was never polled.
+        // A scope that was never polled.
         let request = Request::new();
         let held = request.run(|| Held::new(100, 1));
         let task = spawn(request.scope(async move { held.free() }));
@@ -380,8 +382,8 @@ fn a_pending_scope_is_dropped_inside_by_whoever() {
         }))
     };
     assert!(scope.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    // A request that is closed by its last handle, which the scope has, on another thread, inside
-    // another request.
+    // The scope has the last handle, which closes the request on another thread, inside another
+    // request.
     drop(request);
     crate::support::elsewhere(move || {
         let other = Request::new();
@@ -394,7 +396,7 @@ fn a_pending_scope_is_dropped_inside_by_whoever() {
     assert_eq!(inside.load(Ordering::Relaxed), id.get());
 }
 
-/// Ready at once, it has its block until it is dropped itself.
+/// A future that is ready at once and has its block until it is dropped itself.
 struct Keeps(#[expect(dead_code, reason = "it is there to be dropped")] Dropped);
 
 impl Future for Keeps {
@@ -412,7 +414,7 @@ fn a_future_that_is_ready_is_dropped_inside() {
         let keeps = request.run(|| Keeps(Dropped::new(&inside)));
         let mut scope = pin!(request.scope(keeps));
         scope.as_mut().await;
-        // The scope is still there, the future is not.
+        // The scope is still there; the future is not.
         assert_eq!(inside.load(Ordering::Relaxed), request.id().get());
         close_empty(request);
     });
@@ -437,7 +439,7 @@ fn a_scope_s_handle_goes_when_it_is_ready() {
     );
     assert_eq!((current_id(), active_owner()), (None, None));
 
-    // A scope that is forgotten keeps its request open, and nothing else.
+    // A forgotten scope keeps its request open, and nothing else.
     let request = Request::new();
     let mut scope = Box::pin(request.scope(pending::<()>()));
     assert!(scope.as_mut().poll(&mut context).is_pending());
@@ -463,7 +465,7 @@ fn a_panic_in_a_poll_leaves() {
         let error = spawn(scope).await.map(|(): ()| ()).unwrap_err();
         assert_eq!((current_id(), active_owner()), (None, None));
         assert_eq!(inside.load(Ordering::Relaxed), request.id().get());
-        // The payload was made inside, and outlives the request.
+        // The payload was allocated inside, and outlives the request.
         assert_eq!(request.usage().live_blocks, 1);
         let report = request.close().unwrap();
         assert_eq!((report.surviving_blocks, report.freed_blocks), (1, 0), "{report}");
@@ -482,7 +484,7 @@ fn tasks_that_a_handler_spawns_do_not_inherit() {
             assert_eq!(task.await.unwrap(), (None, None));
             assert_eq!(blocking.await.unwrap(), (None, None));
             assert_eq!((current_id(), active_owner()), (Some(id), Some(id)));
-            // Given a scope, or `run`, they are inside.
+            // With a scope, or `run`, they are inside.
             let own = Request::current().unwrap();
             let task = spawn(own.scope(async { (current_id(), active_owner()) }));
             let blocking = spawn_blocking(move || own.run(|| (current_id(), active_owner())));
@@ -491,13 +493,13 @@ fn tasks_that_a_handler_spawns_do_not_inherit() {
         });
         handler.await;
         assert_eq!((current_id(), active_owner()), (None, None));
-        // The cells of the tasks, a thread for what blocks: made inside, gone when they are done with.
-        // A worker may still be about to drop its reference.
+        // The cells of the tasks, and a thread for blocking work: allocated inside, and freed when
+        // they are no longer needed. A worker may still be about to drop its reference.
         assert!(request.close().is_ok());
     });
 }
 
-/// Uses a timer, channels and a task, all of which a handler may have made inside.
+/// Uses a timer, channels and a task, all of which a handler may create inside.
 async fn well_behaved(held: &Mutex<Vec<Held>>) -> usize {
     let (sender, mut receiver) = persistent(|| mpsc::channel::<Vec<u8>>(4));
     let task = persistent(|| {
@@ -525,7 +527,7 @@ async fn well_behaved(held: &Mutex<Vec<Held>>) -> usize {
 fn a_well_behaved_handler_leaves_nothing() {
     under_both(|| async {
         let held = Arc::new(Mutex::new(Vec::with_capacity(200)));
-        // What the runtime makes at first use is made now, outside.
+        // What the runtime creates at first use is created now, outside.
         well_behaved(&held).await;
         let mut tasks = JoinSet::new();
         for _ in 0..10 {
@@ -544,8 +546,8 @@ fn a_well_behaved_handler_leaves_nothing() {
     });
 }
 
-/// A handler that makes the runtime's things inside: they stay valid, the report says how many, and
-/// the runtime works on.
+/// A handler that has the runtime create things inside: they stay valid, the report says how many
+/// there are, and the runtime goes on working.
 #[test]
 fn what_a_runtime_makes_inside_survives() {
     let _together = together();
@@ -562,7 +564,8 @@ fn what_a_runtime_makes_inside_survives() {
                     inside_sender.send(vec![7; length]).unwrap();
                 }
                 let growing = count.clone();
-                // A task that outlives the request, its timer, and one that waits for a channel.
+                // A task that outlives the request, with its timer, and one that waits for a
+                // channel.
                 drop(spawn(async move {
                     sleep(20 * MILLISECOND).await;
                     growing.fetch_add(1, Ordering::Relaxed);
@@ -577,13 +580,13 @@ fn what_a_runtime_makes_inside_survives() {
                     count.fetch_add(1, Ordering::Relaxed);
                 }));
                 sleep(MILLISECOND).await;
-                // The runtime's vector of tasks that yield.
+                // The runtime's vector of yielding tasks.
                 tokio::task::yield_now().await;
             });
             handler.await;
             request.close().unwrap()
         });
-        // 199 vectors that are not empty, blocks of the channel, two tasks, the blocking one.
+        // 199 non-empty vectors, blocks of the channel, two tasks, the blocking one.
         assert!(report.surviving_blocks > 199 + 5, "{report}");
         assert!(report.span_bytes >= report.surviving_bytes, "{report}");
         drop(sender);
@@ -610,7 +613,7 @@ fn what_a_runtime_makes_inside_survives() {
     rqmalloc::check_structures();
 }
 
-/// A runtime that is made, used and shut down inside a request, with tasks that are not done.
+/// A runtime that is created, used and shut down inside a request, with tasks that are not done.
 #[test]
 fn a_runtime_inside_a_request() {
     let _together = together();
@@ -628,7 +631,7 @@ fn a_runtime_inside_a_request() {
     assert!(live > 0);
     let report = request.close().unwrap();
     assert!(report.surviving_blocks > 0, "{report}");
-    // All of it was in the request, and works on.
+    // All of it was allocated in the request, and goes on working.
     runtime.block_on(async {
         let other = Request::new();
         let task = spawn(other.scope(async { Held::new(100, 1) }));
@@ -639,7 +642,7 @@ fn a_runtime_inside_a_request() {
     rqmalloc::check_structures();
 }
 
-/// A runtime that is shut down drops the scopes of tasks that were not done, inside.
+/// A runtime that is shut down drops the scopes of unfinished tasks, inside.
 #[test]
 fn a_runtime_that_goes_drops_its_scopes() {
     let _together = together();
@@ -665,9 +668,9 @@ fn a_runtime_that_goes_drops_its_scopes() {
     close_empty(request);
 }
 
-// ---- giving a request up ---------------------------------------------------------------------------
+// ---- giving a request up ------------------------------------------------------------------------
 
-/// Holds more and more across polls; the other tasks of the runtime go on.
+/// Keeps more and more across polls; the other tasks of the runtime go on.
 async fn greedy() -> usize {
     let mut held: Vec<Vec<u8>> = Vec::with_capacity(4096);
     for round in 0..4_000 {
@@ -702,7 +705,7 @@ fn a_scope_over_its_mark_is_given_up_alone() {
             }
         }
         assert_eq!(given_up, [3]);
-        // What the future held was dropped inside the request.
+        // What the future had was dropped inside the request.
         requests.into_iter().for_each(close_empty);
     });
 }

@@ -1,4 +1,4 @@
-//! How much memory a request holds beside what is live in it.
+//! How much memory a request holds beyond what is live in it.
 
 use crate::support::{Held, PAGE, REGION, Random, close_empty, persistent_vec, together};
 use rqmalloc::{Request, persistent};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Barrier};
 
-/// Bytes that are live, as the test counts them.
+/// The live bytes, as the test counts them.
 #[derive(Default)]
 struct Live {
     now: AtomicUsize,
@@ -55,7 +55,8 @@ fn consume(live: &Live, receiver: &Receiver<Batch>) {
     }
 }
 
-/// Runs the two in threads of their own, both inside; the consumer begins when the channel is full.
+/// Runs a producer and a consumer in threads of their own, both inside; the consumer begins when
+/// the channel is full.
 fn produce_and_consume(batches: u64, size: fn(u64) -> usize) {
     let request = Request::new();
     let live = Arc::new(Live::default());
@@ -109,7 +110,7 @@ fn a_producer_and_a_consumer_of_many_sizes() {
     produce_and_consume(BATCHES, |number| 16 + (number * 7919 % 1000) as usize);
 }
 
-/// The sizes shift, what is live in each phase does not: what is free of the last one serves the next.
+/// The sizes shift but the live bytes of a phase do not: what the last phase freed serves the next.
 #[test]
 fn a_producer_and_a_consumer_whose_sizes_shift() {
     let _together = together();
@@ -163,7 +164,7 @@ fn a_producer_and_a_consumer_whose_sizes_shift() {
     close_empty(request);
 }
 
-/// Producer, worker, consumer: what the last one frees comes round to the first.
+/// Producer, worker, consumer: what the last one frees gets back to the first.
 #[test]
 fn a_pipeline_of_three() {
     let _together = together();
@@ -186,7 +187,7 @@ fn a_pipeline_of_three() {
             request.run(|| {
                 while let Ok(mut batch) = persistent(|| middle.recv()) {
                     let before = bytes_of(&batch);
-                    // Half of it grows, here.
+                    // Half of the batch grows here.
                     batch.iter_mut().step_by(2).for_each(|item| item.reserve(500));
                     live.add(bytes_of(&batch));
                     live.sub(before);
@@ -211,12 +212,12 @@ fn a_pipeline_of_three() {
     let peak = live.peak.load(Ordering::Relaxed);
     let usage = request.usage();
     eprintln!("live peak {peak}, {usage:?}");
-    // What is on its way counts for little when the queues run empty: three regions of slack.
+    // What is on its way counts for little when the queues run empty, hence three regions of slack.
     assert!(usage.peak_bytes <= 2 * peak.max(1 << 20) + 3 * REGION, "{peak}, {usage:?}");
     close_empty(request);
 }
 
-/// The live bytes stay about the same, the sizes do not.
+/// The live bytes stay about the same; the sizes do not.
 #[test]
 fn a_long_request_whose_sizes_shift() {
     let _together = together();
@@ -274,8 +275,8 @@ fn a_small_survivor_pins_one_page() {
     survivor.free();
 }
 
-/// Whoever has the only handle closes whenever it wants to, while others grow blocks of the request; and
-/// what the request's callbacks do, they do not do in the middle of somebody's `Vec::push`.
+/// The thread with the only handle can close at any time, while others grow blocks of the request;
+/// and callbacks of the request do not run in the middle of somebody's `Vec::push`.
 #[test]
 fn growth_from_outside_keeps_nobody_from_closing_and_runs_nothing() {
     let _together = together();

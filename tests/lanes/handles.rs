@@ -1,4 +1,4 @@
-//! Handles and guards: who keeps a request open, who closes it, and what is said about it.
+//! Handles and guards: what keeps a request open, what closes it, and what is reported.
 
 use crate::support::{
     Held, active_owner, alone, close_empty, current_id, elsewhere, persistent_vec, together, unwind,
@@ -18,7 +18,7 @@ fn a_request_with_other_handles_comes_back_and_says_so() {
     let request = request.close().unwrap_err();
     assert_eq!(request.to_string(), text);
     assert_eq!(format!("{request:?}"), format!("Request({text})"));
-    // SAFETY: it will not end.
+    // SAFETY: the request will not end.
     let request = unsafe { request.end() }.unwrap_err();
     assert_eq!(request.to_string(), text);
     // Nothing has happened to it.
@@ -51,14 +51,14 @@ fn a_request_somebody_is_inside_comes_back_and_says_so() {
     });
     entered.recv().unwrap();
     let here = request.enter();
-    // Two entries and the thread's handle.
+    // Two entries and the thread's own handle.
     let text = format!(
         "request {id}: still open, 2 threads are inside, 3 other handles are alive (every entry \
          of a thread is one)"
     );
     let request = request.close().unwrap_err();
     assert_eq!(request.to_string(), text);
-    // SAFETY: it will not end.
+    // SAFETY: the request will not end.
     let request = unsafe { request.end() }.unwrap_err();
     assert_eq!(request.to_string(), text);
     persistent(|| leave.send(()).unwrap());
@@ -96,7 +96,7 @@ fn the_last_handle_closes() {
     drop(entered);
     assert_eq!((stats().open_request_count, current_id()), (before, None));
 
-    // One of many threads is the last.
+    // Of many threads, one is the last.
     for round in 0..50 {
         let request = Request::new();
         let threads: Vec<_> = (0..4)
@@ -125,7 +125,7 @@ fn hooks_only_leave_while_other_handles_are_alive() {
         let handle = Request::current().unwrap();
         let peak = handle.usage().peak_bytes;
         let report = if ends {
-            // SAFETY: it will not end.
+            // SAFETY: the request will not end.
             unsafe { rqmalloc::end_request() }
         } else {
             rqmalloc::close_request()
@@ -179,7 +179,7 @@ fn hooks_only_leave_while_another_thread_is_inside() {
     assert_eq!(stats().open_request_count, before + 1);
     leave.send(()).unwrap();
     let (held, other) = thread.join().unwrap();
-    // The thread's entry was the last.
+    // The thread's entry was the last handle.
     assert_eq!(stats().open_request_count, before);
     assert_eq!((held.owner(), other.owner()), (None, None), "adopted");
     held.free();
@@ -192,7 +192,7 @@ fn hooks_leave_their_own_entry_under_others() {
     let outer = rqmalloc::begin_request();
     let other = Request::new();
     let entered = other.enter();
-    // The hook's entry lies under the guard's, which stays the active one.
+    // The hook's entry is below the guard's, which stays the active one.
     assert_eq!(rqmalloc::close_request().id, outer);
     assert_eq!((current_id(), active_owner()), (Some(other.id()), Some(other.id())));
     drop(entered);
@@ -227,7 +227,7 @@ fn hooks_without_a_request_panic() {
         payload.downcast_ref::<&str>().map(ToString::to_string).unwrap()
     };
     let request = Request::new();
-    // A guard is not the hooks'.
+    // A guard is no hook's.
     let _entered = request.enter();
     let closed = catch_unwind(rqmalloc::close_request).unwrap_err();
     assert_eq!(message(closed), "close_request: no request is open on this thread");
@@ -251,7 +251,7 @@ fn a_forgotten_guard_keeps_the_request_open_until_its_thread_exits() {
         drop(inside);
         assert_eq!((current_id(), active_owner()), (Some(id), Some(id)));
         let held = Held::new(100, 1);
-        // A guard over the forgotten one comes and goes.
+        // A guard above the forgotten one comes and goes.
         let other = Request::new();
         other.run(|| assert_eq!(active_owner(), Some(other.id())));
         drop(other);
@@ -293,7 +293,7 @@ fn guards_go_in_any_order() {
     }
 }
 
-/// `persistent` between guards that go while it runs.
+/// `persistent` between guards that are dropped while it runs.
 #[test]
 fn guards_go_inside_persistent() {
     let _together = together();
@@ -306,7 +306,7 @@ fn guards_go_inside_persistent() {
         assert_eq!((current_id(), active_owner()), (Some(one.id()), None));
         drop(first);
         assert_eq!((current_id(), active_owner()), (None, None));
-        // The dead entries lie under this one: the new one lies over it.
+        // The dead entries are below this one, and the new one is above it.
         let again = one.enter();
         assert_eq!(active_owner(), Some(one.id()));
         std::mem::drop(again);
@@ -336,7 +336,7 @@ fn a_panic_inside_leaves() {
     .unwrap_err();
     assert_eq!((current_id(), active_owner()), (None, None));
     assert!(held.iter().all(|held| held.owner() == Some(request.id())));
-    // The payload was made inside.
+    // The payload was allocated inside.
     assert_eq!(request.usage().live_blocks, 3);
     assert_eq!(payload.downcast_ref::<u64>(), Some(&7));
     held.into_iter().for_each(Held::free);
@@ -386,7 +386,7 @@ fn a_thread_that_exits_inside_leaves() {
     });
     assert_eq!(stats().open_request_count, before + 1);
     let usage = request.usage();
-    // What joining needs was made by this thread, the thread's own results by that one.
+    // What joining needs was allocated by this thread, the thread's results by that one.
     assert!(usage.live_blocks >= 1, "{usage:?}");
     assert_eq!((held.owner(), own.owner()), (Some(request.id()), None));
     own.free();
@@ -415,8 +415,8 @@ fn a_guard_in_a_thread_local_is_dropped_at_exit() {
     assert_eq!(stats().open_request_count, before);
 }
 
-/// Handles made and dropped by many threads while one tries to close: exactly one close, and never
-/// while somebody is inside.
+/// Many threads create and drop handles while one tries to close: there is exactly one close, and
+/// never while somebody is inside.
 #[test]
 fn closing_races_with_entering() {
     let _alone = alone();
@@ -447,7 +447,7 @@ fn closing_races_with_entering() {
     assert_eq!(stats().open_request_count, before);
 }
 
-/// Leaving is the same work wherever the entry stands among the others, and so is entering.
+/// Leaving takes the same work wherever the entry is among the others, and so does entering.
 #[test]
 fn guards_by_the_hundred_thousand_in_every_order() {
     let _together = together();
@@ -470,7 +470,7 @@ fn guards_by_the_hundred_thousand_in_every_order() {
             let place = order(at);
             guards[place] = None;
             if place == COUNT - 1 {
-                // Of those that are left the newest one counts.
+                // Of those that are left, the newest one counts.
                 let newest =
                     guards.iter().rposition(Option::is_some).map(|at| requests[at % 4].id());
                 assert_eq!(current_id(), newest);
@@ -483,7 +483,7 @@ fn guards_by_the_hundred_thousand_in_every_order() {
     requests.into_iter().for_each(close_empty);
 }
 
-/// A callback's panic ends that callback and nothing else, whatever its payload does when it is dropped.
+/// A callback's panic ends only that callback, whatever its payload does when dropped.
 #[test]
 fn a_payload_that_panics_ends_nothing_but_its_callback() {
     struct Bomb;

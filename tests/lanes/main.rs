@@ -1,4 +1,4 @@
-//! Requests that many threads and tasks are in.
+//! Requests that many threads and tasks are inside.
 #![allow(missing_docs)]
 
 mod futures;

@@ -29,7 +29,7 @@ fn short_threads() {
                     assert_eq!(rqmalloc::close_request().surviving_blocks, 1);
                     own.free();
                 }
-                // Left to the thread's exit, which closes it.
+                // Left open for the thread's exit, which closes it.
                 _ => left = Some(own),
             }
             (held, left)
@@ -40,7 +40,7 @@ fn short_threads() {
             assert!(left.owner().is_none(), "adopted");
             left.free();
         }
-        // Each thread goes before the next: it is what it leaves behind that could add up.
+        // Each thread exits before the next starts: what it leaves behind could add up.
         if number == 200 {
             mapped = stats().mapped_bytes;
         }
@@ -75,7 +75,7 @@ fn ten_thousand_requests() {
     open.extend((0..COUNT).map(|_| Request::new()));
     let idle = stats();
     assert_eq!(idle.open_request_count, before.open_request_count + COUNT as u64);
-    // Pooled control blocks are in use, too: what is new is at most this.
+    // Pooled control blocks are in use, too, so a new one costs at most this.
     let each = idle.in_use_bytes.saturating_sub(with_the_vector) / COUNT;
     eprintln!("an idle open request: {each} bytes");
     assert!(each <= 2048, "{each} bytes for an idle open request");
@@ -129,7 +129,7 @@ fn ten_thousand_requests() {
 }
 
 fn trim_all() {
-    // What the last one freed may make the next one find more.
+    // What the last one freed may let the next one find more.
     for _ in 0..3 {
         rqmalloc::trim();
     }
@@ -142,7 +142,7 @@ fn threads_on_a_barrier_with_a_new_request_each_round() {
     let before = stats().open_request_count;
     let barrier = Arc::new(Barrier::new(COUNT));
     let current: Arc<Mutex<Option<Request>>> = Arc::default();
-    // What each thread leaves for its neighbour to free, in the next round.
+    // What each thread leaves for its neighbour to free in the next round.
     let left: Arc<Vec<Mutex<Vec<Held>>>> = Arc::new((0..COUNT).map(|_| Mutex::default()).collect());
     let threads: Vec<_> = (0..COUNT)
         .map(|thread| {
@@ -168,7 +168,8 @@ fn threads_on_a_barrier_with_a_new_request_each_round() {
                     drop(request);
                     barrier.wait();
                     if thread == (round + 1) % COUNT {
-                        // The last handle, with what is live; the neighbours free it meanwhile.
+                        // Drops the last handle while blocks are live, which the neighbours free
+                        // meanwhile.
                         drop(current.lock().unwrap().take());
                     }
                     let neighbour = (thread + 1) % COUNT;
@@ -202,7 +203,7 @@ fn a_survivor_outlives_its_thread_and_its_request() {
             held
         }));
     }
-    // Control blocks and threads are used again meanwhile.
+    // Control blocks and threads are reused meanwhile.
     for seed in 0..50 {
         elsewhere(move || {
             let request = Request::new();
@@ -216,7 +217,7 @@ fn a_survivor_outlives_its_thread_and_its_request() {
             0 => held.free(),
             1 => elsewhere(move || held.free()),
             _ => {
-                // Resized, it has its request's lifetime no more: that is closed.
+                // Resized, it no longer has the lifetime of its request, which is closed.
                 held.resize(held.size() / 3);
                 let request = Request::new();
                 request.run(|| held.free());
@@ -226,7 +227,7 @@ fn a_survivor_outlives_its_thread_and_its_request() {
     }
 }
 
-/// An entry, whatever made it.
+/// An entry of any kind.
 enum Level {
     Guard(Request, Option<Entered>),
     Hook,
@@ -245,7 +246,7 @@ fn a_hundred_levels() {
             levels.push(Level::Hook);
         } else {
             let request = match levels.get(random.below(levels.len())) {
-                // One that this thread is in already, now and then.
+                // Now and then, one that this thread is already inside.
                 Some(Level::Guard(request, _)) if depth % 5 == 0 => request.clone(),
                 _ => Request::new(),
             };
@@ -259,7 +260,7 @@ fn a_hundred_levels() {
             persistent(|| assert_eq!((active_owner(), current_id().is_some()), (None, true)));
         }
     }
-    // Guards go in any order, hooks from the innermost out.
+    // Guards are dropped in any order, hooks from the innermost out.
     let (mut left, mut hooks): (Vec<usize>, Vec<usize>) =
         persistent(|| ((0..100).collect(), (0..100).filter(|depth| depth % 3 == 0).collect()));
     while !left.is_empty() {
@@ -285,7 +286,7 @@ fn a_hundred_levels() {
     assert_eq!(current_id(), None);
 }
 
-/// `persistent` and requests within each other, and a panic from the innermost.
+/// `persistent` and requests inside each other, and a panic from the innermost.
 #[test]
 fn a_hundred_levels_of_closures() {
     let _together = together();
@@ -322,7 +323,7 @@ fn a_hundred_levels_of_closures() {
     }
 }
 
-/// A hundred forgotten guards, left by the thread's exit.
+/// The thread's exit leaves a hundred forgotten guards.
 #[test]
 fn a_hundred_forgotten_levels() {
     let _alone = alone();

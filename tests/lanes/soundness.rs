@@ -1,5 +1,5 @@
-//! What a program makes once and keeps, first used inside a request: it stays valid and is reported,
-//! or is kept out by `persistent` or by being made before.
+//! What a program creates once and keeps, first used inside a request: it stays valid and is
+//! reported, or is kept out by `persistent` or by being created before.
 
 use crate::support::{
     Held, PAGE, active_owner, close_empty, current_id, elsewhere, persistent_vec, together, unwind,
@@ -44,7 +44,7 @@ fn a_lazy_static_first_used_inside() {
     let report = request.close().unwrap();
     assert_eq!(report.surviving_blocks, WORDS_BLOCKS, "{report}");
     assert!(report.to_string().contains("101 blocks survive"), "{report}");
-    // Other requests take what memory was given back.
+    // Other requests reuse the memory that was given back.
     let others: Vec<_> = (0..20)
         .map(|seed| {
             let other = Request::new();
@@ -77,7 +77,8 @@ fn a_once_lock_first_used_inside() {
     expect_words(&INSIDE.get().unwrap().clone());
 }
 
-/// A global map that existed before grows inside: its table stays where it was, its values do not.
+/// A global vector that existed before grows inside: its buffer stays persistent, its values belong
+/// to the request.
 #[test]
 fn a_global_that_grows_inside() {
     let _together = together();
@@ -91,7 +92,7 @@ fn a_global_that_grows_inside() {
     assert!(texts.into_iter().enumerate().all(|(index, text)| text == index.to_string()));
 }
 
-/// Its destructor sees it as it was made, in a request that is long over.
+/// Its destructor sees it as it was created, in a request that is long over.
 struct Seen {
     words: Words,
     seen: &'static AtomicU64,
@@ -145,7 +146,7 @@ fn a_thread_local_first_used_inside() {
     assert_eq!(SEEN.load(Ordering::Relaxed), 2);
 }
 
-/// A channel that grows inside, read by others long after.
+/// A channel that grows inside and is read by others long after.
 #[test]
 fn a_channel_that_grows_inside() {
     let _together = together();
@@ -158,7 +159,7 @@ fn a_channel_that_grows_inside() {
     elsewhere(move || {
         assert!(receiver.iter().map(|number| *number).eq(0..500));
     });
-    // Prewarmed and within `persistent`: nothing stays.
+    // Prewarmed and inside `persistent`: nothing stays.
     let (sender, receiver) = channel::<Box<u64>>();
     let request = Request::new();
     request
@@ -177,7 +178,7 @@ fn a_thread_started_inside() {
         std::thread::Builder::new()
             .name("started inside".to_string())
             .spawn(move || {
-                // Threads do not inherit.
+                // Threads do not inherit the request.
                 let before = (current_id(), active_owner());
                 gone.recv().unwrap();
                 assert_eq!(std::thread::current().name(), Some("started inside"));
@@ -216,7 +217,7 @@ fn a_panic_in_drop() {
     }))
     .unwrap_err();
     assert_eq!((current_id(), active_owner()), (None, None));
-    // What the handler had is dropped in spite of it; the payload was made inside.
+    // What the handler had is dropped in spite of the panic; the payload was allocated inside.
     assert_eq!(request.usage().live_blocks, 2);
     let report = request.close().unwrap();
     assert_eq!(report.surviving_blocks, 2, "{report}");

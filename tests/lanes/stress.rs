@@ -1,5 +1,5 @@
 //! Everything at once, from a seed: `RQMALLOC_STRESS_SEED`, `RQMALLOC_STRESS_SECONDS` (5),
-//! `RQMALLOC_STRESS_THREADS` (4). One thread repeats itself; several differ in their order.
+//! `RQMALLOC_STRESS_THREADS` (4). One thread repeats itself; several vary in their order.
 
 use crate::support::{
     Held, Random, active_owner, alone, close_empty, current_id, persistent_vec, setting,
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 const REQUEST_COUNT: usize = 6;
 const SLOT_COUNT: usize = 200;
-/// Blocks that a thread has for itself at most.
+/// Most blocks that a thread has for itself.
 const OWN_COUNT: usize = 150;
-/// Guards that a thread has at most.
+/// Most guards that a thread has.
 const GUARD_COUNT: usize = 14;
 
-/// A block, and whose it is.
+/// A block, and the request it belongs to.
 struct Known {
     held: Held,
     owner: Option<RequestId>,
@@ -44,7 +44,7 @@ impl Known {
     fn resize(&mut self, size: usize) {
         self.expect_owner();
         self.held.resize(size);
-        // It stays in its request, or is persistent when that is closed.
+        // It stays in its request, or is persistent if that is closed.
         let owner = self.held.owner();
         assert!(owner.is_none() || owner == self.owner, "{owner:?}, {:?}", self.owner);
         self.owner = owner;
@@ -70,7 +70,7 @@ struct Worker {
     random: Random,
     own: Vec<Known>,
     guards: Vec<(RequestId, Entered)>,
-    /// Guards that were forgotten, from the bottom: this thread is inside until it exits.
+    /// The requests of forgotten guards, from the bottom: this thread is inside until it exits.
     forgotten: Vec<RequestId>,
     seed: u64,
 }
@@ -80,7 +80,7 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Worker {
-    /// Where this thread is.
+    /// Returns the request that this thread is inside.
     fn inside(&self) -> Option<RequestId> {
         self.guards.last().map(|(id, _)| *id).or(self.forgotten.last().copied())
     }
@@ -161,7 +161,8 @@ impl Worker {
         }
     }
 
-    /// Many of one class, freed at once: more than the bin of a shared lane holds.
+    /// Allocates many blocks of one class and frees them at once: more than the bin of a shared
+    /// lane keeps.
     fn batch(&mut self) {
         let size = self.random.size(2_000);
         let mut batch = persistent(|| Vec::with_capacity(150));
@@ -195,7 +196,7 @@ impl Worker {
         }
     }
 
-    /// Puts a new request in the place of one, which is closed now or by whoever is the last.
+    /// Replaces a request by a new one; the old one is closed now or by its last handle.
     fn replace(&mut self) {
         let fresh = Request::new();
         let place = self.random.below(REQUEST_COUNT);
@@ -209,7 +210,7 @@ impl Worker {
                 }
                 Err(request) => {
                     count(&self.shared.counts.still_open);
-                    // Others may leave at any moment: the text says what it is now.
+                    // Others may leave at any moment: the text says how it is now.
                     let text = persistent(|| request.to_string());
                     let start = persistent(|| format!("request {}: ", request.id()));
                     assert!(text.starts_with(&start), "{text}");
@@ -219,7 +220,7 @@ impl Worker {
         }
     }
 
-    /// A request of its own, counted to the block.
+    /// Uses a request of its own, counted to the block.
     fn own_request(&mut self) {
         let mut inside = persistent(|| Vec::with_capacity(60));
         let id = rqmalloc::begin_request();
@@ -233,7 +234,7 @@ impl Worker {
         let count = inside.len() as u64;
         if self.random.below(2) == 0 {
             inside.iter().for_each(|known| known.held.verify());
-            // SAFETY: its blocks are known to nobody else, and forgotten.
+            // SAFETY: nobody else knows its blocks, and they are forgotten.
             let report = unsafe { rqmalloc::end_request() };
             assert_eq!((report.id, report.freed_blocks, report.surviving_blocks), (id, count, 0));
         } else {
@@ -260,7 +261,7 @@ impl Worker {
         while !self.guards.is_empty() {
             self.leave();
         }
-        // Some are left to whoever comes next.
+        // Leaves some to the next thread.
         for known in self.own.drain(..) {
             let place = self.random.below(2 * SLOT_COUNT);
             match self.shared.slots.get(place) {
@@ -294,7 +295,7 @@ fn everything_at_once() {
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut generation = 0;
     while Instant::now() < until {
-        // Threads come and go, too; what they forgot is left when they do.
+        // Threads come and go, too; their exit leaves what they forgot.
         let stop = until.min(Instant::now() + Duration::from_millis(500));
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
@@ -329,7 +330,8 @@ fn everything_at_once() {
     for request in &shared.requests {
         let request = request.lock().unwrap();
         let expected = known.iter().filter(|known| known.owner == Some(request.id())).count();
-        // Vectors that workers made inside, and gave to their thread's exit, are not among them.
+        // Vectors that workers allocated inside, and that their thread's exit freed, are not among
+        // them.
         assert_eq!(request.usage().live_blocks, expected as u64, "{request}");
     }
     known.into_iter().for_each(Known::free);
@@ -345,7 +347,7 @@ fn everything_at_once() {
     ] {
         let count = counter.into_inner();
         eprintln!("{name}: {count}");
-        // One thread finds nobody inside but itself.
+        // A single thread finds nobody else inside.
         assert!(count > 0 || seconds == 0, "{name} never happened");
     }
     assert_eq!(stats().open_request_count, before);

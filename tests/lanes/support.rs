@@ -1,5 +1,5 @@
-//! What the tests share: blocks that know their bytes, numbers that only look random, and a lock for
-//! tests that look at the whole process.
+//! What the tests share: blocks that know their bytes, numbers that only look random, and a lock
+//! for tests that look at the whole process.
 
 #[path = "../support/random.rs"]
 mod random;
@@ -9,19 +9,19 @@ use rqmalloc::{Request, RequestId, RqMalloc, owner_of, persistent};
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Bytes of a page of the allocator, and of the first region of a lane.
+/// Length of a page of the allocator, and of the first region of a lane.
 pub const PAGE: usize = 16 * 1024;
-/// Bytes of the largest region.
+/// Length of the largest region.
 pub const REGION: usize = 256 * 1024;
 
 static PROCESS: RwLock<()> = RwLock::new(());
 
-/// Held by a test that looks at figures of the whole process: no other test runs meanwhile.
+/// Taken by a test that looks at figures of the whole process: no other test runs meanwhile.
 pub fn alone() -> RwLockWriteGuard<'static, ()> {
     PROCESS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Held by every other test.
+/// Taken by every other test.
 pub fn together() -> RwLockReadGuard<'static, ()> {
     PROCESS.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -33,7 +33,7 @@ pub fn shuffle<T>(random: &mut Random, items: &mut [T]) {
     }
 }
 
-/// A block with its layout and bytes that follow from its seed. It frees itself only when told to.
+/// A block with its layout and bytes that follow from its seed. It is freed only when told to.
 #[derive(Debug)]
 pub struct Held {
     pub pointer: *mut u8,
@@ -41,7 +41,7 @@ pub struct Held {
     seed: u64,
 }
 
-// SAFETY: a block belongs to no thread, and `Held` is its one owner.
+// SAFETY: a block belongs to no thread, and `Held` is its only owner.
 unsafe impl Send for Held {}
 
 fn byte(seed: u64, index: usize) -> u8 {
@@ -62,12 +62,12 @@ impl Held {
     #[track_caller]
     fn fill(&self) {
         assert!(!self.pointer.is_null(), "no memory for {:?}", self.layout);
-        // SAFETY: a block of this layout, nobody else's; written before it is read.
+        // SAFETY: a block of this layout that nobody else has; written before it is read.
         let bytes = unsafe {
             self.pointer.write_bytes(0, self.layout.size());
             std::slice::from_raw_parts_mut(self.pointer, self.layout.size())
         };
-        // The ends and a byte in each piece between: a test that shares a block shares those.
+        // Writes the ends and some bytes in between, which `verify` reads.
         for index in probes(self.layout.size()) {
             bytes[index] = byte(self.seed, index);
         }
@@ -101,7 +101,7 @@ impl Held {
         unsafe { RqMalloc.dealloc(self.pointer, self.layout) };
     }
 
-    /// Reallocates: what both sizes have must be as it was.
+    /// Reallocates: the bytes that both sizes have must be as they were.
     #[track_caller]
     pub fn resize(&mut self, size: usize) {
         self.verify();
@@ -124,23 +124,23 @@ impl Held {
     }
 }
 
-/// Every byte of a small block; of a large one the ends and some between.
+/// Returns the indices of every byte of a small block; of a large one, the ends and some between.
 fn probes(size: usize) -> impl Iterator<Item = usize> {
     let step = if size <= 256 { 1 } else { 61 };
     (0..size).step_by(step).chain(size.saturating_sub(8)..size)
 }
 
-/// A vector that is persistent however much it grows: it has a block from the start.
+/// Returns a vector that is persistent however much it grows: it has a block from the start.
 pub fn persistent_vec<T>() -> Vec<T> {
     persistent(|| Vec::with_capacity(8))
 }
 
-/// The request that this thread is in.
+/// Returns the request that this thread is inside.
 pub fn current_id() -> Option<RequestId> {
     Request::current().map(|request| request.id())
 }
 
-/// Where a fresh block of this thread belongs.
+/// Returns the request that a fresh block of this thread belongs to.
 #[track_caller]
 pub fn active_owner() -> Option<RequestId> {
     let held = Held::new(40, 1);
@@ -154,7 +154,7 @@ pub fn elsewhere<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R
     std::thread::spawn(f).join().unwrap()
 }
 
-/// Closes a request that nothing else holds, with nothing live in it.
+/// Closes a request that has no other handle and nothing live in it.
 #[track_caller]
 pub fn close_empty(request: Request) {
     let usage = request.usage();
@@ -163,7 +163,7 @@ pub fn close_empty(request: Request) {
     assert_eq!((report.surviving_blocks, report.span_bytes), (0, 0), "{report}");
 }
 
-/// Unwinds without a word.
+/// Unwinds without a message.
 pub fn unwind(payload: u64) -> ! {
     std::panic::resume_unwind(Box::new(payload))
 }

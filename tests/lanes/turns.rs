@@ -1,4 +1,4 @@
-//! Lanes: one when threads take turns, one for each that is inside at once, and what one of them
+//! Lanes: one if threads take turns, one for each that is inside at once, and what one of them
 //! frees is there for the others.
 
 use crate::support::{Held, PAGE, REGION, Random, close_empty, elsewhere, together};
@@ -32,7 +32,7 @@ fn threads_that_take_turns_share_one_lane() {
     close_empty(request);
 }
 
-/// The threads live all the time and hand the request round: entering, not starting, takes a lane.
+/// The threads live all the time and pass the request round: entering, not starting, takes a lane.
 #[test]
 fn threads_that_hand_a_baton_round_share_one_lane() {
     let _together = together();
@@ -51,7 +51,7 @@ fn threads_that_hand_a_baton_round_share_one_lane() {
                     while *number % COUNT != index {
                         number = turn.1.wait(number).unwrap();
                     }
-                    // The one thing that is inside: the lock makes it so.
+                    // The lock lets only one thread be inside.
                     request.run(|| {
                         if let Some(held) = kept.replace(Held::new(200, round)) {
                             held.free();
@@ -130,7 +130,8 @@ fn a_thread_that_enters_again_stays_in_its_lane() {
     assert_eq!((one.owner(), two.owner()), (Some(request.id()), Some(request.id())));
     let footprint = request.usage().footprint_bytes;
     assert!(request.to_string().contains(" 1 thread"), "{request}");
-    // The entry that took the lane goes first: the other one has it now, and nobody else gets it.
+    // The entry that took the lane goes first: the other entry has the lane now, and nobody else
+    // gets it.
     drop(first);
     let outsider = request.clone();
     let three = persistent(|| elsewhere(move || outsider.run(|| Held::new(64, 3))));
@@ -155,7 +156,7 @@ fn what_another_thread_frees_inside_is_there_for_it() {
         persistent(|| held.iter().map(|held| held.pointer.addr()).collect());
     let footprint = request.usage().footprint_bytes;
     let inside = request.clone();
-    // At the same time inside, in a lane of its own.
+    // Inside at the same time, in a lane of its own.
     let again = persistent(|| {
         elsewhere(move || {
             inside.run(|| {
@@ -173,7 +174,7 @@ fn what_another_thread_frees_inside_is_there_for_it() {
     close_empty(request);
 }
 
-/// More than bins hold goes round through the request, and is there for all lanes.
+/// What bins cannot keep goes round through the request, and is there for all lanes.
 #[test]
 fn what_one_lane_frees_comes_round_to_the_other() {
     let _together = together();
@@ -203,7 +204,7 @@ fn what_one_lane_frees_comes_round_to_the_other() {
     }
     let usage = request.usage();
     assert!(after_first > 8 * REGION, "{usage:?}");
-    // Some of each of two dozen classes stays in the bins of the lane that frees.
+    // Some blocks of each of two dozen classes stay in the bins of the lane that frees.
     assert!(
         usage.peak_bytes <= after_first + 3 * REGION,
         "{after_first} after one round, {usage:?}"
@@ -216,7 +217,7 @@ fn what_one_lane_frees_comes_round_to_the_other() {
 }
 
 /// Blocks of all sizes go from thread to thread, all inside at once; the figures are exact when all
-/// are joined, and while nobody works.
+/// threads are joined, and while nobody works.
 #[test]
 fn figures_are_exact_when_the_threads_are_joined() {
     let _together = together();
@@ -246,7 +247,7 @@ fn figures_are_exact_when_the_threads_are_joined() {
                             }
                         }
                         drop(entered);
-                        // One now and then is freed from outside.
+                        // Now and then, one is freed from outside.
                         if let Some(held) = slots[random.below(100)].lock().unwrap().take() {
                             held.free();
                         }
@@ -271,7 +272,7 @@ fn figures_are_exact_when_the_threads_are_joined() {
     }
 }
 
-/// Two threads enter two requests in opposite orders, again and again.
+/// Two threads enter two requests in opposite orders, over and over.
 #[test]
 fn requests_are_entered_in_any_order_by_any_thread() {
     let _together = together();

@@ -8,13 +8,13 @@ use std::sync::Mutex;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-/// Every size in a request that traces leaks is this above a multiple of 16, so that a report of
-/// another size is wrong.
+/// Every size in a request that traces leaks is this much above a multiple of 16, so that a report
+/// of any other size is wrong.
 pub const TRACED_REMAINDER: usize = 5;
 
 impl Worker {
-    /// Small ones far more often than such that have pages of their own, and those more often than
-    /// such that have a mapping of their own.
+    /// Draws a size: small ones far more often than those with pages of their own, and those more
+    /// often than those with a mapping of their own.
     pub fn size(&mut self, is_traced: bool) -> usize {
         let size = match self.below(400) {
             0 if with("large") => MIB + 9 + self.below(5 * MIB),
@@ -59,7 +59,7 @@ impl Worker {
         &self.shared.slots[index]
     }
 
-    /// Takes a block that whoever put there allocated wherever it was.
+    /// Takes a block that another thread put there, wherever it allocated it.
     fn take_foreign(&mut self) -> Option<Block> {
         lock(self.slot()).take()
     }
@@ -136,7 +136,7 @@ impl Worker {
         }
     }
 
-    /// Many of one class, freed at once: more than a bin holds.
+    /// Allocates many blocks of one class and frees them at once: more than a bin keeps.
     fn batch(&mut self) {
         let owner = self.active();
         let size = self.random.size(2_000) / 16 * 16 + TRACED_REMAINDER;
@@ -148,7 +148,7 @@ impl Worker {
         batch.into_iter().for_each(Block::free);
     }
 
-    /// The lock that callbacks take, too: an allocation does not run them.
+    /// Takes the lock that callbacks take, too: an allocation does not run them.
     fn under_the_lock(&mut self) {
         let shared = self.shared.clone();
         let Ok(mut guarded) = shared.guarded.try_lock() else { return };
@@ -175,7 +175,7 @@ impl Worker {
         }
     }
 
-    /// As a vector does that somebody outside pushes to.
+    /// Grows a block as a vector does that somebody outside pushes to.
     fn grow_step_by_step(&mut self) {
         let Some(mut block) = self.take_foreign() else { return };
         let mut size = 16 + TRACED_REMAINDER;
@@ -189,7 +189,7 @@ impl Worker {
         self.put(block);
     }
 
-    /// As safe code asks that is ready for a refusal.
+    /// Asks as safe code does that is ready for a refusal.
     fn reserve(&mut self) {
         let owner = self.active();
         let is_limited = |owner: &std::sync::Arc<crate::model::Tracked>| {

@@ -51,7 +51,7 @@ fn add_kind(shared: &Arc<Shared>, request: &Request, tracked: &Arc<Tracked>, kin
     request.on_end(move || run(kind, &shared, &tracked));
 }
 
-/// In a forked process a thread that is not there may have held the lock.
+/// In a forked process, the lock may have been held by a thread that is not there.
 fn lock_here<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     if IS_FORKED.load(Ordering::Relaxed) { mutex.try_lock().ok() } else { Some(lock(mutex)) }
 }
@@ -72,7 +72,7 @@ fn run(kind: Kind, shared: &Arc<Shared>, tracked: &Arc<Tracked>) {
         }
         Kind::PanicsTwice => {
             drop(request);
-            // Made outside of the request: its drop unwinds.
+            // Created outside the request: its drop unwinds.
             persistent(|| panic_any(Bomb))
         }
         Kind::Allocates => {

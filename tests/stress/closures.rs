@@ -1,5 +1,5 @@
-//! Being inside by a closure: `run`, `catch` and `persistent`, left by returning, by a panic and by
-//! a bailout, with guards that were made inside still there afterwards.
+//! Being inside through a closure: `run`, `catch` and `persistent`, left by a return, a panic or a
+//! bailout, with guards that were created inside still there afterwards.
 
 use crate::failure::Planned;
 use crate::model::{Block, lock};
@@ -43,8 +43,7 @@ impl Worker {
                 serial = self.push(Kind::Closure, Some(tracked.clone()), None);
                 self.steps(count);
                 if panics {
-                    // Outside of the request, so that what carries the panic is not among its
-                    // blocks.
+                    // Outside the request, so that what carries the panic is not among its blocks.
                     persistent(|| panic_any(Planned));
                 }
             });
@@ -91,7 +90,7 @@ impl Worker {
     }
 }
 
-/// A block that is freed where it is dropped, by unwinding too.
+/// A block that is freed when dropped, also by unwinding.
 pub struct Freed(pub Option<Block>);
 
 impl Drop for Freed {

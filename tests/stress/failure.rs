@@ -1,11 +1,11 @@
-//! How a run fails: a panic that nobody planned, and a process that makes no progress.
+//! How a run fails: an unplanned panic, or a process that makes no progress.
 
 use crate::model::without_allocator_flag;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The payload of a panic that the program makes on purpose.
+/// The payload of a panic that the program raises on purpose.
 pub struct Planned;
 
 /// A payload whose drop panics, too.
@@ -21,17 +21,17 @@ impl Drop for Bomb {
 
 /// Most threads whose last action is remembered.
 const PLACE_COUNT: usize = 64;
-/// A process without progress for so long hangs.
+/// A process without progress for this long hangs.
 const PATIENCE_SECONDS: u64 = 40;
 
-/// What this process is a fork of a process with.
+/// Whether this is a forked process.
 pub static IS_FORKED: AtomicBool = AtomicBool::new(false);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static ROUND: AtomicUsize = AtomicUsize::new(0);
 static PROGRESS: AtomicU64 = AtomicU64::new(0);
 static ACTIONS: [AtomicUsize; PLACE_COUNT] = [const { AtomicUsize::new(0) }; PLACE_COUNT];
 
-/// Says what a thread begins to do.
+/// Records what a thread begins to do.
 pub fn note_action(place: usize, action: usize) {
     ACTIONS[place % PLACE_COUNT].store(action, Ordering::Relaxed);
     PROGRESS.fetch_add(1, Ordering::Relaxed);
@@ -48,14 +48,14 @@ pub fn fail(text: &str) -> ! {
     let whose = if IS_FORKED.load(Ordering::Relaxed) { " in a forked process" } else { "" };
     let line =
         rqmalloc::persistent(|| format!("FAILED{whose}, seed {seed} round {round}: {text}\n"));
-    // SAFETY: the text's own bytes. Not by `std`, whose lock a thread may have held that a fork
-    // lost.
+    // SAFETY: the text's own bytes. Without `std`, whose lock may have been held by a thread that a
+    // fork lost.
     unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
     // SAFETY: ends the process at once, whatever other threads do.
     unsafe { libc::_exit(101) }
 }
 
-/// Any panic but a planned one ends the process.
+/// Lets any panic but a planned one end the process.
 pub fn set_up() {
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();

@@ -17,7 +17,7 @@ impl Worker {
     pub fn fork(&mut self) {
         self.shared.count("forks");
         let seed = self.random.next();
-        // SAFETY: the child uses nothing that another thread of this process may hold but for the
+        // SAFETY: the child uses nothing that another thread of this process may hold except the
         // allocator, which is what is tested.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork failed");
@@ -29,7 +29,7 @@ impl Worker {
         IS_FORKED.store(true, Ordering::Relaxed);
         let result = catch_unwind(AssertUnwindSafe(|| self.in_child(seed)));
         let status = i32::from(result.is_err() || breaks("child"));
-        // SAFETY: ends the process at once, without destructors of what the parent has.
+        // SAFETY: ends the process at once, without running destructors of what the parent has.
         unsafe { libc::_exit(status) }
     }
 
@@ -45,7 +45,7 @@ impl Worker {
         self.steps(CHILD_STEPS);
         let other = persistent(|| Worker::new(self.shared.clone(), seed, 1, true));
         let other = System::start(other, CHILD_STEPS, End::Returns);
-        // Beside it, where it is not one after the other that is wanted.
+        // At the same time as the other thread.
         self.steps(CHILD_STEPS / 3);
         other.join();
         rqmalloc::check_structures();

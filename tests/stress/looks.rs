@@ -1,4 +1,4 @@
-//! Looks from any thread at any time: at requests that others are inside, grow blocks of, and
+//! Looks from any thread at any time, at requests that others are inside, grow blocks of, and
 //! close.
 
 use crate::blocks::TRACED_REMAINDER;
@@ -20,7 +20,7 @@ impl Worker {
         };
         let Some(tracked) = tracked else { return };
         if sole.is_none() && self.below(2) == 0 {
-            // Whoever closes it meanwhile is told that there is another handle.
+            // A thread that closes it meanwhile is told that there is another handle.
             if let Some(request) = tracked.clone_handle() {
                 self.look_at(&request, &tracked);
             }
@@ -64,7 +64,7 @@ impl Worker {
         }
     }
 
-    /// Only of a request whose allocations may be refused anyway.
+    /// Sets the limit only of a request whose allocations may be refused anyway.
     fn set_limit(&mut self, request: &Request, tracked: &Arc<Tracked>) {
         if !tracked.is_limited.load(Ordering::Relaxed) {
             return assert!(request.check().is_ok());

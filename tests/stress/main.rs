@@ -1,10 +1,10 @@
 //! Everything at once, against a model of what must live.
 //!
-//! The program is a supervisor of itself: each seed is a process of its own, so that a fault that
-//! kills or hangs the process is a failure with a seed like any other. In the process threads
-//! allocate, enter, leave, hand over, end and fork as the seed says; the model (`model`) knows
-//! every block, every entry and every callback, and `rounds` compares it with what the allocator
-//! says whenever all threads stand still.
+//! The program supervises itself: each seed is a process of its own, so that a fault that kills or
+//! hangs the process is a failure with a seed like any other. In the process, threads allocate,
+//! enter, leave, pass blocks on, end and fork as the seed says; the model (`model`) knows every
+//! block, every entry and every callback, and `rounds` compares it with what the allocator says
+//! whenever all threads stand still.
 //!
 //! ```text
 //! --seconds N       how long in all (60)

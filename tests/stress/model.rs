@@ -1,8 +1,8 @@
-//! What must be the case: which blocks live, whose they are, and what is in them; which requests
-//! are open, and who is inside.
+//! What must be the case: which blocks are live, whose they are, and what is in them; which
+//! requests are open, and which threads are inside.
 //!
-//! Everything the model keeps is persistent: a request holds the blocks that the model counts, and
-//! no others.
+//! Everything the model keeps is persistent: a request has the blocks that the model counts, and no
+//! others.
 
 use crate::options::breaks;
 use rqmalloc::{Request, RequestId, RqMalloc, owner_of, persistent};
@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Relaxed everywhere: sums are compared when all threads stand still, behind a barrier.
+/// Relaxed everywhere: sums are compared only when all threads stand still, at a barrier.
 const RELAXED: Ordering = Ordering::Relaxed;
 
 /// A request, as the model knows it.
@@ -19,21 +19,21 @@ pub struct Tracked {
     pub id: RequestId,
     /// The model's own handle, until it is given up.
     pub handle: Mutex<Option<Request>>,
-    /// Blocks that were handed out and not freed; those among them that `persist` was called on.
+    /// Blocks that were handed out and not freed; those of them that `persist` was called on.
     pub live: AtomicIsize,
     pub kept: AtomicIsize,
     /// Entries of all threads; handles that scopes have.
     pub inside: AtomicIsize,
     pub scoped: AtomicIsize,
-    /// Allocations may be refused.
+    /// Whether allocations may be refused.
     pub is_limited: AtomicBool,
-    /// The model's handle is given up: whoever is the last closes the request.
+    /// Whether the model's handle is given up: then the last handle closes the request.
     pub may_be_over: AtomicBool,
     pub is_traced: bool,
-    /// Callbacks that were added, and that ran.
+    /// Callbacks that were added; callbacks that ran.
     pub due: AtomicUsize,
     pub ran: AtomicUsize,
-    /// What callbacks allocated and left.
+    /// What callbacks allocated and left behind.
     pub late: Mutex<Vec<Block>>,
 }
 
@@ -65,12 +65,12 @@ impl Tracked {
         })
     }
 
-    /// Another handle, while the model has one.
+    /// Returns another handle, while the model has one.
     pub fn clone_handle(&self) -> Option<Request> {
         lock(&self.handle).clone()
     }
 
-    /// Takes the model's handle: from here on the request may be over.
+    /// Takes the model's handle: from here on, the request may be over.
     pub fn take_handle(&self) -> Option<Request> {
         let mut handle = lock(&self.handle);
         self.may_be_over.store(true, RELAXED);
@@ -95,12 +95,12 @@ impl Tracked {
     }
 }
 
-/// Poison says nothing here: an unplanned panic ends the process.
+/// Takes a lock. Poison means nothing here: an unplanned panic ends the process.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A vector that is persistent however much it grows.
+/// Returns a vector that is persistent however much it grows.
 pub fn persistent_vec<T>(capacity: usize) -> Vec<T> {
     persistent(|| Vec::with_capacity(capacity.max(4)))
 }
@@ -109,12 +109,12 @@ thread_local! {
     static IN_ALLOCATOR: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is in an allocator call, where nothing of the program's own may run.
+/// Whether this thread is in a call of the allocator, where none of the program's own code may run.
 pub fn is_in_allocator() -> bool {
     IN_ALLOCATOR.get()
 }
 
-/// Runs `f` with the flag down, for what ends the process.
+/// Runs `f` with the flag cleared, for code that ends the process.
 pub fn without_allocator_flag<R>(f: impl FnOnce() -> R) -> R {
     let before = IN_ALLOCATOR.replace(false);
     let result = f();
@@ -129,7 +129,7 @@ fn in_allocator<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// A live block. It is freed when it is told to be, and not when it is dropped.
+/// A live block. It is freed only when told to, not when dropped.
 #[derive(Debug)]
 #[must_use = "a block that is dropped is live for ever"]
 pub struct Block {
@@ -140,7 +140,7 @@ pub struct Block {
     is_kept: bool,
 }
 
-// SAFETY: a block belongs to no thread, and `Block` is its one owner.
+// SAFETY: a block belongs to no thread, and `Block` is its only owner.
 unsafe impl Send for Block {}
 
 impl std::fmt::Debug for Tracked {
@@ -150,7 +150,7 @@ impl std::fmt::Debug for Tracked {
     }
 }
 
-/// Bytes of a large block that have a pattern: its ends and some between.
+/// Returns the indices of the bytes with a pattern: of a large block, its ends and some between.
 fn probes(size: usize) -> impl Iterator<Item = usize> {
     let step = match size {
         ..=512 => 1,
@@ -165,7 +165,7 @@ fn byte(pattern: u64, index: usize) -> u8 {
 }
 
 impl Block {
-    /// Allocates where the thread is, which the model says is `owner`. `None`: refused, as a
+    /// Allocates wherever the thread is; by the model, that is in `owner`. `None`: refused, as a
     /// request with a limit may do.
     pub fn new(
         size: usize,
@@ -223,7 +223,7 @@ impl Block {
 
     fn fill(&self) {
         for index in probes(self.layout.size()) {
-            // SAFETY: inside a live block that is nobody else's.
+            // SAFETY: inside a live block that nobody else has.
             unsafe { self.pointer.add(index).write(byte(self.pattern, index)) };
         }
     }
@@ -234,7 +234,7 @@ impl Block {
 
     fn verify_first(&self, size: usize) {
         for index in probes(self.layout.size()).filter(|&index| index < size) {
-            // SAFETY: inside a live block that is nobody else's, and `fill` wrote this byte.
+            // SAFETY: inside a live block that nobody else has, and `fill` wrote this byte.
             let is = unsafe { self.pointer.add(index).read() };
             let expected = byte(self.pattern, index);
             assert_eq!(is, expected, "byte {index} of {self:?} is not what was written");
@@ -253,13 +253,13 @@ impl Block {
         // SAFETY: a live block of this layout.
         in_allocator(|| unsafe { RqMalloc.dealloc(self.pointer, self.layout) });
         if breaks("twice") && self.layout.size() < 100 {
-            // SAFETY: none: this is the fault that is planted.
+            // SAFETY: none: this is the planted fault.
             unsafe { RqMalloc.dealloc(self.pointer, self.layout) };
         }
     }
 
-    /// Reallocates, from wherever the thread is; what both sizes have must be as it was. `false`:
-    /// refused, and the block is as it was.
+    /// Reallocates, wherever the thread is; the bytes that both sizes have must be as they were.
+    /// `false`: refused, and the block is unchanged.
     pub fn resize(&mut self, size: usize) -> bool {
         self.verify();
         // SAFETY: a live block of this layout, and no size here is 0.
@@ -282,7 +282,8 @@ impl Block {
         true
     }
 
-    /// A block stays in its request; only what outlives it may have become persistent by moving.
+    /// Updates the owner: a block stays in its request; only one that outlives it may have become
+    /// persistent by moving.
     fn note_owner(&mut self) {
         // SAFETY: the block is live.
         let is = unsafe { owner_of(self.pointer) };
@@ -299,7 +300,7 @@ impl Block {
         self.is_kept = false;
     }
 
-    /// Decrees that it outlives its request.
+    /// Makes it outlive its request.
     pub fn persist(&mut self) {
         // SAFETY: a live block that only this thread has.
         unsafe { rqmalloc::persist(self.pointer) };
@@ -325,7 +326,7 @@ impl Block {
         self.owner.as_ref().is_some_and(|owner| owner.is_traced)
     }
 
-    /// The end of its request freed it.
+    /// Forgets the block, which the end of its request freed.
     pub fn forget(self) {
         self.count(-1);
     }

@@ -1,4 +1,4 @@
-//! What the command line says, and the two sets of names it may use.
+//! The command line, and the two sets of names it may use.
 
 use std::sync::OnceLock;
 
@@ -24,7 +24,7 @@ pub const FAMILIES: &[&str] = &[
     "trim",
 ];
 
-/// Faults that can be planted, and a part of what the program must say then.
+/// Faults that can be planted, and part of what the program must then say.
 pub const BREAKS: &[(&str, &str)] = &[
     ("free", "blocks live in"),
     ("forget", "blocks live in"),
@@ -37,13 +37,13 @@ pub const BREAKS: &[(&str, &str)] = &[
     ("child", "the forked process"),
 ];
 
-/// Seeds that failed once. They are run first.
+/// Seeds that once failed; they run first.
 pub const KNOWN_SEEDS: &[u64] = &[
-    // A look between a charge and its peak.
+    // A look between a charge and the peak it raises.
     950831126,
-    // A fork while a thread outside cut a block: its lane cannot be walked in the child.
+    // A fork while a thread outside was cutting a block: its lane cannot be walked in the child.
     473372087,
-    // The same of a request that the forking thread has: it stays open there.
+    // The same in a request that the forking thread has: it stays open there.
     500339132,
 ];
 
@@ -68,7 +68,7 @@ pub fn with(family: &str) -> bool {
     OPTIONS.get().is_none_or(|options| options.without.iter().all(|name| name != family))
 }
 
-/// Whether this fault is to be planted.
+/// Whether to plant this fault.
 pub fn breaks(fault: &str) -> bool {
     debug_assert!(BREAKS.iter().any(|(name, _)| *name == fault), "{fault}");
     OPTIONS.get().is_some_and(|options| options.breaks.as_deref() == Some(fault))
@@ -116,7 +116,7 @@ impl Options {
         OPTIONS.get_or_init(|| options).clone()
     }
 
-    /// The arguments of a process with this seed.
+    /// Returns the arguments of a process with this seed.
     pub fn arguments(&self, seed: u64) -> Vec<String> {
         let mut arguments = vec!["--seed".to_string(), seed.to_string()];
         let mut add = |name: &str, value: String| arguments.extend([name.to_string(), value]);

@@ -1,4 +1,4 @@
-//! What a thread does with requests: opens, enters, leaves and finishes them.
+//! What a thread does with requests: it opens, enters, leaves and finishes them.
 
 use crate::callbacks;
 use crate::failure::IS_FORKED;
@@ -9,16 +9,17 @@ use rqmalloc::{Report, Request, persistent};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Below a few of the blocks that have mappings of their own.
+/// The smallest limit, below the size of a few blocks with mappings of their own.
 const LEAST_LIMIT: usize = 512 * 1024;
 
-/// In a forked process a request stays open that a thread was growing a block of which is not there.
+/// Whether requests may stay open: in a forked process, one does if a thread that is not there was
+/// growing a block of it.
 fn may_stay_open() -> bool {
     IS_FORKED.load(Ordering::Relaxed)
 }
 
 impl Worker {
-    /// Opens a request of any kind. A sole one has no handle but the model's, ever.
+    /// Opens a request of any kind. A sole one never has a handle but the model's.
     pub fn open(&mut self, is_sole: bool) -> Arc<Tracked> {
         let is_traced = with("traces") && self.below(8) == 0;
         let is_reported = with("reports") && self.below(30) == 0;
@@ -62,7 +63,7 @@ impl Worker {
         let guard = {
             let handle = lock(&tracked.handle);
             let Some(request) = handle.as_ref() else { return };
-            // The entry's own handle is made under the lock; the model's may go now.
+            // The entry's own handle is created under the lock; the model's may go after that.
             request.enter()
         };
         if self.below(40) == 0 {
@@ -73,7 +74,7 @@ impl Worker {
         }
     }
 
-    /// Drops any of the guards, out of order more often than not; or ends the innermost hook.
+    /// Drops any of the guards, out of order more often than not, or ends the innermost hook.
     pub fn leave_any(&mut self) {
         let guards = self.entries.iter().filter(|entry| entry.kind == Kind::Guard).count();
         if guards == 0 || (with("hooks") && self.below(10) == 0) {
@@ -93,7 +94,7 @@ impl Worker {
         }
     }
 
-    /// Begins a request that is closed by `close_request`, or by the thread's exit.
+    /// Begins a request that `close_request` or the thread's exit closes.
     pub fn begin_hook(&mut self) {
         let id = rqmalloc::begin_request();
         let tracked = Tracked::new(id, None, false, false);
@@ -117,7 +118,7 @@ impl Worker {
         assert!(!report.still_open || may_stay_open(), "{report}, and nobody else has a handle");
     }
 
-    /// Puts a new request in the place of one, whose handle goes: by `close`, or by being dropped.
+    /// Replaces a request by a new one; the old one's handle is closed or dropped.
     pub fn replace(&mut self) {
         let fresh = self.open(false);
         let place = self.below(REQUEST_COUNT);
@@ -141,15 +142,15 @@ impl Worker {
         }
     }
 
-    /// Others may free meanwhile, so the survivors are bounded and not equal.
+    /// Checks a report of a close. Others may free meanwhile, so the survivors are not checked.
     fn expect_closed(&mut self, tracked: &Tracked, report: &Report) {
         self.shared.count("closed");
         assert_eq!((report.id, report.freed_blocks), (tracked.id, 0), "{report}");
         assert!(!report.still_open, "{report}");
     }
 
-    /// A request of one handle that other threads look at, and whose blocks they grow and free:
-    /// whoever has the handle can close it whenever nobody is inside.
+    /// Uses a request with one handle that other threads look at, and whose blocks they grow and
+    /// free: the thread with the handle can close it whenever nobody is inside.
     pub fn sole(&mut self) {
         if self.is_helper {
             return;
@@ -175,7 +176,7 @@ impl Worker {
         }
     }
 
-    /// A request that nobody else knows, counted to the block.
+    /// Uses a request that nobody else knows, counted to the block.
     pub fn sealed(&mut self) {
         let is_hook = with("hooks") && self.below(2) == 0 && self.has_room();
         let (tracked, hook) = if is_hook {
@@ -224,7 +225,7 @@ impl Worker {
         let is_end = self.below(2) == 0;
         let request = if hook.is_none() { tracked.take_handle() } else { None };
         blocks.iter().for_each(Block::verify);
-        // SAFETY: its blocks are known to nobody else, and those that `persist` did not keep are
+        // SAFETY: nobody else knows its blocks, and those that `persist` did not keep are
         // forgotten.
         let report = unsafe {
             match request {
@@ -239,10 +240,10 @@ impl Worker {
             self.pop(serial);
         }
         self.shared.count(if is_end { "ended" } else { "closed" });
-        // After it: a callback may have left something.
+        // After the end, because a callback may have left something.
         expect_report(&tracked, &report, is_end);
         for block in blocks {
-            // One that was kept and moved is persistent.
+            // One that was kept and then moved is persistent.
             let is_freed = is_end && block.is_of(&tracked) && !block.is_kept();
             if is_freed { block.forget() } else { self.keep(block) }
         }
@@ -253,7 +254,7 @@ impl Worker {
     }
 }
 
-/// The report of a request whose blocks nobody else touches.
+/// Checks the report of a request whose blocks nobody else touches.
 pub fn expect_report(tracked: &Tracked, report: &Report, is_end: bool) {
     let (live, kept) = (tracked.live() as u64, tracked.kept() as u64);
     let expected = if is_end { (live - kept, kept) } else { (0, live) };

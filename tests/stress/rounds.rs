@@ -1,5 +1,5 @@
 //! A process with a seed: rounds of threads that work until they meet at a barrier, where the model
-//! and the allocator are compared, and that exit at the end of it.
+//! and the allocator are compared, and that exit at the end of the round.
 
 use crate::failure::{self, fail};
 use crate::model::{Block, Tracked, lock};
@@ -27,13 +27,13 @@ pub const COUNT_NAMES: [&str; 11] = [
     "looks",
     "bailouts",
 ];
-/// Times the threads of a round meet, and what each does before.
+/// How often the threads of a round meet, and how much each does before that.
 const PHASE_COUNT: usize = 5;
 const STEPS_OF_A_PHASE: usize = 1500;
-/// What a process may use beyond what it used after its first round, when nothing lives.
+/// How much more a process may use than after its first round, when nothing is live.
 const GROWTH_BYTES: usize = 32 << 20;
 
-/// Runs rounds until the time is over, and prints what was counted.
+/// Runs rounds until the time is up, and prints what was counted.
 pub fn run(options: &Options) {
     failure::set_up();
     let seed = options.seed.unwrap_or(1);
@@ -100,7 +100,7 @@ fn work(worker: &mut Worker, barrier: &Barrier) {
         let place = worker.place;
         std::mem::swap(&mut worker.own, &mut lock(&worker.shared.owns[place]));
         barrier.wait();
-        // Each thread its own cache and its own lanes, inside requests and outside.
+        // Each thread checks its own cache and its own lanes, inside requests and outside.
         rqmalloc::check_structures();
         persistent(rqmalloc::check_structures);
         barrier.wait();
@@ -112,7 +112,7 @@ fn work(worker: &mut Worker, barrier: &Barrier) {
     }
 }
 
-/// Nobody else does anything: every figure is exact.
+/// Nobody else does anything, so every figure is exact.
 fn while_all_stand_still(worker: &mut Worker) {
     let shared = worker.shared.clone();
     let revived =
@@ -143,11 +143,11 @@ fn while_all_stand_still(worker: &mut Worker) {
     expect_open(&shared);
 }
 
-/// Drops the handles that callbacks took, and those that are taken meanwhile.
+/// Drops the handles that callbacks took, and those they take meanwhile.
 fn drop_revived(shared: &Shared) -> bool {
     let mut found = false;
     loop {
-        // Not under the lock: a callback takes it.
+        // Not under the lock, which a callback takes.
         let Some(request) = lock(&shared.revived).pop() else { return found };
         found = true;
         drop(request);
@@ -180,7 +180,7 @@ fn finish_exactly(shared: &Shared, tracked: &Arc<Tracked>, is_end: bool) {
         block.verify();
         Some(block)
     });
-    // SAFETY: all threads stand still, nobody is inside, no scope waits, and those blocks that
+    // SAFETY: all threads stand still, nobody is inside, no scope waits, and the blocks that
     // `persist` did not keep are forgotten below, before anybody goes on.
     let result = unsafe { if is_end { request.end() } else { request.close() } };
     match result {
@@ -188,7 +188,7 @@ fn finish_exactly(shared: &Shared, tracked: &Arc<Tracked>, is_end: bool) {
             shared.count(if is_end { "ended" } else { "closed" });
             expect_report(tracked, &report, is_end);
         }
-        // A callback took a handle: the last one closes it.
+        // A callback took a handle: the last one closes the request.
         Err(request) => {
             let is_revived = drop_revived(shared);
             assert!(is_revived, "refused, and nobody else has a handle: {request}");
@@ -233,7 +233,7 @@ fn each_block_of(
     }
 }
 
-/// All threads have exited: what is left is looked at for the last time, and goes.
+/// Looks at what is left for the last time and frees it: all threads have exited.
 fn take_down(shared: &Arc<Shared>) {
     drop_revived(shared);
     shared.scopes.iter().for_each(|scope| drop(lock(scope).take()));

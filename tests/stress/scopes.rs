@@ -1,4 +1,4 @@
-//! Futures inside a request: polled, and dropped before they are done, by whatever thread comes.
+//! Futures inside a request: polled, or dropped before they are done, by any thread.
 
 use crate::closures::Freed;
 use crate::model::{Block, Tracked, lock, persistent_vec};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-/// Allocates at each poll and frees all of it when it is dropped.
+/// Allocates at each poll, and frees all of it when dropped.
 pub struct Work {
     tracked: Arc<Tracked>,
     blocks: Vec<Freed>,

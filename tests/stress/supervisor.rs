@@ -1,4 +1,4 @@
-//! Runs processes with seeds, passes on what they say, and says how to repeat one that fails.
+//! Runs processes with seeds, passes on what they say, and says how to repeat one that failed.
 
 use crate::options::{BREAKS, KNOWN_SEEDS, Options};
 use crate::rounds::COUNT_NAMES;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How long a process works; how long it may take beyond that.
 const SECONDS_OF_A_PROCESS: u64 = 6;
 const PATIENCE_SECONDS: u64 = 120;
-/// A run of at least so many seconds must have seen everything.
+/// A run of at least this many seconds must have seen everything.
 const SECONDS_OF_EVERYTHING: u64 = 30;
 
 struct Outcome {
@@ -20,7 +20,7 @@ struct Outcome {
     report_count: usize,
 }
 
-/// Leak reports are what was asked for: a line for the request and indented ones.
+/// Whether a line is of a leak report, which was asked for: one for the request, and indented ones.
 fn is_of_a_report(line: &str) -> bool {
     let is_item = line.starts_with("  ")
         && ["-byte class: ", "mapped: ", " bytes"].iter().any(|part| line.contains(part));
@@ -70,7 +70,7 @@ fn run_process(options: &Options, seed: u64, seconds: u64, is_loud: bool) -> Out
     Outcome { status, printed, complaints, report_count }
 }
 
-/// Known seeds first, then new ones, until the time is over.
+/// Runs known seeds first, then new ones, until the time is up.
 pub fn run(options: &Options) -> ExitCode {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let first = clock.as_nanos() as u64 % 1_000_000_000;
@@ -127,7 +127,7 @@ fn add_counts(sums: &mut BTreeMap<String, u64>, outcome: &Outcome) {
     *sums.entry("lines of leak reports".to_string()).or_default() += outcome.report_count as u64;
 }
 
-/// Every fault that can be planted is found, and one worker repeats itself.
+/// Checks that every fault that can be planted is found, and that one worker repeats itself.
 pub fn self_test(options: &Options) -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     let mut expect = |name: &str, holds: bool, said: &str| {

@@ -8,10 +8,10 @@ use libc::{c_int, c_void, pthread_t};
 use rqmalloc::persistent;
 use std::thread::JoinHandle;
 
-/// Noted actions of helpers stand apart from those of workers.
+/// Actions of helpers are recorded apart from those of workers.
 const HELPER_PLACE: usize = 32;
 
-// They unwind through Rust frames, of which none has a destructor to run.
+// These unwind through Rust frames, none of which has a destructor to run.
 unsafe extern "C-unwind" {
     fn pthread_exit(value: *mut c_void) -> !;
     fn pthread_testcancel();
@@ -43,7 +43,7 @@ pub enum Helper {
     System(System),
 }
 
-/// A thread that `std` knows nothing of.
+/// A thread that `std` does not know.
 pub struct System {
     thread: pthread_t,
     task: *mut Task,
@@ -51,7 +51,7 @@ pub struct System {
 }
 
 impl Helper {
-    /// Waits for it; afterwards nothing of it is inside anything, the model knows.
+    /// Waits for it, and tells the model that it is no longer inside anything.
     pub fn join(self) {
         match self {
             Self::Std(handle) => match handle.join() {
@@ -85,7 +85,7 @@ extern "C-unwind" fn start(task: *mut c_void) -> *mut c_void {
 impl System {
     pub fn start(worker: Worker, steps: usize, end: End) -> Self {
         let task = persistent(|| Box::into_raw(Box::new(Task { worker, steps, end })));
-        // SAFETY: all bits zero are a thread's name, which is written before it is used.
+        // SAFETY: zeros are a valid thread name, which is overwritten before it is used.
         let mut thread: pthread_t = unsafe { std::mem::zeroed() };
         // SAFETY: the task lives until the thread is joined.
         let result =
@@ -102,9 +102,10 @@ impl System {
         // SAFETY: joined once.
         let result = unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
         assert_eq!(result, 0, "pthread_join");
-        // SAFETY: what `start` made; the thread is gone.
+        // SAFETY: what `start` allocated; the thread is gone.
         let task = unsafe { Box::from_raw(self.task) };
-        // Its guards are of no thread any more: `finish` forgets those that it does not drop.
+        // Its guards belong to no thread any more, so they are forgotten, as `finish` forgets those
+        // that it does not drop.
         let Task { mut worker, .. } = *task;
         worker.entries.iter_mut().for_each(|entry| std::mem::forget(entry.guard.take()));
         let entries = std::mem::replace(&mut worker.entries, persistent_vec(4));
@@ -114,7 +115,7 @@ impl System {
 }
 
 impl Worker {
-    /// Starts a thread and waits for it now or later.
+    /// Starts a thread, and waits for it now or later.
     pub fn start_helper(&mut self) {
         self.shared.count("helpers");
         let (seed, shared) = (self.random.next(), self.shared.clone());
@@ -124,7 +125,7 @@ impl Worker {
         let helper = match self.below(4) {
             0 => Helper::System(System::start(worker(), steps, End::Returns)),
             1 => Helper::System(System::start(worker(), steps, End::Exits)),
-            // Where it is cancelled depends on time.
+            // Where it is cancelled depends on timing.
             2 if with("cancel") && !self.shared.is_alone => {
                 self.shared.count("cancelled");
                 Helper::System(System::start(worker(), steps, End::IsCancelled))

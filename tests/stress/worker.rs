@@ -11,29 +11,29 @@ use std::sync::{Arc, Mutex};
 pub const REQUEST_COUNT: usize = 6;
 pub const SLOT_COUNT: usize = 128;
 pub const SCOPE_COUNT: usize = 4;
-/// Blocks that a thread has for itself at most, and entries.
+/// Most blocks that a thread has for itself, and most entries.
 pub const OWN_COUNT: usize = 100;
 const ENTRY_COUNT: usize = 14;
-/// How deep closures nest.
+/// How deeply closures nest.
 const CLOSURE_COUNT: usize = 4;
 
 /// What all threads of a round share.
 pub struct Shared {
-    /// Requests that anybody enters.
+    /// Requests that any thread may enter.
     pub requests: Vec<Mutex<Arc<Tracked>>>,
-    /// Requests of one handle, to be looked at by anybody: one for each worker.
+    /// Requests with one handle that any thread may look at, one for each worker.
     pub soles: Vec<Mutex<Option<Arc<Tracked>>>>,
     pub slots: Vec<Mutex<Option<Block>>>,
     pub scopes: Vec<Mutex<Option<crate::scopes::Held>>>,
-    /// The blocks of each worker, for the one that looks when all stand still.
+    /// The blocks of each worker, for the thread that looks when all stand still.
     pub owns: Vec<Mutex<Vec<Block>>>,
     /// Every request of this round.
     pub all: Mutex<Vec<Arc<Tracked>>>,
     /// Handles that callbacks took while their request was closed.
     pub revived: Mutex<Vec<Request>>,
-    /// Held by callbacks, and by threads while they do nothing but allocate.
+    /// Locked by callbacks, and by threads while they only allocate.
     pub guarded: Mutex<u64>,
-    /// One worker: everything repeats itself.
+    /// Whether there is only one worker: then everything repeats itself.
     pub is_alone: bool,
     pub counts: [AtomicUsize; crate::rounds::COUNT_NAMES.len()],
 }
@@ -63,7 +63,7 @@ impl Shared {
         })
     }
 
-    /// Counts something that a run should see, by its name.
+    /// Counts, by name, something that a run should see.
     pub fn count(&self, name: &str) {
         let index = crate::rounds::COUNT_NAMES.iter().position(|other| *other == name);
         self.counts[index.unwrap()].fetch_add(1, Ordering::Relaxed);
@@ -74,7 +74,7 @@ impl Shared {
 pub enum Kind {
     Guard,
     Hook,
-    /// Left by whoever called the closure.
+    /// Left by the caller of the closure.
     Closure,
     Forgotten,
 }
@@ -83,7 +83,7 @@ pub enum Kind {
 pub struct Entry {
     pub serial: u64,
     pub kind: Kind,
-    /// `None`: in `persistent`.
+    /// `None`: inside `persistent`.
     pub target: Owner,
     pub guard: Option<Entered>,
 }
@@ -91,7 +91,7 @@ pub struct Entry {
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub random: Random,
-    /// Which of `owns` is this thread's, and of the noted actions.
+    /// The index of this thread in `owns` and among the recorded actions.
     pub place: usize,
     /// The vector of `owns` while the thread works.
     pub own: Vec<Block>,
@@ -99,7 +99,8 @@ pub struct Worker {
     pub serial: u64,
     pub closures: usize,
     pub pattern: u64,
-    /// Started by another worker, or in a forked process: starts no thread and does not fork.
+    /// Whether it was started by another worker or in a forked process: then it starts no thread
+    /// and does not fork.
     pub is_helper: bool,
     pub joins: Vec<crate::threads::Helper>,
     /// Follows from everything that was drawn.
@@ -107,7 +108,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that is not inside anything yet.
+    /// Returns a worker that is not inside anything yet.
     pub fn new(shared: Arc<Shared>, seed: u64, place: usize, is_helper: bool) -> Self {
         Self {
             shared,
@@ -128,12 +129,12 @@ impl Worker {
         self.random.below(bound)
     }
 
-    /// Whose the next block is.
+    /// Returns whose the next block is.
     pub fn active(&self) -> Owner {
         self.entries.last().and_then(|entry| entry.target.clone())
     }
 
-    /// The innermost request.
+    /// Returns the innermost request.
     pub fn inside(&self) -> Option<&Arc<Tracked>> {
         self.entries.iter().rev().find_map(|entry| entry.target.as_ref())
     }
@@ -143,7 +144,7 @@ impl Worker {
         self.entries.iter().any(|entry| entry.target.as_ref().is_some_and(is_it))
     }
 
-    /// Notes an entry that was made; its serial.
+    /// Records an entry; returns its serial.
     pub fn push(&mut self, kind: Kind, target: Owner, guard: Option<Entered>) -> u64 {
         if let Some(tracked) = &target {
             tracked.inside.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +154,7 @@ impl Worker {
         self.serial
     }
 
-    /// Notes that the entry with this serial was left.
+    /// Records that the entry with this serial was left.
     pub fn pop(&mut self, serial: u64) {
         let index = self.entries.iter().position(|entry| entry.serial == serial);
         let entry = self.entries.remove(index.expect("a closure's entry"));
@@ -169,7 +170,7 @@ impl Worker {
         self.closures < CLOSURE_COUNT
     }
 
-    /// The allocator and the model agree on where the thread is.
+    /// Checks that the allocator and the model agree on where the thread is.
     pub fn expect_inside(&self) {
         let is = Request::current().map(|request| request.id());
         let expected = self.inside().map(|tracked| tracked.id);
@@ -207,15 +208,15 @@ impl Worker {
             std::mem::forget(lock(&self.shared.requests[0]).clone_handle().unwrap().enter());
         }
         if breaks("hang") && choice == 999 {
-            // The others come to the barrier and wait. Not by sleeping: there a thread could be
-            // cancelled in the middle of Rust's frames.
+            // Never comes to the barrier, where the others wait. It does not sleep: there a thread
+            // could be cancelled in the middle of Rust's frames.
             loop {
                 std::thread::yield_now();
             }
         }
     }
 
-    /// Before the thread exits: some guards are dropped, others are forgotten, and the exit leaves
+    /// Prepares for the thread's exit: drops some guards and forgets others, and the exit leaves
     /// what they entered. The model's entries go with it: see `Exit`.
     pub fn finish(mut self) -> Exit {
         std::mem::take(&mut self.joins).into_iter().for_each(crate::threads::Helper::join);
@@ -244,14 +245,14 @@ impl Worker {
     }
 }
 
-/// What a thread was inside when it exited: whoever joined it notes that it is no longer.
+/// What a thread was inside when it exited: the thread that joins it records that it no longer is.
 #[must_use = "the model must learn that the thread is gone"]
 pub struct Exit {
     entries: Vec<Entry>,
     pub digest: u64,
 }
 
-// SAFETY: no entry has a guard any more, which is all that belongs to the thread.
+// SAFETY: the entries have no guards any more, the only part that belongs to the thread.
 unsafe impl Send for Exit {}
 
 impl Exit {

@@ -1,8 +1,8 @@
-//! Runs every case of a test program in a process of its own: the program once more, without the test
-//! harness, whose threads would move the figures.
+//! Runs every case of a test program in a process of its own: the program again, without the test
+//! harness, whose threads would change the figures.
 //!
-//! Without arguments every case runs; arguments without a dash are parts of names, as the harness has
-//! them. The last line says how many passed; a run of none fails.
+//! Without arguments every case runs; arguments without a dash are parts of names, as for the
+//! harness. The last line says how many passed; a run of none fails.
 
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -10,9 +10,9 @@ use std::time::Instant;
 /// The variable that names the one case to run.
 pub const CASE: &str = "RQMALLOC_TEST_CASE";
 
-/// A name, what a child does, and what it must print.
+/// A case: its name, what a child does, and what it must print.
 pub struct Case {
-    /// What the case is called.
+    /// The name of the case.
     pub name: &'static str,
     /// What the child does.
     pub run: fn(),
@@ -32,7 +32,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Runs the one case that the environment names, or all of them as children. A child that hangs dies of
+/// Runs the case that the environment names, or all of them as children. A child that hangs dies of
 /// SIGALRM after `patience_seconds`.
 pub fn run(cases: &[Case], patience_seconds: u32) -> ExitCode {
     if let Some(name) = std::env::var_os(CASE) {

@@ -19,7 +19,7 @@ impl Random {
         (self.next() % bound as u64) as usize
     }
 
-    /// A size, small ones far more often than large ones.
+    /// Returns a size, small ones far more often than large ones.
     pub fn size(&mut self, max: usize) -> usize {
         let bits = max.ilog2() as usize;
         let power = self.below(bits + 1).min(self.below(bits + 1));

@@ -1,10 +1,10 @@
-//! What is written to standard error, by a test that has its process to itself.
+//! Captures standard error, for a test that has its process to itself.
 
-/// What `f` writes to standard error.
+/// Returns what `f` writes to standard error.
 pub fn standard_error_of(f: impl FnOnce()) -> String {
     use std::io::{Read, Seek};
     use std::os::fd::{AsRawFd, FromRawFd};
-    // SAFETY: plain calls; the new file is nobody else's.
+    // SAFETY: plain calls; nobody else has the new file.
     let mut file = unsafe { std::fs::File::from_raw_fd(libc::memfd_create(c"error".as_ptr(), 0)) };
     // SAFETY: as above.
     unsafe {

@@ -1,11 +1,12 @@
-//! Runs every workload of every allocator in a process of its own, in rounds, and prints the medians.
+//! Runs every workload with every allocator in a process of its own, in rounds, and prints the
+//! medians.
 
 use rqmalloc_benches::workloads::{self, Workload};
 use std::env;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-/// The binaries beside this one. The last is the one the others are compared with.
+/// The binaries next to this one. The others are compared with the last.
 const ALLOCATORS: [&str; 5] = ["system", "mimalloc", "jemalloc", "snmalloc", "rqmalloc"];
 const PEERS: usize = ALLOCATORS.len() - 1;
 
@@ -41,13 +42,13 @@ fn run() -> Result<(), String> {
     let binaries = this.parent().ok_or("this program has no directory")?;
     build(binaries)?;
 
-    // figures[workload][allocator]: one number a round, none for "n/a".
+    // figures[workload][allocator]: one number a round, or none for "n/a".
     let mut figures = vec![[const { Vec::new() }; ALLOCATORS.len()]; options.workloads.len()];
     for round in 0..options.rounds {
         eprintln!("round {} of {}", round + 1, options.rounds);
         for (workload, row) in options.workloads.iter().zip(&mut figures) {
             for turn in 0..ALLOCATORS.len() {
-                // Another one first in every round.
+                // Each round begins with another one.
                 let allocator = (turn + round) % ALLOCATORS.len();
                 let binary = binaries.join(ALLOCATORS[allocator]);
                 row[allocator].extend(child(&binary, workload.name, options.quick)?);
@@ -59,7 +60,7 @@ fn run() -> Result<(), String> {
     Ok(())
 }
 
-/// `None` when only the list of workloads is wanted.
+/// Parses the arguments; `None` if only the list of workloads is wanted.
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
     let mut workloads = Vec::new();
     let mut rounds = None;
@@ -87,7 +88,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>,
     Ok(Some(Options { workloads, rounds, quick }))
 }
 
-/// `cargo run` builds this program only. Started by it, the others are built here, so that they are never older.
+/// Builds the other binaries if `cargo run`, which builds only this one, started it, so that they
+/// are never older.
 fn build(binaries: &Path) -> Result<(), String> {
     if let (Some(cargo), Some(package)) = (env::var_os("CARGO"), env::var_os("CARGO_MANIFEST_DIR"))
     {

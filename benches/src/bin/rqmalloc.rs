@@ -10,7 +10,7 @@ fn begin() {
 
 /// # Safety
 ///
-/// That of `rqmalloc::end_request`.
+/// As `rqmalloc::end_request`.
 unsafe fn end() {
     // SAFETY: the caller's promise.
     let _ = unsafe { rqmalloc::end_request() };

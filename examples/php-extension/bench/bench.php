@@ -1,10 +1,11 @@
 <?php
-/* Small classical programs, to compare heaps under PHP (compare.py runs them).
+/* Small classic programs, to compare heaps under PHP (compare.py runs them).
  *
  *     php bench.php list            the names
- *     php bench.php NAME [SCALE]    runs one: prints its name, milliseconds and a checksum of what it computed
+ *     php bench.php NAME [SCALE]    runs one: prints its name, milliseconds and a checksum of what
+ *                                   it computed
  *
- * A scale of 1 is some 50 milliseconds on a common machine.
+ * A scale of 1 takes some 50 milliseconds on a common machine.
  */
 
 declare(strict_types=1);
@@ -214,7 +215,7 @@ $programs = [
                 $node->next = $head;
                 $head = $node;
             }
-            /* Taken apart by hand: freeing a long chain by its head recurses. */
+            /* Taken apart step by step: freeing a long chain at its head recurses. */
             while ($head !== null) {
                 $sum += $head->value;
                 $next = $head->next;
@@ -440,7 +441,7 @@ $programs = [
         return (string) $length;
     },
     'whole_heap' => function (int $scale): string {
-        /* Much is alive at the same time, and is freed in another order than it was made in. */
+        /* Much is alive at the same time, and is freed in another order than it was created in. */
         $random = new Lcg;
         $slots = [];
         for ($i = 0; $i < 1500000 * $scale; $i++) {

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Times PHP programs on three heaps: rqmalloc, PHP's own, and the C library's malloc (USE_ZEND_ALLOC=0).
+"""Times PHP programs on three heaps: rqmalloc, PHP's own, and the C library's (USE_ZEND_ALLOC=0).
 
-    compare.py --extension PATH/rqmalloc.so [--rounds 5] [--scale 4] [--opcache] [--only NAME,..] [--php .. --cgi ..]
+    compare.py --extension PATH/rqmalloc.so [--rounds 5] [--scale 4] [--opcache] [--only NAME,..]
+               [--php .. --cgi ..]
 
-Every program of bench.php is run in a process of its own, the heaps in turn, round after round; the medians
-count. The pages are run by php-cgi, many requests in one process: there the end of a request is part of the
-time. Prints a table; a ratio below 1 means that rqmalloc takes less time. Fails when the heaps disagree about
-what a program computed, and when none ran.
+Every program of bench.php runs in a process of its own, the heaps in turn, round after round; the
+medians count. php-cgi runs the pages, many requests in one process: there the end of a request is
+part of the time. Prints a table; a ratio below 1 means that rqmalloc takes less time. Fails if the
+heaps disagree about what a program computed, or if none ran.
 """
 
 import argparse
@@ -26,7 +27,7 @@ LIMIT_SECONDS = 300
 
 
 def command(options, heap, program):
-    """The command line and the environment that run `program` on `heap`."""
+    """Returns the command line and the environment that run `program` on `heap`."""
     line = [program, "-n", "-d", "memory_limit=2G"]
     if options.opcache:
         line += ["-d", "zend_extension=opcache", "-d", "opcache.enable_cli=1"]
@@ -47,7 +48,7 @@ def run(line, environment):
 
 
 def program_time(options, heap, name):
-    """Milliseconds as the program says, and its checksum."""
+    """Returns the milliseconds that the program reports, and its checksum."""
     line, environment = command(options, heap, options.php)
     output = run(line + [str(HERE / "bench.php"), name, str(options.scale)], environment)
     said, milliseconds, check = output.split(maxsplit=2)
@@ -57,7 +58,7 @@ def program_time(options, heap, name):
 
 
 def page_time(options, heap, name):
-    """Milliseconds for one request, and what it printed."""
+    """Returns the milliseconds for one request, and what it printed."""
     line, environment = command(options, heap, options.cgi)
     count = PAGES[name]
     begin = time.perf_counter()

@@ -1,5 +1,5 @@
 --TEST--
-rqmalloc.check_owner: every block is asked for its owner
+rqmalloc.check_owner: the owner of every block is looked up
 --EXTENSIONS--
 rqmalloc
 --INI--

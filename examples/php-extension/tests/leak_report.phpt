@@ -6,7 +6,7 @@ rqmalloc
 rqmalloc.report_leaks=1
 --FILE--
 <?php
-/* In a process of its own: the report goes to standard error, after the output was closed. */
+/* In a process of its own: the report goes to standard error after the output is closed. */
 $command = [PHP_BINARY, '-n', '-d', 'extension_dir=' . ini_get('extension_dir'), '-d', 'extension=rqmalloc',
     '-d', 'rqmalloc.report_leaks=1', '-r'];
 foreach (['rqmalloc_leak(5000); rqmalloc_leak(5000);', '$list = range(1, 1000);', 'trigger_error("x", E_USER_ERROR);'] as $code) {

@@ -1,5 +1,5 @@
 --TEST--
-Once the limit was reached, and before PHP can stop, callers that can take NULL get it again
+Once the limit is reached, and before PHP can stop, callers that can take NULL get it again
 --EXTENSIONS--
 rqmalloc
 --INI--
@@ -8,8 +8,8 @@ display_errors=1
 html_errors=0
 --FILE--
 <?php
-/* One function of PHP that makes many copies, the first one three times as large. With all of them it would pass the hard
- * limit, too, and that ends the process. */
+/* One function of PHP that makes many copies, the first three times as large. All of them together
+ * would pass the hard limit, too, which ends the process. */
 $text = str_repeat('a', 20 << 20);
 output_add_rewrite_var($text, $text);
 echo "no limit\n";

@@ -19,7 +19,7 @@ register_shutdown_function(function () {
     }
 });
 $text = str_repeat('a', 6 << 20);
-/* Makes a copy of three times the length, and cannot do without it. */
+/* Makes a copy three times as long, and cannot do without it. */
 echo strlen(rawurlencode($text)), "\n";
 ?>
 --EXPECTF--

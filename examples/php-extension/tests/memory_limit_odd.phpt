@@ -1,5 +1,5 @@
 --TEST--
-A limit that is no whole number of pages, reached by small blocks
+A limit that is not a whole number of pages, reached by small blocks
 --EXTENSIONS--
 rqmalloc
 --INI--

@@ -1,5 +1,6 @@
 <?php
-/* What requests.py asks for, over and over: the state of the process as a line of JSON, then one way to end a request. */
+/* What requests.py requests over and over: prints the state of the process as a line of JSON, then
+   ends in one of the ways to end a request. */
 ini_set('display_errors', '1');
 $status = file_get_contents('/proc/self/status');
 preg_match('/^VmRSS:\s+(\d+) kB$/m', $status, $resident);

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
 """Sends requests to one PHP process, as a web server does, and watches its memory.
 
-    requests.py --extension PATH/rqmalloc.so [--requests 10000] [--fpm php-fpm] [--cgi php-cgi] [--opcache]
+    requests.py --extension PATH/rqmalloc.so [--requests 10000] [--fpm php-fpm] [--cgi php-cgi]
+                [--opcache]
 
-Every request leaks, or is left by an error or by exit() in the middle of nested calls. The process is FPM's, or php-cgi's where
---fpm is not given; it listens on a Unix socket in a directory of its own. For each way to end a request, and each
-heap (rqmalloc, PHP's own, and malloc, which frees nothing that leaks), prints what the process had resident
-after the first tenth of the requests and after all of them. With rqmalloc fails unless
+The kinds of request are clean, leak, or are left by an error or by exit() in the middle of nested
+calls. The process is FPM's, or php-cgi's without --fpm; it listens on a Unix socket in a directory
+of its own. For each kind and each heap (rqmalloc, PHP's own, and malloc, which frees nothing that
+leaks), prints what the process had resident after the first tenth of the requests and after all of
+them. With rqmalloc, it fails unless
 
- - every request begins with as much memory as the others of its kind: bytes of live blocks and bytes of pages;
- - what the end of the leaking requests freed is what they leaked;
- - resident memory does not grow by more than 2 % and 256 KiB;
+ - every request begins with as much memory as the others of its kind: bytes of live blocks and
+   bytes of pages;
+ - the end of a leaking request frees what it leaked;
+ - resident memory grows by no more than 2 % and 256 KiB;
 
-and without it, if the leak does not show with malloc: then this would prove nothing.
+and it fails if the leak does not show with malloc: then the test would prove nothing.
 """
 
 import argparse
@@ -59,7 +62,7 @@ def parameter(name, value):
 
 
 class Connection:
-    """FastCGI, as much of it as one request at a time needs."""
+    """FastCGI, as far as one request at a time needs it."""
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
@@ -68,7 +71,7 @@ class Connection:
         self.stream = self.socket.makefile("rb")
 
     def get(self, kind):
-        """The body of the answer."""
+        """Returns the body of the answer."""
         parameters = {
             "REQUEST_METHOD": "GET",
             "SCRIPT_FILENAME": str(SCRIPT),
@@ -152,7 +155,7 @@ class Server:
 
 
 def judge(kind, number, state, first):
-    """What is wrong with the state that a request begins in; `first` is that of request 21."""
+    """Returns what is wrong with the state a request begins in; `first` is that of request 21."""
     if state["request"] != first["request"] + number - 20:
         return f"it has the number {state['request']}, request 21 has {first['request']}"
     if (state["live_bytes"], state["page_bytes"]) != (first["live_bytes"], first["page_bytes"]):
@@ -166,7 +169,7 @@ def judge(kind, number, state, first):
 
 
 def watch(options, heap, kind):
-    """Sends the requests; returns the states the process had after a tenth and at the end, and what was wrong."""
+    """Sends the requests; returns the states after a tenth and at the end, and what was wrong."""
     faults = []
     with tempfile.TemporaryDirectory() as directory:
         server = Server(options, heap, directory)
@@ -181,7 +184,8 @@ def watch(options, heap, kind):
                     faults.append(f"{kind} on {heap}, request {number + 1} printed {rest!r}")
                     break
                 if heap == "rqmalloc":
-                    # The first requests fill caches: opcache's, the compiled regular expression.
+                    # The first requests fill caches: opcache's, and that of compiled regular
+                    # expressions.
                     if number == 20:
                         first = state
                     if number > 20:

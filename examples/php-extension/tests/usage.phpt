@@ -1,5 +1,5 @@
 --TEST--
-rqmalloc_usage() and the functions of PHP that it stands behind
+rqmalloc_usage() and the functions of PHP that report the same figures
 --EXTENSIONS--
 rqmalloc
 --FILE--

@@ -1,15 +1,15 @@
-//! Large Rust programs with rqmalloc as their global allocator. Each binary runs its work twice: as it is, and in
-//! slices, each slice in a request that is closed before the next begins. Both times it checks the results. The
-//! last line is `ok`, the program's name and figures.
+//! Large Rust programs with rqmalloc as their global allocator. Each binary runs its work twice:
+//! unchanged, and in slices, each in a request that is closed before the next begins. Both times it
+//! checks the results. The last line is `ok`, the program's name and figures.
 //!
-//! These libraries know nothing of requests. They keep things in caches, thread-locals and pools that were filled
-//! in a request and are used and freed after it: the survivors of `close`.
+//! These libraries know nothing of requests. They keep things in caches, thread-locals and pools
+//! that are filled in a request and used and freed after it: the survivors of `close`.
 
 use rqmalloc::Request;
 use std::fmt;
 use std::time::Instant;
 
-/// One program's run.
+/// The run of one program.
 pub struct Program {
     name: &'static str,
     start: Instant,
@@ -37,8 +37,8 @@ impl Program {
         self.shared_request(|request| request.run(slice))
     }
 
-    /// Hands `body` a request, which other threads may enter too, and closes it. `body` drops the handles it
-    /// makes.
+    /// Gives `body` a request, which other threads may enter too, and closes it. `body` drops the
+    /// handles it creates.
     pub fn shared_request<R>(&mut self, body: impl FnOnce(&Request) -> R) -> R {
         let request = Request::builder().name(self.name).build();
         let id = request.id();
@@ -54,7 +54,7 @@ impl Program {
         result
     }
 
-    /// The last line.
+    /// Prints the last line.
     pub fn finish(self, figures: impl fmt::Display) {
         println!("{}", rqmalloc::stats());
         println!(
@@ -69,7 +69,7 @@ impl Program {
     }
 }
 
-/// Random numbers, the same in every run.
+/// Random numbers that are the same in every run.
 pub struct Rng(u64);
 
 impl Rng {

@@ -1,5 +1,5 @@
-/* An extension that still allocates when rqmalloc has had its last call of a request: loaded before it, its
- * post_deactivate comes after. What PHP frees then is of the old request. */
+/* An extension that still allocates after rqmalloc's last call in a request: it is loaded first, so
+ * its post_deactivate comes later. What PHP frees then belongs to the old request. */
 
 #ifdef HAVE_CONFIG_H
 #include "config.h"

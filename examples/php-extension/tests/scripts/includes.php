@@ -1,5 +1,5 @@
 <?php
-/* Code that is compiled while running, and classes that depend on each other. */
+/* Code that is compiled at run time, and classes that depend on each other. */
 $directory = sys_get_temp_dir() . '/rqmalloc-' . getmypid();
 mkdir($directory);
 try {

@@ -34,7 +34,7 @@ class Wrapper
     }
     public function stream_close(): void
     {
-        /* Called when the process is about to end, too. */
+        /* Also called when the process is about to end. */
         echo "closed {$this->name}\n";
     }
 }

@@ -6,9 +6,9 @@ use rqmalloc_programs::Program;
 #[global_allocator]
 static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
 
-/// Scripts and the string form of what each evaluates to.
+/// Scripts, and what each evaluates to, as text.
 const SCRIPTS: &[(&str, &str)] = &[
-    // Objects without number, a tree at a time.
+    // Countless objects, a tree at a time.
     (
         "function tree(depth) {
              return depth === 0 ? { value: 1 } : { left: tree(depth - 1), right: tree(depth - 1), value: 1 };
@@ -52,7 +52,7 @@ const SCRIPTS: &[(&str, &str)] = &[
          zeros",
         "99",
     ),
-    // JSON there and back.
+    // JSON, written and read back.
     (
         "const rows = [];
          for (let i = 0; i < 1500; i++) {
@@ -97,7 +97,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Promises: the jobs run after the script, and leave the result in a global.
+/// Promises: the jobs run after the script and leave the result in a global.
 const PROMISES: &str = "
     globalThis.settled = 'not yet';
     async function step(n) { return n === 0 ? 0 : 1 + await step(n - 1); }
@@ -108,7 +108,7 @@ fn evaluate(context: &mut Context, script: &str) -> String {
     value.to_string(context).expect(script).to_std_string_escaped()
 }
 
-/// In a block, because a `let` at the top of a script is global for good.
+/// Evaluates in a block, because a `let` at the top of a script stays global.
 fn evaluate_in_block(context: &mut Context, script: &str) -> String {
     evaluate(context, &format!("{{ {script} }}"))
 }
@@ -130,27 +130,28 @@ fn main() {
     let mut program = Program::start("javascript");
     let mut evaluations = 0;
 
-    // As it is.
+    // Unchanged.
     for _ in 0..2 {
         all_scripts(&mut Context::default());
         evaluations += SCRIPTS.len() + 1;
     }
     gc::force_collect();
 
-    // A context in each request. What a thread-local collector keeps of it survives.
+    // A context in each request. What the thread-local collector keeps of it survives.
     for _ in 0..4 {
         let results: Vec<String> = program.request(|| {
             let mut context = Context::default();
             let evaluate = |(script, _): &(&str, _)| evaluate_in_block(&mut context, script);
             SCRIPTS.iter().map(evaluate).collect()
         });
-        // The strings were made in the request.
+        // The strings were allocated in the request.
         let expected = SCRIPTS.iter().map(|(_, expected)| *expected);
         assert!(results.iter().map(String::as_str).eq(expected));
         evaluations += results.len();
     }
 
-    // One context for many requests: its heap, its global object and its caches grow in all of them.
+    // One context for many requests: its heap, its global object and its caches grow in all of
+    // them.
     let mut context = Context::default();
     evaluate(&mut context, "globalThis.kept = [];");
     for round in 0..5 {
@@ -167,7 +168,7 @@ fn main() {
                 "for (let i = 0; i < 2000; i++) { kept.push({ index: kept.length, text: 'item ' + kept.length }); }",
             );
         });
-        // Collected now in a request, now outside all of them.
+        // Collected sometimes in a request, sometimes outside all of them.
         if round % 2 == 0 {
             gc::force_collect();
         } else {

@@ -11,7 +11,7 @@ static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
 
 const LINES: usize = 4000;
 
-/// A log, with what is to be found in it.
+/// A log, with what must be found in it.
 struct Log {
     text: String,
     addresses: usize,
@@ -64,7 +64,7 @@ impl Patterns {
         }
     }
 
-    /// Checks what is found, and gives the text with numbers masked.
+    /// Checks what is found, and returns the text with numbers masked.
     fn search(&self, log: &Log) -> String {
         let mut by_user = BTreeMap::<String, usize>::new();
         let mut milliseconds = 0;
@@ -89,7 +89,7 @@ impl Patterns {
     }
 }
 
-/// Big automata: built, used once, dropped.
+/// Builds big automata, uses them once and drops them.
 fn build_big(rng: &mut Rng) {
     let mut alternatives = Vec::new();
     for _ in 0..300 {
@@ -111,7 +111,7 @@ fn main() {
     let mut rng = Rng::new(1);
     let mut logs = 0;
 
-    // As it is: patterns shared by four threads.
+    // Unchanged: patterns shared by four threads.
     let patterns = Patterns::new();
     let masked = thread::scope(|scope| {
         let search = |seed| patterns.search(&log(seed));

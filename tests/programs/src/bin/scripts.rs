@@ -7,7 +7,7 @@ use std::sync::Arc;
 #[global_allocator]
 static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
 
-/// Scripts and what they evaluate to, as text.
+/// Scripts, and what each evaluates to, as text.
 const SCRIPTS: &[(&str, &str)] = &[
     (
         "fn fib(n) { if n < 2 { n } else { fib(n - 1) + fib(n - 2) } }
@@ -73,13 +73,14 @@ fn main() {
     let mut program = Program::start("scripts");
     let mut evaluations = 0;
 
-    // As it is.
+    // Unchanged.
     let long_lived = engine();
     for _ in 0..3 {
         evaluations += run_all(&long_lived);
     }
 
-    // An engine, its syntax trees and its values in a request; trees and values are used after it.
+    // An engine, its syntax trees and its values in a request; the trees and values are used after
+    // it.
     for _ in 0..5 {
         evaluations += program.request(|| run_all(&engine()));
         let (engine, results): (Engine, Vec<(AST, Dynamic)>) = program.request(|| {
@@ -98,7 +99,7 @@ fn main() {
             assert_eq!(text(&again), *expected, "{script}");
             let once_more = program.request(|| engine.eval_ast::<Dynamic>(&ast).expect(script));
             assert_eq!(text(&once_more), *expected, "{script}");
-            // Trees of one request, freed in another.
+            // The trees of one request, freed in another.
             program.request(move || drop(ast));
             evaluations += 3;
         }

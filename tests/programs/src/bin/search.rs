@@ -25,7 +25,8 @@ struct Fields {
     body: Field,
 }
 
-/// Every document says in words what its number is divisible by, so that hits can be counted by arithmetic.
+/// Returns a document that says in words what its number is divisible by, so that hits can be
+/// counted by arithmetic.
 fn document(fields: Fields, number: u64) -> TantivyDocument {
     let mut rng = Rng::new(number);
     let mut body = String::new();
@@ -62,7 +63,7 @@ fn hits(index: &Index, searcher: &Searcher, fields: Fields, query: &str) -> usiz
     searcher.search(&parser.parse_query(query).unwrap(), &Count).unwrap()
 }
 
-/// Queries, and how many numbers below `end` they hit.
+/// Returns queries, and how many numbers below `end` they hit.
 fn queries(end: u64) -> Vec<(String, u64)> {
     let multiples = |of: u64| end.div_ceil(of);
     vec![
@@ -86,7 +87,7 @@ fn check_hits(index: &Index, fields: Fields, end: u64) -> usize {
     queries.len()
 }
 
-/// Titles of the best ten of a query.
+/// Returns the titles of a query's best ten.
 fn titles(index: &Index, fields: Fields, query: &str) -> Vec<String> {
     let searcher = index.reader().unwrap().searcher();
     let query = QueryParser::for_index(index, vec![fields.body]).parse_query(query).unwrap();
@@ -98,7 +99,8 @@ fn titles(index: &Index, fields: Fields, query: &str) -> Vec<String> {
     best.into_iter().map(|(_, address)| title(address)).collect()
 }
 
-/// All segments into one. The writer merges by itself too, and may just have taken some of them.
+/// Merges all segments into one. The writer also merges by itself, and may just have taken some of
+/// them.
 fn merge(index: &Index, writer: &mut IndexWriter) {
     for _ in 0..1000 {
         let segments = index.searchable_segment_ids().unwrap();
@@ -116,7 +118,7 @@ fn main() {
     let mut program = Program::start("search");
     let mut searches = 0;
 
-    // As it is: threads that add documents beside the writer's own.
+    // Unchanged: threads add documents alongside the writer's own.
     let (index, fields) = new_index();
     let mut writer = new_writer(&index);
     for part in 0..3 {
@@ -145,7 +147,7 @@ fn main() {
         program.shared_request(|request| {
             let threads = [(); 2].map(|()| request.clone());
             thread::scope(|scope| {
-                // Joined one by one: only then have their threads let go of their handles.
+                // Joined one by one: only then have the threads dropped their handles.
                 for thread in threads.map(|request| {
                     let (index, count) = (&index, &count);
                     scope.spawn(move || {
@@ -163,8 +165,8 @@ fn main() {
         searches += 1;
     }
 
-    // An index that lives through all requests is written in them: documents pass to the writer's threads,
-    // segments are made and merged while requests open and close.
+    // An index that lives through all requests is written in them: documents pass to the writer's
+    // threads, and segments are created and merged while requests open and close.
     let (index, fields) = new_index();
     let mut writer = new_writer(&index);
     let mut end = 0;
@@ -189,7 +191,7 @@ fn main() {
     assert_eq!(index.reader().unwrap().searcher().num_docs(), end - 1);
     writer.wait_merging_threads().unwrap();
 
-    // And one that is born, filled and dropped in a request.
+    // And one that is created, filled and dropped in a request.
     for _ in 0..3 {
         searches += program.request(|| {
             let (index, fields) = new_index();

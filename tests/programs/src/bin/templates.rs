@@ -83,12 +83,12 @@ fn main() {
     let mut program = Program::start("templates");
     let mut pages = 0;
 
-    // As it is.
+    // Unchanged.
     let shared = environment();
     let expected: Vec<String> = (0..50).map(|seed| render(&shared, &page(seed))).collect();
     pages += expected.len();
 
-    // A page a request, as a server would; the text is compared after the request.
+    // One page a request, as a server would do; the text is compared after the request.
     for _ in 0..5 {
         for (seed, expected) in expected.iter().enumerate() {
             let text = program.request(|| render(&shared, &page(seed as u64)));
@@ -97,7 +97,7 @@ fn main() {
         }
     }
 
-    // Values of one request rendered in another, by an environment of a third.
+    // Values of one request, rendered in another by an environment of a third.
     let environment = program.request(environment);
     for (seed, expected) in expected.iter().enumerate() {
         let page = program.request(|| page(seed as u64));
