@@ -78,7 +78,6 @@ fn the_last_handle_closes() {
     let clone = request.clone();
     assert_eq!(stats().open_request_count, before + 1);
     let held = request.run(|| Held::new(100, 1));
-    let id = request.id();
     drop(request);
     assert_eq!(stats().open_request_count, before + 1);
     elsewhere(move || drop(clone));
@@ -155,7 +154,7 @@ fn hooks_only_leave_while_other_handles_are_alive() {
 fn hooks_only_leave_while_another_thread_is_inside() {
     let _alone = alone();
     let before = stats().open_request_count;
-    let id = rqmalloc::begin_request();
+    rqmalloc::begin_request();
     let handle = Request::current().unwrap();
     let (thread, leave) = persistent(|| {
         let (enter, entered) = channel::<()>();
