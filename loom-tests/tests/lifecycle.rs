@@ -39,7 +39,8 @@ fn lane_left_against_lane_entered() {
 }
 
 /// L4: large blocks are freed from outside while their request is closed. The closer that reads a count
-/// of 0 looks at the list without its lock, and uses the control block anew.
+/// of 0 looks at the list without its lock; else it detaches what is left. Then the control block is
+/// the next request's.
 #[test]
 fn large_blocks_freed_against_close() {
     struct Request {
@@ -47,32 +48,49 @@ fn large_blocks_freed_against_close() {
         lock: Lock<()>,
         /// The large blocks on the list.
         list: Plain<usize>,
+        are_detached: Plain<bool>,
+    }
+    impl Request {
+        fn link(&self) {
+            let _guard = self.lock.lock();
+            self.list.write(|listed| *listed += 1);
+            self.count.add();
+        }
+
+        fn free(&self) {
+            let _guard = self.lock.lock();
+            if !self.are_detached.read(|&detached| detached) {
+                self.list.write(|listed| *listed -= 1);
+                self.count.drop_one();
+            }
+        }
+
+        fn close(&self) {
+            if self.count.count() == 0 {
+                self.list.read(|listed| assert_eq!(*listed, 0, "L4: the list is empty"));
+            } else {
+                let _guard = self.lock.lock();
+                self.list.write(|listed| *listed = 0);
+                self.are_detached.write(|detached| *detached = true);
+            }
+        }
     }
     explore(3, || {
-        let count = LargeCount::new();
-        count.open();
-        let request = Arc::new(Request { count, lock: Lock::new(()), list: Plain::new(0) });
-        for _ in 0..2 {
-            request.list.write(|listed| *listed += 1);
-            request.count.add();
-        }
-        let freers = [request.clone(), request.clone()].map(|other| {
-            thread::spawn(move || {
-                let _guard = other.lock.lock();
-                other.list.write(|listed| *listed -= 1);
-                other.count.drop_one();
-            })
+        let request = Arc::new(Request {
+            count: LargeCount::new(),
+            lock: Lock::new(()),
+            list: Plain::new(0),
+            are_detached: Plain::new(false),
         });
-        if request.count.count() == 0 {
-            request.list.write(|listed| {
-                assert_eq!(*listed, 0, "L4: once the count is 0 the list is empty");
-                *listed = 1;
-            });
-            request.count.open();
-            request.count.add();
-        }
+        request.count.open();
+        [(); 2].into_iter().for_each(|()| request.link());
+        let freers =
+            [request.clone(), request.clone()].map(|other| thread::spawn(move || other.free()));
+        request.close();
+        request.count.open();
+        request.link();
         freers.into_iter().for_each(|freer| freer.join().unwrap());
-        let left = request.count.count();
-        request.list.read(|listed| assert_eq!(left, *listed as u64, "what is listed is counted"));
+        assert_eq!(request.count.count(), 1, "nobody counts for the next request");
+        request.list.read(|listed| assert_eq!(*listed, 1, "what is listed is counted"));
     });
 }

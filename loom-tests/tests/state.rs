@@ -195,3 +195,22 @@ fn visit_against_add_and_drop() {
         assert_eq!((last.handles(), last.visitors(), last.generation()), (1, 0, 5));
     });
 }
+
+/// In a forked process a visitor that is lost keeps the request open for good; the one that is left ends
+/// its visit, and one that was not known ends none.
+#[test]
+fn visitors_lost_in_a_fork() {
+    explore(1, || {
+        let stub = Stub::open(5);
+        assert_eq!(stub.state.try_visit(5), Visit::Inside);
+        assert_eq!(stub.state.try_visit(5), Visit::Inside);
+        stub.state.recount_visitors(1);
+        let seen = stub.state.look();
+        assert_eq!((seen.handles(), seen.visitors(), seen.generation()), (2, 1, 5));
+        stub.state.end_visit();
+        stub.state.end_visit();
+        assert!(stub.state.drop_shared(), "the lost visitor's handle stays");
+        let seen = stub.state.look();
+        assert_eq!((seen.handles(), seen.visitors(), seen.phase()), (1, 0, Phase::Open));
+    });
+}

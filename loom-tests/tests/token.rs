@@ -50,9 +50,12 @@ impl Store for Shelf {
 
 impl Shelf {
     fn new() -> Arc<Self> {
+        // A descriptor that had another span before.
+        let count = AdoptedCount(AtomicU64::new(7));
+        count.arm();
         Arc::new(Self {
             span: Span {
-                count: AdoptedCount(AtomicU64::new(0)),
+                count,
                 holes: Plain::new(0),
                 headers: [Plain::new(false), Plain::new(false)],
             },
