@@ -29,7 +29,7 @@ impl Heap {
 
     /// Opens a request in a control block that is the caller's alone. `None`: it needs a new stub, and
     /// there is no memory.
-    #[inline]
+    #[inline(always)]
     pub fn open_request(&self, control: &Control, number: u64, opening: &Opening) -> Option<()> {
         let serial = match control.stub().next_serial() {
             Some(serial) => serial,
@@ -47,6 +47,11 @@ impl Heap {
     fn serial_of_new_stub(&self, control: &Control) -> Option<Serial> {
         self.controls.renew_stub(control, &self.pages.descriptors)?;
         control.stub().next_serial()
+    }
+
+    /// Survivors pin their spans from now on: nobody else allocates between them.
+    pub fn pin_survivors(&self) {
+        self.adopted.pin();
     }
 
     /// Finishes a request that the caller has closed.

@@ -7,7 +7,8 @@
 //!   everything that every other handle's holder did before dropping it.
 //! - **L2** A visitor enters while the request is open and of the generation that its block names. Whoever
 //!   finishes waits until no visitor is left, and sees what each of them did.
-//! - **L3** Only `open` stores; every other transition compares what it found.
+//! - **L3** Only a thread that has the stub to itself stores (`open`, `retire`); every other transition
+//!   compares what it found, or adds to it.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 
@@ -183,10 +184,8 @@ impl State {
     /// Nothing of the request is left. The next one of this stub has another generation.
     #[inline]
     pub fn retire(&self) {
-        let seen = self.look();
-        let over = Snapshot::new(seen.generation(), Phase::Over, 0, 0);
-        // The stub is the caller's: nothing else can have changed it.
-        let _ = self.0.compare_exchange(seen.0, over.0, Ordering::Relaxed, Ordering::Relaxed);
+        let generation = self.look().generation();
+        self.0.store(Snapshot::new(generation, Phase::Over, 0, 0).0, Ordering::Relaxed);
     }
 
     /// Enters the request with this generation from outside, by a thread that holds a live block of it.

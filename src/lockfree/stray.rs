@@ -45,6 +45,12 @@ impl Chain {
         Self { first }
     }
 
+    /// Returns whether there is no block.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.first == NONE
+    }
+
     /// The blocks. Each is read before it is handed out, so the caller may overwrite it.
     pub fn blocks<'m, M: Memory>(&self, memory: &'m M) -> impl Iterator<Item = Block> + use<'m, M> {
         let mut next = self.first;

@@ -5,7 +5,7 @@
 //!   which also guards `next` and `previous` of what is listed.
 
 use crate::base::fatal;
-use crate::base::sync::{AtomicUsize, Lock, Ordering, step};
+use crate::base::sync::{AtomicBool, AtomicUsize, Lock, Ordering, step};
 use crate::pages::span::{Span, SpanKind};
 use core::ptr::null;
 
@@ -25,6 +25,8 @@ pub struct AdoptedSpans {
     listed: Lock<Listed>,
     /// Spans that were adopted and not given back, lent ones too.
     existing: AtomicUsize,
+    /// Nothing is lent: what lies between survivors stays unused.
+    is_pinning: AtomicBool,
 }
 
 impl AdoptedSpans {
@@ -32,6 +34,7 @@ impl AdoptedSpans {
     pub const fn new() -> Self {
         Self {
             existing: AtomicUsize::new(0),
+            is_pinning: AtomicBool::new(false),
             listed: Lock::new(Listed { first: null(), last: null(), count: 0, touched: null() }),
         }
     }
@@ -77,6 +80,11 @@ impl AdoptedSpans {
         }
     }
 
+    /// Lends nothing from now on, for finding faults: what is freed stays as it was.
+    pub fn pin(&self) {
+        self.is_pinning.store(true, Ordering::Relaxed);
+    }
+
     /// A region becomes an adopted span.
     pub fn note_new(&self) {
         self.existing.fetch_add(1, Ordering::Relaxed);
@@ -94,6 +102,9 @@ impl AdoptedSpans {
 
     /// Takes the token of the span that was listed first.
     pub fn take<'h>(&self) -> Option<&'h Span> {
+        if !self.any() || self.is_pinning.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut listed = self.listed.lock();
         // SAFETY: null, or a listed descriptor (M1), guarded by the lock.
         let span = unsafe { listed.first.as_ref()? };

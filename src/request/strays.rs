@@ -23,15 +23,21 @@ impl Stub {
     }
 
     /// Takes a chain of strays into a lane's bins.
+    #[inline]
     pub fn absorb(&self, lane: &Lane, chain: Chain) {
+        if !chain.is_empty() {
+            self.absorb_some(lane, chain);
+        }
+    }
+
+    #[cold]
+    fn absorb_some(&self, lane: &Lane, chain: Chain) {
         let (mut count, mut bytes) = (0, 0);
         for block in chain.blocks(&Raw) {
             settle_stray(&Raw, block);
             count += 1;
             bytes += lane.absorb(block).stride_bytes();
         }
-        if count > 0 {
-            self.pending().take(count, bytes);
-        }
+        self.pending().take(count, bytes);
     }
 }

@@ -18,7 +18,7 @@ const ARE_TRACED: u8 = 2;
 const HIDE_LIMITS: u8 = 4;
 
 /// Opens a request with one handle, the caller's. `None`: out of memory.
-#[inline]
+#[inline(always)]
 pub fn open(opening: &Opening) -> Option<&'static Control> {
     match current_or_start() {
         Some(thread) => thread.open(opening),
@@ -27,7 +27,7 @@ pub fn open(opening: &Opening) -> Option<&'static Control> {
 }
 
 impl Thread {
-    #[inline]
+    #[inline(always)]
     fn open(&self, opening: &Opening) -> Option<&'static Control> {
         let control = self.take_control()?;
         open_as(control, self.take_number(), opening)?;
@@ -45,7 +45,7 @@ fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
     Some(control)
 }
 
-#[inline]
+#[inline(always)]
 fn open_as(control: &Control, number: u64, opening: &Opening) -> Option<()> {
     // Whoever sees the flags sees what was stored before: how handles are dropped.
     if OF_ALL_REQUESTS.load(Ordering::Acquire) == IS_KNOWN {
@@ -64,6 +64,9 @@ fn open_slow(control: &Control, number: u64, opening: &Opening) -> Option<()> {
     }
     if environment::flag(c"RQMALLOC_REPORT_LIMIT") == Some(false) {
         flags |= HIDE_LIMITS;
+    }
+    if environment::flag(c"RQMALLOC_ADOPT") == Some(false) {
+        HEAP.pin_survivors();
     }
     OF_ALL_REQUESTS.store(flags, Ordering::Release);
     let mut opening = *opening;
