@@ -45,8 +45,9 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     entered.then(|| control.request_id())
 }
 
-/// Ends this thread's innermost request begun by `begin_request`: frees all of its blocks except
-/// those that [`persist`](crate::persist) kept, in time that does not depend on how many there are.
+/// Ends this thread's innermost request begun by `begin_request`: frees all of its blocks, in time
+/// that does not depend on how many there are. What [`persist`](crate::persist) was called on is
+/// not the request's any more.
 ///
 /// If other handles of the request are alive or a thread is still inside, the request is only left,
 /// nothing is freed, and [`Report::still_open`] says so.

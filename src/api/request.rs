@@ -150,8 +150,8 @@ impl Request {
         self.control.reset_peak();
     }
 
-    /// Returns what of this request is not freed, except what [`persist`](crate::persist) kept and
-    /// what other threads that are inside now have.
+    /// Returns what of this request is not freed, except what other threads that are inside now
+    /// have.
     pub fn leaks(&self) -> Leaks {
         // Without memory for more, only the sums.
         persistent(|| leaks::collect(self.control, self.lane_here(), &HEAP))
@@ -188,8 +188,8 @@ impl Request {
         self.finish_if_only(Survivors::Live)
     }
 
-    /// Ends the request: frees all of its blocks except those that [`persist`](crate::persist)
-    /// kept, in time that does not depend on how many there are.
+    /// Ends the request: frees all of its blocks, in time that does not depend on how many there
+    /// are. What [`persist`](crate::persist) was called on is not the request's any more.
     ///
     /// # Safety
     /// Every use and every free of this request's blocks, by any thread, happens before this call;

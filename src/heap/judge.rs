@@ -15,6 +15,13 @@ use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 
 impl Heap {
+    /// Returns whether a block was a request's and is persistent now.
+    pub fn is_adopted(&self, found: &Found<'_>) -> bool {
+        found.owner().is_none()
+            && (matches!(found.place, Place::Adopted(_))
+                || found.header.id() != self.persistent_tag().id())
+    }
+
     /// Whether the page or mapping of this payload is this heap's.
     pub fn is_ours(&self, payload: usize) -> bool {
         self.pages.registry.find(payload).is_some()

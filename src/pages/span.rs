@@ -10,9 +10,10 @@
 //! | `slab` | all | under the class's lock | the same |
 //! | `region` | `cut_end`, `warm_bytes` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
-//! | `region` | `count`, `held_pages` | the closer, then threads that free a survivor | the same |
-//! | `own` | `charged_bytes`, `kept` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
-//! | `own` | `detached` | under the request's lock | the same |
+//! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
+//! | `region` | `held_pages`, `listed`, `had_no_room` | the token's holder; `listed` under the store's lock | the same |
+//! | `own` | `header_id` | the thread that makes the block | anybody |
+//! | `own` | `charged_bytes` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
 //! | `own` | `traced_bytes` | the owner, after it has written the record | any thread |
 //! | `mapping` | `asked_bytes`, `needed_bytes`, `loose_since` | the owner, the last two before the mapping is loose | the owner; once loose, the thread that tightens it |
 //! | `mapping` | `cached_at` | the thread that puts it into the store, before it is listed | the thread that takes it out |

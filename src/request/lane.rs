@@ -28,7 +28,7 @@ use crate::request::span_list::SpanList;
 use core::cell::Cell;
 use core::ptr::null;
 
-/// Most pages in a region: fewer than the page mask of a survivor span has bits for.
+/// Most pages in a region: fewer than the page mask of an adopted span has bits for.
 pub const MAX_REGION_PAGES: usize = 16;
 
 const _: () =
