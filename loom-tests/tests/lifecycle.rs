@@ -92,5 +92,8 @@ fn large_blocks_freed_against_close() {
         freers.into_iter().for_each(|freer| freer.join().unwrap());
         assert_eq!(request.count.count(), 1, "nobody counts for the next request");
         request.list.read(|listed| assert_eq!(*listed, 1, "what is listed is counted"));
+        request.are_detached.write(|detached| *detached = false);
+        request.free();
+        assert_eq!(request.count.count(), 0, "what is freed is counted off");
     });
 }

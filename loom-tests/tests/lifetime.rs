@@ -228,3 +228,49 @@ fn persist_before_free() {
         freer.join().unwrap();
     });
 }
+
+/// The stub has another request: a block that was freed with the one before is not freed again.
+#[test]
+fn a_free_after_the_end() {
+    explore(1, || {
+        let model = Model::open(5, 1);
+        let block = model.blocks.block(0);
+        let free = || free_outside(&model.blocks, block, tag_of(5), &model.list, 5);
+        assert_eq!(model.list.close(5).blocks(&model.blocks).count(), 0);
+        model.list.open(6);
+        assert_eq!(free(), FreeOutside::Ended);
+        assert!(model.list.is_empty());
+        assert_eq!(free(), FreeOutside::Changed);
+    });
+}
+
+/// A block is persisted by a thread without a handle, and then freed, while its request closes: it is
+/// counted once, and no hole while somebody has it.
+#[test]
+fn persist_against_close() {
+    explore(3, || {
+        let model = Model::open(5, 1);
+        let block = model.blocks.block(0);
+        let other = model.clone();
+        let persister = thread::spawn(move || {
+            other.count.fetch_add(1, Ordering::Relaxed);
+            let is_done = adopt_at_once(&other.blocks, block, tag_of(5), PERSISTENT);
+            if is_done {
+                // Its free, into a bin: not reaped yet.
+                other.blocks.header(block).store(PERSISTENT.without(LIVE).0, Ordering::Relaxed);
+            } else {
+                other.count.fetch_sub(1, Ordering::Relaxed);
+            }
+            is_done
+        });
+        // What `settle_run` does with a block that was live when it looked.
+        let was_live = model.blocks.look(block) == tag_of(5);
+        let closed = was_live.then(|| adopt_at_close(&model.blocks, block, PERSISTENT));
+        let is_persisted = persister.join().unwrap();
+        match closed {
+            Some(Adoption::Adopted) => assert!(!is_persisted, "counted by both"),
+            Some(found) => panic!("{found:?}: the closer makes a hole of what is in a bin"),
+            None => assert!(is_persisted),
+        }
+    });
+}

@@ -75,18 +75,23 @@ fn two_handles_are_dropped() {
     explore(3, || {
         let stub = Stub::open(5);
         stub.state.add_handle();
+        let drop_one = |stub: &Stub, note: usize| {
+            let is_last = stub.drop_handle(note);
+            if is_last {
+                stub.notes[1 - note].read(|note| assert!(note, "L1: after every other holder"));
+            }
+            is_last
+        };
         let other = stub.clone();
-        let dropper = thread::spawn(move || other.drop_handle(1));
-        let finished = [stub.drop_handle(0), dropper.join().unwrap()];
+        let dropper = thread::spawn(move || drop_one(&other, 1));
+        let finished = [drop_one(&stub, 0), dropper.join().unwrap()];
         assert_eq!(finished.iter().filter(|&&last| last).count(), 1, "L1");
-        for note in &stub.notes {
-            note.read(|note| assert!(note, "L1: after what every other holder did"));
-        }
         assert_eq!(stub.state.look().phase(), Phase::Over);
     });
 }
 
-/// L1: the finisher sees what the holder before it did, though it did not finish.
+/// L1: whoever takes the last handle sees what the holder before it did, though it did not finish; at
+/// once, before it waits for visitors.
 #[test]
 fn the_last_handle_sees_the_one_before() {
     explore(3, || {
@@ -98,12 +103,43 @@ fn the_last_handle_sees_the_one_before() {
             other.state.drop_shared()
         });
         if stub.state.try_close() {
-            stub.finish();
             stub.notes[1].read(|note| assert!(note, "L1"));
+            stub.finish();
             assert!(dropper.join().unwrap());
         } else {
             dropper.join().unwrap();
         }
+    });
+}
+
+/// The callbacks that an earlier holder has added run before the request is closed: the order of
+/// `drop_handle` in `src/thread/finish.rs`, which is not compiled here.
+#[test]
+fn callback_added_against_last_drop() {
+    explore(3, || {
+        let stub = Stub::open(5);
+        let has_callback = Arc::new(AtomicBool::new(false));
+        stub.state.add_handle();
+        let drop_handle = |stub: &Stub, has_callback: &AtomicBool| {
+            let mut ran = 0;
+            while !stub.state.drop_shared() {
+                if has_callback.load(Ordering::Relaxed) {
+                    assert!(has_callback.swap(false, Ordering::Acquire));
+                    ran += 1;
+                } else if stub.state.try_close() {
+                    stub.finish();
+                    break;
+                }
+            }
+            ran
+        };
+        let (other, adds) = (stub.clone(), has_callback.clone());
+        let dropper = thread::spawn(move || {
+            adds.store(true, Ordering::Release);
+            drop_handle(&other, &adds)
+        });
+        let ran = drop_handle(&stub, &has_callback) + dropper.join().unwrap();
+        assert_eq!(ran, 1, "a callback runs once");
     });
 }
 

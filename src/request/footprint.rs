@@ -48,7 +48,7 @@ fn limit_units(bytes: usize) -> u32 {
         return NO_LIMIT;
     }
     // Down, where a charge goes up.
-    u32::try_from(bytes / UNIT_BYTES).unwrap_or(NO_LIMIT)
+    u32::try_from(bytes / UNIT_BYTES).unwrap_or(NO_LIMIT).min(NO_LIMIT - 1)
 }
 
 /// What a request holds, and how much it may hold.
@@ -195,13 +195,14 @@ impl Footprint {
         if self.budget.limit() == NO_LIMIT {
             return 0;
         }
-        units_of(match self.reserve_bytes.load(Ordering::Relaxed) {
-            DEFAULT_RESERVE => {
-                let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
-                (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES)
-            }
+        let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
+        let reserve_bytes = match self.reserve_bytes.load(Ordering::Relaxed) {
+            DEFAULT_RESERVE => (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES),
             bytes => bytes,
-        })
+        };
+        // By the bytes: a limit may be more than units can count.
+        let mark_units = limit_units(limit_bytes.saturating_sub(reserve_bytes));
+        self.budget.limit().saturating_sub(mark_units)
     }
 
     /// Returns why the request is marked, or was refused memory, if so.

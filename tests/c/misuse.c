@@ -336,7 +336,9 @@ __attribute__((constructor)) static void register_families(void) {
         int operation = parameter % OPERATION_COUNT, rest = parameter / OPERATION_COUNT;
         enum origin origin = (enum origin)(rest % ORIGIN_COUNT);
         bool is_persistent = is_persistent_family(origin);
-        if (is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent) {
+        /* What was persisted is persistent, and of either family. */
+        if (origin != PERSISTED
+            && (is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent)) {
             char *what = NULL;
             if (asprintf(&what, "wrong_family_%s", FEW_SIZE_NAMES[rest / ORIGIN_COUNT]) < 0) {
                 exit(1);
@@ -350,8 +352,9 @@ __attribute__((constructor)) static void register_families(void) {
 CASE(every_operation_is_right_for_some_block) {
     for (int parameter = 0; parameter < FEW_SIZE_COUNT * ORIGIN_COUNT * OPERATION_COUNT; parameter++) {
         int operation = parameter % OPERATION_COUNT;
-        bool is_persistent = is_persistent_family((enum origin)(parameter / OPERATION_COUNT % ORIGIN_COUNT));
-        if (!(is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent)) {
+        enum origin origin = (enum origin)(parameter / OPERATION_COUNT % ORIGIN_COUNT);
+        bool is_persistent = is_persistent_family(origin);
+        if (origin == PERSISTED || !(is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent)) {
             use_as_its_own_family(parameter);
         }
     }
