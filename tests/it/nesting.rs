@@ -274,6 +274,7 @@ fn a_request_is_entered_by_one_thread_after_the_other() {
         footprint.get_or_insert(request.usage().footprint_bytes);
     }
     // One lane, whatever threads were in it: one region.
-    assert!(request.usage().footprint_bytes <= footprint.unwrap() + 16 * 1024);
+    // (Holes of adopted spans come in any length.)
+    assert!(request.usage().footprint_bytes <= footprint.unwrap() + 64 * 1024);
     request.run(|| held.drain(..).for_each(Held::free));
 }

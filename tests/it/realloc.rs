@@ -122,7 +122,7 @@ fn the_last_block_of_a_request_grows_and_shrinks_in_place() {
             assert_eq!(request.usage().live_bytes, charged_for(size), "at {size}");
         }
         // A hole of an adopted span may have no room at its end.
-        assert!(moves <= 2, "{moves} moves");
+        assert!(moves <= 6, "{moves} moves");
         // Now it is not the last any more.
         let after = Held::new(64, 8, 9);
         last.resize(12_000);
