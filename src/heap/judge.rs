@@ -24,7 +24,12 @@ impl Heap {
 
     /// Whether the page or mapping of this payload is this heap's.
     pub fn is_ours(&self, payload: usize) -> bool {
-        self.pages.registry.find(payload).is_some()
+        match self.pages.registry.find(payload) {
+            Some(Backing::Chunk(_)) => true,
+            // Chunk numbers are longer than mappings.
+            Some(Backing::Mapping(span)) => (span.base()..span.end()).contains(&payload),
+            None => false,
+        }
     }
 
     /// Finds the block of a payload that is freed or resized with this layout. Fatal, naming the
