@@ -72,10 +72,13 @@ typedef struct rq_options {
 /* What became of a request's memory. Bytes of blocks include headers and what size classes add. */
 typedef struct rq_report {
     uint64_t id;
-    /* The most memory the request held at any one time, in bytes of whole pages. */
+    /* The most memory the request held at any one time, in bytes of pages and of memory between
+     * survivors of earlier requests. */
     size_t peak_bytes;
     uint64_t freed_blocks;
     size_t freed_bytes;
+    /* Blocks that were live at a close, and are persistent now. What rq_persist() was called on is
+     * not counted. */
     uint64_t surviving_blocks;
     size_t surviving_bytes;
     /* Bytes of the spans of pages and of the mappings that survivors are in. */
@@ -91,12 +94,13 @@ typedef struct rq_report {
 uint64_t rq_begin_request(void);
 /* Begins a request with these options; NULL: the defaults. */
 uint64_t rq_begin_request_with(const rq_options *options);
-/* Ends this thread's innermost request: frees all of its blocks except those that rq_persist()
- * kept. Nothing may use or free a freed one afterwards. `report` may be NULL. Fatal if no request
+/* Ends this thread's innermost request: frees all of its blocks. What rq_persist() was called on is
+ * none of them any more. Nothing may use or free a freed one afterwards. `report` may be NULL. Fatal if no request
  * is open on this thread. */
 void rq_end_request(rq_report *report);
-/* Closes this thread's innermost request, the safe way to end it: blocks that are still live stay
- * valid until they are freed. `report` may be NULL. A thread that exits inside a request closes
+/* Closes this thread's innermost request, the safe way to end it: blocks that are still live become
+ * persistent where they are, and stay valid until any thread frees them, as of either family.
+ * `report` may be NULL. A thread that exits inside a request closes
  * it. */
 void rq_close_request(rq_report *report);
 /* Returns the number of the request this thread is inside; 0: none. */
@@ -114,8 +118,8 @@ void rq_on_end(void (*callback)(void *argument), void *argument);
 void rq_persistent_on(void);
 /* Undoes one rq_persistent_on(); fatal without one. */
 void rq_persistent_off(void);
-/* Makes this block outlive its request: it stays valid until it is freed, with rq_free() or
- * efree(). NULL is ignored. */
+/* Makes this block of a request persistent, at once and where it is: it leaves the request's usage
+ * and report, and stays valid until any thread frees it, as of either family. NULL is ignored. */
 void rq_persist(void *pointer);
 /* Frees a block of any family. NULL is ignored. */
 void rq_free(void *pointer);
@@ -130,7 +134,7 @@ void *rq_safe_emalloc(size_t count, size_t size, size_t offset) RQ_MALLOC;
 /* Zeroed. */
 void *rq_ecalloc(size_t count, size_t size) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1, 2)));
 /* NULL: as emalloc. Size 0 does not free, it shrinks. The block keeps its request, whichever is
- * open. On failure, the old block is unchanged. */
+ * open; a persistent one stays persistent. On failure, the old block is unchanged. */
 void *rq_erealloc(void *pointer, size_t size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
 /* As erealloc, but if the block moves, only the first copy_size bytes are copied. */
 void *rq_erealloc2(void *pointer, size_t size, size_t copy_size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
