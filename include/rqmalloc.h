@@ -20,7 +20,8 @@
  *
  * The family of a block is that of the function it came from: blocks of emalloc() are of the
  * emalloc family even when they are persistent, because no request was open or rq_persistent_on()
- * was in effect.
+ * was in effect. A block that outlives its request, by rq_close_request() or rq_persist(), is of
+ * either family; a resize of it that moves it decides.
  *
  * Threads. pthread_cancel() with deferred cancellation, pthread_exit() inside requests and
  * longjmp() out of callers leave no lock held; asynchronous cancellation is not supported, as for
@@ -94,9 +95,9 @@ typedef struct rq_report {
 uint64_t rq_begin_request(void);
 /* Begins a request with these options; NULL: the defaults. */
 uint64_t rq_begin_request_with(const rq_options *options);
-/* Ends this thread's innermost request: frees all of its blocks. What rq_persist() was called on is
- * none of them any more. Nothing may use or free a freed one afterwards. `report` may be NULL. Fatal if no request
- * is open on this thread. */
+/* Ends this thread's innermost request: frees all of its blocks; what rq_persist() was called on is
+ * no longer one of them. Nothing may use or free a freed one afterwards. `report` may be NULL.
+ * Fatal if no request is open on this thread. */
 void rq_end_request(rq_report *report);
 /* Closes this thread's innermost request, the safe way to end it: blocks that are still live become
  * persistent where they are, and stay valid until any thread frees them, as of either family.
@@ -181,7 +182,8 @@ char *rq_estrndup_at(const char *text, size_t length, const char *file, unsigned
 size_t rq_block_size(const void *pointer);
 /* Returns whether the address lies in memory of rqmalloc; false for NULL. Never fatal. */
 bool rq_is_ours(const void *pointer);
-/* Returns what this thread's request uses; 0 without one. `real`: bytes of the pages it holds;
+/* Returns what this thread's request uses; 0 without one. `real`: bytes of the pages it holds,
+ * and of the memory between survivors of earlier requests that it allocates from, in units of 256;
  * otherwise bytes of its live blocks. */
 size_t rq_memory_usage(bool real);
 /* Returns the most used so far, in bytes of pages either way: live blocks are not counted one by

@@ -102,13 +102,12 @@ fn the_last_handle_sees_the_one_before() {
             other.notes[1].write(|note| *note = true);
             other.state.drop_shared()
         });
-        if stub.state.try_close() {
-            stub.notes[1].read(|note| assert!(note, "L1"));
-            stub.finish();
-            assert!(dropper.join().unwrap());
-        } else {
-            dropper.join().unwrap();
+        while !stub.state.try_close() {
+            thread::yield_now();
         }
+        stub.notes[1].read(|note| assert!(note, "L1"));
+        stub.finish();
+        assert!(dropper.join().unwrap());
     });
 }
 
