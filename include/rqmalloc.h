@@ -20,7 +20,8 @@
  *
  * The family of a block is that of the function it came from: blocks of emalloc() are of the
  * emalloc family even when they are persistent, because no request was open or rq_persistent_on()
- * was in effect.
+ * was in effect. A block that outlives its request, by rq_close_request() or rq_persist(), is of
+ * either family; a resize of it that moves it decides.
  *
  * Threads. pthread_cancel() with deferred cancellation, pthread_exit() inside requests and
  * longjmp() out of callers leave no lock held; asynchronous cancellation is not supported, as for
@@ -72,16 +73,20 @@ typedef struct rq_options {
 /* What became of a request's memory. Bytes of blocks include headers and what size classes add. */
 typedef struct rq_report {
     uint64_t id;
-    /* The most memory the request held at any one time, in bytes of whole pages. */
+    /* The most memory the request held at any one time, in bytes of pages and of memory between
+     * survivors of earlier requests. */
     size_t peak_bytes;
     uint64_t freed_blocks;
     size_t freed_bytes;
+    /* Blocks that were live at a close, and are persistent now. What rq_persist() was called on is
+     * not counted. */
     uint64_t surviving_blocks;
     size_t surviving_bytes;
-    /* Bytes of the pages that the survivors pin. */
-    size_t pinned_bytes;
-    /* Whether other handles are alive, through the Rust interface: the request was only left, and
-     * nothing was freed. */
+    /* Bytes of the spans of pages and of the mappings that survivors are in. */
+    size_t span_bytes;
+    /* Bytes of those between the survivors: later requests allocate from them. */
+    size_t reusable_bytes;
+    /* Somebody else is still inside, by the Rust interface: the request was only left, and nothing was freed. */
     bool still_open;
 } rq_report;
 
@@ -90,12 +95,13 @@ typedef struct rq_report {
 uint64_t rq_begin_request(void);
 /* Begins a request with these options; NULL: the defaults. */
 uint64_t rq_begin_request_with(const rq_options *options);
-/* Ends this thread's innermost request: frees all of its blocks except those that rq_persist()
- * kept. Nothing may use or free a freed one afterwards. `report` may be NULL. Fatal if no request
- * is open on this thread. */
+/* Ends this thread's innermost request: frees all of its blocks; what rq_persist() was called on is
+ * no longer one of them. Nothing may use or free a freed one afterwards. `report` may be NULL.
+ * Fatal if no request is open on this thread. */
 void rq_end_request(rq_report *report);
-/* Closes this thread's innermost request, the safe way to end it: blocks that are still live stay
- * valid until they are freed. `report` may be NULL. A thread that exits inside a request closes
+/* Closes this thread's innermost request, the safe way to end it: blocks that are still live become
+ * persistent where they are, and stay valid until any thread frees them, as of either family.
+ * `report` may be NULL. A thread that exits inside a request closes
  * it. */
 void rq_close_request(rq_report *report);
 /* Returns the number of the request this thread is inside; 0: none. */
@@ -113,8 +119,8 @@ void rq_on_end(void (*callback)(void *argument), void *argument);
 void rq_persistent_on(void);
 /* Undoes one rq_persistent_on(); fatal without one. */
 void rq_persistent_off(void);
-/* Makes this block outlive its request: it stays valid until it is freed, with rq_free() or
- * efree(). NULL is ignored. */
+/* Makes this block of a request persistent, at once and where it is: it leaves the request's usage
+ * and report, and stays valid until any thread frees it, as of either family. NULL is ignored. */
 void rq_persist(void *pointer);
 /* Frees a block of any family. NULL is ignored. */
 void rq_free(void *pointer);
@@ -129,7 +135,7 @@ void *rq_safe_emalloc(size_t count, size_t size, size_t offset) RQ_MALLOC;
 /* Zeroed. */
 void *rq_ecalloc(size_t count, size_t size) RQ_MALLOC RQ_ATTRIBUTE((alloc_size(1, 2)));
 /* NULL: as emalloc. Size 0 does not free, it shrinks. The block keeps its request, whichever is
- * open. On failure, the old block is unchanged. */
+ * open; a persistent one stays persistent. On failure, the old block is unchanged. */
 void *rq_erealloc(void *pointer, size_t size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
 /* As erealloc, but if the block moves, only the first copy_size bytes are copied. */
 void *rq_erealloc2(void *pointer, size_t size, size_t copy_size) RQ_RESULT RQ_ATTRIBUTE((alloc_size(2)));
@@ -176,7 +182,8 @@ char *rq_estrndup_at(const char *text, size_t length, const char *file, unsigned
 size_t rq_block_size(const void *pointer);
 /* Returns whether the address lies in memory of rqmalloc; false for NULL. Never fatal. */
 bool rq_is_ours(const void *pointer);
-/* Returns what this thread's request uses; 0 without one. `real`: bytes of the pages it holds;
+/* Returns what this thread's request uses; 0 without one. `real`: bytes of the pages it holds,
+ * and of the memory between survivors of earlier requests that it allocates from, in units of 256;
  * otherwise bytes of its live blocks. */
 size_t rq_memory_usage(bool real);
 /* Returns the most used so far, in bytes of pages either way: live blocks are not counted one by

@@ -35,6 +35,6 @@ pub use api::request::owner_of;
 pub use api::request::{Entered, Request, check, persistent};
 #[cfg(feature = "async")]
 pub use api::scope::{CatchScope, Scope};
-pub use base::request_id::RequestId;
+pub use blocks::request_id::RequestId;
 pub use c::zend;
 pub use request::leaks::{LeakClass, LeakSite, Leaks};

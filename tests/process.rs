@@ -777,7 +777,7 @@ fn survivors_pin_pages_and_no_more() {
         });
         let report = request.close().unwrap();
         assert_eq!(report.surviving_blocks, 1);
-        pinned += report.pinned_bytes;
+        pinned += report.span_bytes;
     }
     assert_eq!(pinned, 256 * 16 * 1024);
     trim();

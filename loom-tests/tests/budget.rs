@@ -71,3 +71,21 @@ fn mark_set_against_check() {
         assert_eq!(mark.get(), Some(why));
     });
 }
+
+/// A refusal is a mark too, but not one of being near; a cleared mark is none.
+#[test]
+fn refusal_noted_against_check() {
+    explore(3, || {
+        let mark = Arc::new(Mark::new());
+        let other = mark.clone();
+        let why = Marked { in_use_bytes: 7, asked_bytes: 9 };
+        let lane = thread::spawn(move || other.note_refusal(why));
+        let seen = mark.get();
+        assert!(seen.is_none() || seen == Some(why), "G2: a mark that is seen has its reason");
+        lane.join().unwrap();
+        assert_eq!(mark.get(), Some(why));
+        assert!(!mark.is_near());
+        mark.clear();
+        assert_eq!(mark.get(), None);
+    });
+}

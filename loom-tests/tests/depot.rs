@@ -28,10 +28,9 @@ struct Model {
 
 impl Model {
     fn new(capacity: usize) -> Arc<Self> {
-        Arc::new(Self {
-            depot: Depot::new(ModelSlots(vec![Magazine::EMPTY; capacity])),
-            memory: Blocks::new(6, Header(0)),
-        })
+        let depot = Depot::new(ModelSlots(Vec::new()));
+        depot.provide(ModelSlots(vec![Magazine::EMPTY; capacity]));
+        Arc::new(Self { depot, memory: Blocks::new(6, Header(0)) })
     }
 
     /// Links two blocks into a magazine, as their owner.
@@ -106,7 +105,13 @@ fn magazine_in_against_reaping() {
             }
         }
         let reaped = reaper.join().unwrap();
-        assert_eq!(model.depot.check(|magazine| assert_eq!(magazine.count, 2)), Ok(()));
+        let mut seen = 0;
+        let see = |magazine: Magazine| seen += magazine.count;
+        assert_eq!(model.depot.check(see), Ok(()));
+        assert_eq!(
+            (seen, u64::from(seen)),
+            (2 * model.depot.magazine_count(), model.depot.block_count())
+        );
         assert!(reaped.is_none_or(|number| number == 0), "the oldest is the one put first");
         let left = core::iter::from_fn(|| model.depot.take());
         let left = left.map(|magazine| model.use_up(magazine)).collect::<Vec<_>>();

@@ -14,7 +14,11 @@ struct Mapping {
 
 impl Mapping {
     fn loose() -> Arc<Self> {
-        Arc::new(Self { looseness: Looseness(AtomicU32::new(0)), pages: Plain::new(5) })
+        // A descriptor whose last mapping was loose.
+        let looseness = Looseness(AtomicU32::new(1));
+        looseness.open();
+        assert!(looseness.is_tight());
+        Arc::new(Self { looseness, pages: Plain::new(5) })
     }
 
     /// Gives the excess back, as a tick does.

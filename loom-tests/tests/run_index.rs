@@ -116,3 +116,13 @@ fn claim_rolled_back_against_search_in_vain() {
         group.assert_every_run_has_its_hint();
     });
 }
+
+/// A search in vain takes the hint away, so that the next one does not come.
+#[test]
+fn search_in_vain_clears_the_hint() {
+    explore(1, || {
+        let group = Group::<1>::full_with_stale_hints([true, true]);
+        assert!(!group.search(1));
+        assert_eq!([0, 1].map(|index| group.index.candidates(index)), [0, 0]);
+    });
+}

@@ -198,9 +198,9 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
     fresh
 }
 
-/// Decrees that the block at `payload`, allocated inside a request, outlives it: a *survivor*. It
-/// stays valid after `end_request` and is freed like any other block, by any thread. A block that
-/// is already persistent stays so.
+/// Makes the block at `payload`, allocated inside a request, persistent, in place: it is not the
+/// request's any more, stays valid after `end_request`, and is freed like any other persistent
+/// block, by any thread. A block that is already persistent stays so.
 ///
 /// # Safety
 /// `payload` points to a live block of this allocator, and no other thread frees or resizes it

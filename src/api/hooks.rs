@@ -3,7 +3,7 @@
 
 use crate::api::finish as by_handle;
 use crate::api::report::Report;
-use crate::base::request_id::RequestId;
+use crate::blocks::request_id::RequestId;
 use crate::request::control::{Control, Opening};
 use crate::request::finish::Survivors;
 use crate::thread::finish::{drop_handle, drop_only_handle};
@@ -42,11 +42,12 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
     if !entered {
         drop_handle(control);
     }
-    entered.then(|| RequestId(control.serial()))
+    entered.then(|| control.request_id())
 }
 
-/// Ends this thread's innermost request begun by `begin_request`: frees all of its blocks except
-/// those that [`persist`](crate::persist) kept, in time that does not depend on how many there are.
+/// Ends this thread's innermost request begun by `begin_request`: frees all of its blocks, in time
+/// that does not depend on how many there are. What [`persist`](crate::persist) was called on is
+/// not the request's any more.
 ///
 /// If other handles of the request are alive or a thread is still inside, the request is only left,
 /// nothing is freed, and [`Report::still_open`] says so.
@@ -60,7 +61,7 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
 /// # Panics
 /// If no request begun by `begin_request` is open on this thread.
 pub unsafe fn end_request() -> Report {
-    match finish(Survivors::Kept) {
+    match finish(Survivors::None) {
         Some(report) => report,
         None => panic!("end_request: no request is open on this thread"),
     }

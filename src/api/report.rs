@@ -1,7 +1,7 @@
 //! Reports on requests and on the process.
 
 use crate::base::quantity::{Blocks, Bytes};
-use crate::base::request_id::RequestId;
+use crate::blocks::request_id::RequestId;
 use crate::thread;
 use core::fmt;
 
@@ -22,14 +22,16 @@ pub struct Report {
     pub freed_blocks: u64,
     /// Their bytes.
     pub freed_bytes: usize,
-    /// Blocks that stay valid until they are freed, by any thread: those live when the request was
-    /// closed, or kept by [`persist`](crate::persist).
+    /// Blocks that were live when the request was closed. They are persistent now, and stay valid until they
+    /// are freed, by any thread. (What [`persist`](crate::persist) was called on is not counted.)
     pub surviving_blocks: u64,
     /// Their bytes.
     pub surviving_bytes: usize,
-    /// Bytes of the pages that the survivors pin.
-    pub pinned_bytes: usize,
-    /// Whether the request was only left, and nothing was freed, because other handles are alive.
+    /// Bytes of the spans of pages and of the mappings that survivors are in.
+    pub span_bytes: usize,
+    /// Bytes of those between the survivors: later requests allocate from them.
+    pub reusable_bytes: usize,
+    /// Other handles are alive: the request was only left, and nothing was freed.
     pub still_open: bool,
 }
 
@@ -49,7 +51,7 @@ impl fmt::Display for Report {
         if self.surviving_blocks > 0 {
             let (blocks, bytes) = (Blocks(self.surviving_blocks), Bytes(self.surviving_bytes));
             let verb = if self.surviving_blocks == 1 { "survives" } else { "survive" };
-            write!(f, ", {blocks} {verb} ({bytes}, pinning {})", Bytes(self.pinned_bytes))?;
+            write!(f, ", {blocks} {verb} ({bytes} in spans of {})", Bytes(self.span_bytes))?;
         }
         if self.freed_blocks == 0 && self.surviving_blocks == 0 {
             f.write_str(", nothing left behind")?;
@@ -136,7 +138,8 @@ mod tests {
         freed_bytes: 0,
         surviving_blocks: 0,
         surviving_bytes: 0,
-        pinned_bytes: 0,
+        span_bytes: 0,
+        reusable_bytes: 0,
         still_open: false,
     };
 
@@ -148,12 +151,12 @@ mod tests {
         let report = Report {
             surviving_blocks: 2,
             surviving_bytes: 2_500_000,
-            pinned_bytes: 32_768,
+            span_bytes: 32_768,
             ..REPORT
         };
         assert_eq!(
             report.to_string(),
-            "request 7: peak 16.0 KiB, 2 blocks survive (2.3 MiB, pinning 32.0 KiB)"
+            "request 7: peak 16.0 KiB, 2 blocks survive (2.3 MiB in spans of 32.0 KiB)"
         );
         let report = Report { still_open: true, ..REPORT };
         assert_eq!(

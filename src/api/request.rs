@@ -3,8 +3,8 @@
 use crate::api::finish::finish;
 use crate::api::limit::{LimitBelowUse, LimitExceeded};
 use crate::api::report::{Report, Usage};
-use crate::base::request_id::RequestId;
 use crate::base::sync::Ordering;
+use crate::blocks::request_id::RequestId;
 use crate::lockfree::header::NONE;
 use crate::request::control::Control;
 use crate::request::finish::Survivors;
@@ -57,7 +57,7 @@ impl Request {
 
     /// Returns the request's number.
     pub fn id(&self) -> RequestId {
-        RequestId(self.control.serial())
+        self.control.request_id()
     }
 
     /// Enters the request: until the guard is dropped, what this thread allocates belongs to it.
@@ -150,8 +150,8 @@ impl Request {
         self.control.reset_peak();
     }
 
-    /// Returns what of this request is not freed, except what [`persist`](crate::persist) kept and
-    /// what other threads that are inside now have.
+    /// Returns what of this request is not freed, except what other threads that are inside now
+    /// have.
     pub fn leaks(&self) -> Leaks {
         // Without memory for more, only the sums.
         persistent(|| leaks::collect(self.control, self.lane_here(), &HEAP))
@@ -188,8 +188,8 @@ impl Request {
         self.finish_if_only(Survivors::Live)
     }
 
-    /// Ends the request: frees all of its blocks except those that [`persist`](crate::persist)
-    /// kept, in time that does not depend on how many there are.
+    /// Ends the request: frees all of its blocks, in time that does not depend on how many there
+    /// are. What [`persist`](crate::persist) was called on is not the request's any more.
     ///
     /// # Safety
     /// Every use and every free of this request's blocks, by any thread, happens before this call;
@@ -200,7 +200,7 @@ impl Request {
     /// # Errors
     /// Returns the request if other handles are alive or a thread is inside.
     pub unsafe fn end(self) -> Result<Report, Self> {
-        self.finish_if_only(Survivors::Kept)
+        self.finish_if_only(Survivors::None)
     }
 
     fn finish_if_only(self, survivors: Survivors) -> Result<Report, Self> {
@@ -230,12 +230,12 @@ impl Drop for Request {
 /// [`close`](Request::close) or [`end`](Request::end).
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {}", self.control.serial())?;
+        write!(f, "request {}", self.id())?;
         if let Some(name) = self.control.name.get() {
             write!(f, " ({name})")?;
         }
         let inside = self.control.lanes().filter(|lane| lane.occupancy.is_taken()).count();
-        let others = self.control.handles.count().saturating_sub(1);
+        let others = self.control.stub().state.look().handles().saturating_sub(1);
         let plural = |count, one, more| if count == 1 { one } else { more };
         if others == 0 {
             return f.write_str(": open, no other handle is alive");
@@ -308,5 +308,6 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    HEAP.find(payload).control().map(|control| RequestId(control.serial()))
+    let owner = HEAP.find(payload).owner()?;
+    owner.control().number_of_past(owner.serial.generation()).map(RequestId)
 }

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `RQMALLOC_TRACE` | yes | every request traces its leaks and reports them |
 //! | `RQMALLOC_REPORT_LIMIT` | no | allocations refused by a request's limit are not reported |
+//! | `RQMALLOC_ADOPT` | no | memory between the survivors of a request is not used again |
 //! | `RQMALLOC_PRELOAD_REQUESTS` | yes | `malloc` inside a request hands out blocks of the request |
 //! | `RQMALLOC_PRELOAD_DEEPBIND` | yes | `dlopen` keeps `RTLD_DEEPBIND` |
 //! | `RQMALLOC_STATS` | yes | the preloaded library prints its figures at exit |

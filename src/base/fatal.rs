@@ -49,8 +49,9 @@ pub fn not_a_block(address: usize) -> ! {
 
 /// A block was freed after its request had ended.
 #[cold]
-pub fn ended_request(address: usize, request: u64) -> ! {
-    die("block of an ended request", &[("address", Address(address)), ("request", Count(request))])
+pub fn ended_request(address: usize, request: Option<u64>) -> ! {
+    let request = request.map_or(Text("of long ago"), Count);
+    die("block of an ended request", &[("address", Address(address)), ("request", request)])
 }
 
 /// The word before a payload is not one that this allocator writes: something overwrote it.
@@ -136,7 +137,11 @@ mod tests {
             "freed with another layout (address 0x10, capacity 24, size 100)",
         ),
         (|| not_a_block(0x10), "not a block of this allocator (address 0x10)"),
-        (|| ended_request(0x10, 7), "block of an ended request (address 0x10, request 7)"),
+        (
+            || ended_request(0x10, None),
+            "block of an ended request (address 0x10, request of long ago)",
+        ),
+        (|| ended_request(0x10, Some(7)), "block of an ended request (address 0x10, request 7)"),
         (|| header_overwritten(0x10, 0xff), "header overwritten (address 0x10, header 0xff)"),
         (|| system_call("munmap", 22), "system call failed (call munmap, errno 22)"),
         (|| broken("bin count", 1, 2), "broken invariant (name bin count, left 1, right 2)"),

@@ -1,7 +1,6 @@
 //! What knows nothing of the allocator: arithmetic, the system, synchronisation, fatal lines.
 
 pub mod quantity;
-pub mod request_id;
 pub mod size_class;
 pub mod system_call;
 pub mod environment;

@@ -6,30 +6,64 @@
 #![forbid(unsafe_code)]
 
 use crate::base::sync::{AtomicU64, Ordering};
-use crate::lockfree::header::{Header, ID_MASK, LIVE, PERSISTENT};
+use crate::lockfree::header::{Header, ID_BITS, ID_MASK, LIVE};
+use crate::lockfree::state::GENERATION_BITS;
 
 /// Odd, so that multiplication by it is a bijection modulo 2^48.
 const SCRAMBLE: u64 = 0x9e37_79b9_7f4b;
 /// The inverse of `SCRAMBLE` modulo 2^48.
 const UNSCRAMBLE: u64 = inverse(SCRAMBLE);
 
-/// The serial of the persistent lifetime.
-pub const PERSISTENT_SERIAL: u64 = 0;
+/// Numbers of requests that a thread draws at once.
+pub const NUMBERS_PER_DRAW: u64 = 1024;
 
-/// How many serials a thread draws at once.
-pub const SERIALS_PER_DRAW: u64 = 1024;
+/// The bits of a serial that say which request of its stub it is.
+pub const MAX_GENERATION: u32 = (1 << GENERATION_BITS) - 1;
+
+/// A request's number in its parts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Serial(pub u64);
+
+impl Serial {
+    /// The serial of a stub's request.
+    pub const fn new(index: u32, generation: u32) -> Self {
+        Self((index as u64) << GENERATION_BITS | generation as u64)
+    }
+
+    /// Which stub.
+    pub const fn index(self) -> u32 {
+        (self.0 >> GENERATION_BITS) as u32
+    }
+
+    /// Which of its requests.
+    pub const fn generation(self) -> u32 {
+        self.0 as u32 & MAX_GENERATION
+    }
+}
+
+const _: () = assert!(ID_BITS == 2 * GENERATION_BITS, "index and generation are the whole serial");
+
+impl Serial {
+    /// The serial of the persistent lifetime.
+    pub const PERSISTENT: Self = Self(0);
+}
 
 /// What tells the lifetimes of a heap apart. All zero: no cookie is chosen.
 pub struct Identity {
     cookie: AtomicU64,
-    /// How many serials were drawn.
+    /// Numbers of requests that were drawn.
     drawn_count: AtomicU64,
 }
 
 impl Identity {
-    /// No cookie chosen and no serial drawn.
+    /// No cookie is chosen.
     pub const fn new() -> Self {
         Self { cookie: AtomicU64::new(0), drawn_count: AtomicU64::new(0) }
+    }
+
+    /// Draws numbers of requests for a thread: `NUMBERS_PER_DRAW` from the one returned.
+    pub fn draw_numbers(&self) -> u64 {
+        self.drawn_count.fetch_add(NUMBERS_PER_DRAW, Ordering::Relaxed) + 1
     }
 
     /// Returns whether the cookie is chosen. A thread that sees the choice sees everything done
@@ -49,28 +83,18 @@ impl Identity {
 
     /// Returns the id in the headers of the lifetime with this serial.
     #[inline]
-    pub fn id_of(&self, serial: u64) -> u64 {
-        id_of(serial, self.cookie())
+    pub fn id_of(&self, serial: Serial) -> u64 {
+        id_of(serial.0, self.cookie())
     }
 
-    /// Returns the serial that a header's id decodes to.
-    pub fn serial_of(&self, id: u64) -> u64 {
-        serial_of(id, self.cookie())
+    /// The serial a header's id decodes to.
+    pub fn serial_of(&self, id: u64) -> Serial {
+        Serial(serial_of(id, self.cookie()))
     }
 
     /// Returns the header of a live persistent block of class 0.
     pub fn persistent_tag(&self) -> Header {
-        Header::tag(self.id_of(PERSISTENT_SERIAL), LIVE | PERSISTENT)
-    }
-
-    /// Draws `SERIALS_PER_DRAW` serials for a thread and returns the first.
-    pub fn draw_serials(&self) -> u64 {
-        self.drawn_count.fetch_add(SERIALS_PER_DRAW, Ordering::Relaxed) + 1
-    }
-
-    /// Returns whether a request has, or may get, this serial: a thread has drawn it.
-    pub fn was_issued(&self, serial: u64) -> bool {
-        serial != PERSISTENT_SERIAL && serial <= self.drawn_count.load(Ordering::Relaxed)
+        Header::tag(self.id_of(Serial::PERSISTENT), LIVE)
     }
 }
 

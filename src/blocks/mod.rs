@@ -3,5 +3,6 @@
 pub mod memory;
 pub mod allocated;
 pub mod identity;
+pub mod request_id;
 pub mod bin;
 pub mod trace;

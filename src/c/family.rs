@@ -12,7 +12,7 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Freed, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::Site;
-use crate::heap::found::Found;
+use crate::heap::found::{Found, Owner};
 use crate::lockfree::header::{Block, EARLY, Header, LARGE, Memory, NONE};
 use crate::request::control::Control;
 use crate::thread::life::current_or_start;
@@ -43,15 +43,14 @@ impl Family {
 
     /// Returns the family of a block.
     fn of(found: &Found<'_>) -> Self {
-        // A block that was persisted is still its request's, whichever family frees it.
-        let is_persistent = found.control().is_none() && !found.header.has(EARLY);
+        let is_persistent = found.owner().is_none() && !found.header.has(EARLY);
         Self::of_flag(is_persistent)
     }
 
-    /// Ends the process if a block is not of this family.
+    /// Ends the process if a block is not of this family. An adopted one is of either.
     fn expect(self, payload: Block, found: &Found<'_>) {
         let is = Self::of(found);
-        if is != self {
+        if is != self && !HEAP.is_adopted(found) {
             fatal::wrong_family(payload, is == Self::Persistent);
         }
     }
@@ -211,10 +210,14 @@ pub unsafe fn resize(
         return Ok(pointer(resized));
     }
     if fresh == NONE {
-        return Err(failure(allocated, found.control(), size));
+        return Err(failure(allocated, found.owner().map(Owner::control), size));
     }
-    // A survivor or an early block: the new block is persistent, and must stay of its family.
-    if Family::of(&found) == Family::Request && HEAP.find(fresh).control().is_none() {
+    // It is persistent now, and of the family it was of, or, if it was adopted, is resized as.
+    let was_request_s = match family {
+        Some(family) if HEAP.is_adopted(&found) => family == Family::Request,
+        _ => Family::of(&found) == Family::Request,
+    };
+    if was_request_s && HEAP.find(fresh).owner().is_none() {
         make_early(fresh);
     }
     let count = capacity.min(size).min(copy_size);

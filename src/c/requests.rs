@@ -32,7 +32,8 @@ pub struct CReport {
     freed_bytes: usize,
     surviving_blocks: u64,
     surviving_bytes: usize,
-    pinned_bytes: usize,
+    span_bytes: usize,
+    reusable_bytes: usize,
     still_open: bool,
 }
 
@@ -84,7 +85,7 @@ fn begin(opening: &Opening, here: usize) -> u64 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_end_request(report: *mut CReport) {
     // SAFETY: the caller's contract.
-    unsafe { finish(Survivors::Kept, report, "rq_end_request") }
+    unsafe { finish(Survivors::None, report, "rq_end_request") }
 }
 
 /// Closes this thread's innermost request.
@@ -100,7 +101,7 @@ pub unsafe extern "C" fn rq_close_request(report: *mut CReport) {
 /// Leaves this thread's innermost request and writes the report to `place`.
 ///
 /// # Safety
-/// `place` is null or writable; with [`Survivors::Kept`], as for [`rq_end_request`].
+/// `place` is null or can be written; with [`Survivors::None`], as [`rq_end_request`].
 unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
     let Some(report) = hooks::finish(survivors) else { fatal::no_request(call) };
     let Report {
@@ -111,7 +112,8 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
         freed_bytes,
         surviving_blocks,
         surviving_bytes,
-        pinned_bytes,
+        span_bytes,
+        reusable_bytes,
         still_open,
     } = report;
     if !place.is_null() {
@@ -124,7 +126,8 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
                 freed_bytes,
                 surviving_blocks,
                 surviving_bytes,
-                pinned_bytes,
+                span_bytes,
+                reusable_bytes,
                 still_open,
             });
         }
@@ -134,7 +137,7 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
 /// Returns the number of this thread's request; 0 without one.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_current_request() -> u64 {
-    thread::current_control().map_or(0, Control::serial)
+    thread::current_control().map_or(0, |control| control.request_id().get())
 }
 
 /// Registers a function to be called before the request's memory is freed.

@@ -85,7 +85,8 @@ impl Heap {
             return if has_limit { Allocated::REFUSED } else { Allocated::NOTHING };
         }
         let tag = Header::tag(control.id(), LIVE | LARGE);
-        let Some((span, allocated)) = self.take_mapping(size, align, control.address(), tag) else {
+        let Some((span, allocated)) = self.take_mapping(size, align, control.serial().0, tag)
+        else {
             control.refund(bytes);
             return Allocated::NOTHING;
         };
@@ -109,7 +110,7 @@ impl Heap {
         &self,
         size: usize,
         align: usize,
-        owner: usize,
+        owner: u64,
         tag: Header,
     ) -> Option<(&Span, Allocated)> {
         let take = || self.mappings.take(&self.pages, size, align, owner);
@@ -123,6 +124,7 @@ impl Heap {
             take()
         })?;
         span.mapping.asked_bytes.set(size);
+        span.own.header_id.store(tag.id(), Ordering::Relaxed);
         let block = span.base() + FIRST_PAYLOAD_OFFSET;
         Raw.header(block).store(tag.0, Ordering::Relaxed);
         Some((span, Allocated::new(block, zeroed)))

@@ -1,29 +1,23 @@
 //! The control blocks of all requests, and what they share.
 
-use crate::base::sync::{AtomicPtr, AtomicUsize, Lock, Ordering};
+use crate::base::sync::{AtomicUsize, Lock, Ordering};
+use crate::blocks::identity::Serial;
 use crate::lockfree::pool::{ALIGN, Pool};
 use crate::pages::descriptors::DescriptorMemory;
 use crate::request::control::{Control, ControlMemory};
-use core::ptr::null_mut;
+use crate::request::stub::Stubs;
 
 /// Most bytes of regions that stay with all pooled control blocks together.
 const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
-/// Locks of the lists of large blocks; requests share them by address.
+/// Locks of the lists of large blocks: requests share them by their stubs' index.
 const LARGE_LOCK_COUNT: usize = 16;
-/// Control blocks in neighbouring steps of this length have different locks.
-const LARGE_LOCK_STEP_BYTES: usize = 256;
-
-const _: () = assert!(
-    size_of::<Control>() >= LARGE_LOCK_STEP_BYTES,
-    "control blocks made one after the other have different locks"
-);
 const _: () = assert!(align_of::<Control>() >= ALIGN, "an aligned control block can be pooled");
 
 /// The control blocks.
 pub struct Controls {
     pool: Pool,
-    /// All that were ever made, linked by `Control::all_next`.
-    all: AtomicPtr<Control>,
+    /// Where headers lead to; each stub has one of the control blocks.
+    pub stubs: Stubs,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
     /// Bytes of regions that stay with pooled control blocks.
     warm_bytes: AtomicUsize,
@@ -34,7 +28,7 @@ impl Controls {
     pub const fn new() -> Self {
         Self {
             pool: Pool::new(),
-            all: AtomicPtr::new(null_mut()),
+            stubs: Stubs::new(),
             large_locks: [const { Lock::new(()) }; LARGE_LOCK_COUNT],
             warm_bytes: AtomicUsize::new(0),
         }
@@ -51,8 +45,16 @@ impl Controls {
         // SAFETY: fresh zeroed memory, aligned to `ALIGN`, and longer than a control block by what
         // aligning it may take.
         let control = unsafe { Control::make(address.next_multiple_of(align)) };
-        control.list_in(&self.all);
+        self.renew_stub(control, memory)?;
         Some(control)
+    }
+
+    /// Gives a control block that the caller has alone a new stub: it has none, or one whose generations
+    /// are used up.
+    pub fn renew_stub(&self, control: &Control, memory: &DescriptorMemory) -> Option<()> {
+        let address = core::ptr::from_ref(control).cast();
+        control.set_stub(self.stubs.make(address, |bytes| memory.take(bytes))?);
+        Some(())
     }
 
     fn take_pooled(&self) -> Option<&'static Control> {
@@ -77,21 +79,9 @@ impl Controls {
         }
     }
 
-    /// Returns every control block there is.
-    pub fn all(&self) -> impl Iterator<Item = &Control> {
-        let mut next: *const Control = self.all.load(Ordering::Acquire);
-        core::iter::from_fn(move || {
-            // SAFETY: null, or a control block (M1), published whole.
-            let control = unsafe { next.as_ref()? };
-            next = control.all_next();
-            Some(control)
-        })
-    }
-
-    /// Returns the lock of the list of large blocks of the request whose control block is at this
-    /// address.
-    pub fn large_lock(&self, control: usize) -> &Lock<()> {
-        &self.large_locks[control / LARGE_LOCK_STEP_BYTES % LARGE_LOCK_COUNT]
+    /// The lock of the list of large blocks of the request with this serial.
+    pub fn large_lock(&self, owner: Serial) -> &Lock<()> {
+        &self.large_locks[owner.index() as usize % LARGE_LOCK_COUNT]
     }
 
     /// Returns the bytes of regions that stay with pooled control blocks.
@@ -119,15 +109,19 @@ impl Controls {
     /// # Safety
     /// As for `Lock::recover`.
     pub unsafe fn recover(&self, visited: *const Control) {
-        for control in self.all() {
-            control.handles.recount_visitors(u32::from(core::ptr::eq(control, visited)));
+        // SAFETY: the caller's contract.
+        unsafe { self.stubs.recover() };
+        for stub in self.stubs.all() {
+            let is_visited = core::ptr::eq(stub.control().cast(), visited);
+            stub.state.recount_visitors(u32::from(is_visited));
         }
-        for lock in &self.large_locks {
+        for (index, lock) in self.large_locks.iter().enumerate() {
             let repair = |is_torn| {
-                let guarded =
-                    |control: &&Control| core::ptr::eq(self.large_lock(control.address()), lock);
                 if is_torn {
-                    self.all().filter(guarded).for_each(Control::repair_large);
+                    self.stubs
+                        .all()
+                        .filter(|stub| stub.serial().index() as usize % LARGE_LOCK_COUNT == index)
+                        .for_each(|stub| Control::of(stub).repair_large());
                 }
             };
             // SAFETY: the caller's contract.

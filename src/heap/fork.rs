@@ -17,6 +17,7 @@ impl Heap {
             self.store.recover();
             self.setup.recover(|is_done, _| *is_done = self.identity.is_chosen());
             self.mappings.recover();
+            self.adopted.recover();
             self.controls.recover(visited);
         }
     }

@@ -1,10 +1,12 @@
 //! A block that came back: what it is, and whose it is.
 
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
+use crate::blocks::identity::Serial;
 use crate::blocks::trace::Trace;
 use crate::lockfree::header::{Block, Header, TRACED};
 use crate::pages::span::Span;
 use crate::request::control::Control;
+use crate::request::stub::Stub;
 
 /// A live block, found by a payload and judged: its header and its span agree.
 pub struct Found<'h> {
@@ -18,35 +20,56 @@ pub struct Found<'h> {
     pub place: Place,
 }
 
-/// Where a live block lies. The live blocks of a request keep its control block (Q1); once they are
-/// freed it can still be read (M1), but may be another request's.
+/// Where a live block lies, and of which lifetime it is.
 #[derive(Clone, Copy)]
 pub enum Place {
     /// In a slab, so persistent; if its class is large, the slab has only this block.
     Slab(Class),
-    /// In a region of a request.
-    Region(Class, &'static Control),
-    /// In a span of its own, of a request.
-    Large(Class, &'static Control),
+    /// In a region, and persistent: it was adopted.
+    Adopted(Class),
+    /// In a region, of the request that its header names.
+    Region(Class, Owner),
+    /// In a span of its own, of this request or persistent.
+    Large(Class, Option<Owner>),
     /// In a mapping of its own, of this request or persistent. It has no class.
-    Mapped(Option<&'static Control>),
+    Mapped(Option<Owner>),
+}
+
+/// A request that has a block, as its stub and its serial. A live block keeps neither: the request may be over
+/// at any time, and the block is persistent then.
+#[derive(Clone, Copy)]
+pub struct Owner {
+    /// What its header leads to.
+    pub stub: &'static Stub,
+    /// Which of the stub's requests.
+    pub serial: Serial,
+}
+
+impl Owner {
+    /// Its control block, which is the request's as long as something else keeps it.
+    pub fn control(self) -> &'static Control {
+        Control::of(self.stub)
+    }
 }
 
 impl Found<'_> {
     /// Returns its class; `None`: it has a mapping of its own.
     pub fn class(&self) -> Option<Class> {
         match self.place {
-            Place::Slab(class) | Place::Region(class, _) | Place::Large(class, _) => Some(class),
+            Place::Slab(class)
+            | Place::Adopted(class)
+            | Place::Region(class, _)
+            | Place::Large(class, _) => Some(class),
             Place::Mapped(_) => None,
         }
     }
 
-    /// Returns the control block of its request; `None`: it is persistent.
-    pub fn control(&self) -> Option<&'static Control> {
+    /// The request it belongs to; `None`: it is persistent.
+    pub fn owner(&self) -> Option<Owner> {
         match self.place {
-            Place::Slab(_) => None,
-            Place::Region(_, control) | Place::Large(_, control) => Some(control),
-            Place::Mapped(control) => control,
+            Place::Slab(_) | Place::Adopted(_) => None,
+            Place::Region(_, owner) => Some(owner),
+            Place::Large(_, owner) | Place::Mapped(owner) => owner,
         }
     }
 

@@ -1,18 +1,18 @@
 //! Frees that the fast path refused, and blocks that bins have no room for.
 
 use super::Heap;
-use super::found::{Found, Place};
+use super::found::{Found, Owner, Place};
 use crate::base::fatal;
 use crate::base::size_class::Class;
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::Magazine;
-use crate::lockfree::header::{Block, Claim, FREED, Header, Memory, OF_LIVE, claim_stray};
+use crate::lockfree::header::{Block, FREED, Header, Memory, OF_LIVE};
+use crate::lockfree::lifetime::{FreeOutside, free_outside};
 use crate::pages::span::Span;
 use crate::pages::supply::Supply;
 use crate::persistent::cache::Cache;
-use crate::request::control::Control;
-use crate::request::finish;
+use crate::persistent::store::free_header;
 use crate::request::lane::Lane;
 
 impl Heap {
@@ -33,14 +33,12 @@ impl Heap {
     /// Frees a block. `lane` is the lane that the thread is in, if any.
     pub fn free(&self, found: &Found<'_>, cache: Option<&Cache>, lane: Option<&Lane>) {
         match found.place {
-            Place::Slab(class) => self.free_persistent(found, class, cache),
-            Place::Region(class, control) => self.free_in_region(found, class, control, lane),
-            Place::Large(_, control) => {
-                self.free_large(found, Some(control), |span| self.give_span(span));
+            Place::Slab(class) | Place::Adopted(class) => {
+                self.free_persistent(found.block, class, cache);
             }
-            Place::Mapped(control) => {
-                self.free_large(found, control, |span| self.give_mapping(span));
-            }
+            Place::Region(class, owner) => self.free_in_region(found, class, owner, cache, lane),
+            Place::Large(_, owner) => self.free_large(found, owner, |span| self.give_span(span)),
+            Place::Mapped(owner) => self.free_large(found, owner, |span| self.give_mapping(span)),
         }
     }
 
@@ -52,15 +50,16 @@ impl Heap {
         }
     }
 
-    fn free_persistent(&self, found: &Found<'_>, class: Class, cache: Option<&Cache>) {
-        Raw.header(found.block).store(found.header.without(OF_LIVE).0, Ordering::Relaxed);
+    fn free_persistent(&self, block: Block, class: Class, cache: Option<&Cache>) {
+        let free = free_header(self.persistent_tag(), class);
+        Raw.header(block).store(free.0, Ordering::Relaxed);
         match cache {
             Some(cache) => {
-                if cache.bins.bin(class).push(found.block) {
+                if cache.bins.bin(class).push(block) {
                     self.spill(cache, class);
                 }
             }
-            None => self.store.put_one(class, found.block, self),
+            None => self.store.put_one(class, block, self),
         }
     }
 
@@ -68,7 +67,8 @@ impl Heap {
         &self,
         found: &Found<'_>,
         class: Class,
-        control: &Control,
+        owner: Owner,
+        cache: Option<&Cache>,
         lane: Option<&Lane>,
     ) {
         if let Some(lane) = lane.filter(|lane| lane.bins.tag().id() == found.header.id()) {
@@ -76,33 +76,33 @@ impl Heap {
             lane.bins.put(found.block, class);
             return;
         }
-        if claim_stray(&Raw, found.block) == Claim::AlreadyFreed {
-            fatal::double_free(found.block);
-        }
-        if control.push_stray(found.block, class).is_ok() {
+        let (stub, generation) = (owner.stub, owner.serial.generation());
+        // Before the block is on the list, from which a lane may take it at once.
+        stub.pending.add(generation, 1, class.stride_bytes());
+        let freed = free_outside(&Raw, found.block, found.header, &stub.strays, generation);
+        if freed == FreeOutside::Pushed {
             return;
         }
-        let span = found.span;
-        if span.region.count.drop_one() && finish::release_survivor_span(control, self, span) {
-            self.recycle(control);
+        stub.pending.take(generation, 1, class.stride_bytes());
+        match freed {
+            FreeOutside::Pushed | FreeOutside::Left => {}
+            FreeOutside::Adopted => self.free_persistent(found.block, class, cache),
+            FreeOutside::Changed => self.free(&self.find(found.block), cache, lane),
+            FreeOutside::Ended => self.die_of_an_ended_request(found.block, owner.serial),
         }
     }
 
-    /// Frees a large or mapped block, whose pages `give` gives back; one of a request is on its
-    /// list, unless its closer has taken it off.
-    fn free_large(&self, found: &Found<'_>, control: Option<&Control>, give: impl FnOnce(&Span)) {
+    /// Frees a large or mapped block, whose pages go by `give`.
+    fn free_large(&self, found: &Found<'_>, owner: Option<Owner>, give: impl FnOnce(&Span)) {
         let live = found.header;
         let free = live.without(OF_LIVE).0;
         let word = Raw.header(found.block);
         if word.compare_exchange(live.0, free, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             fatal::double_free(found.block);
         }
-        let survived = control.filter(|control| !control.unlink_large(found.span, self));
-        give(found.span);
-        if let Some(control) = survived {
-            if control.holds.drop_one() {
-                self.recycle(control);
-            }
+        if let Some(owner) = owner {
+            self.detach(found.span, owner);
         }
+        give(found.span);
     }
 }

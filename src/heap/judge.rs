@@ -1,22 +1,27 @@
 //! Judging what comes back: finds the live block that a payload is in, or names the fault.
 
 use super::Heap;
-use super::found::{Found, Place};
+use super::found::{Found, Owner, Place};
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
-use crate::blocks::identity::PERSISTENT_SERIAL;
+use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::needed_size;
-use crate::lockfree::header::{
-    ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, PERSISTENT, TRACED,
-};
+use crate::lockfree::header::{ALIGNED, Block, FREED, Header, Hole, LARGE, LIVE, Memory, TRACED};
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 
 impl Heap {
+    /// Returns whether a block was a request's and is persistent now.
+    pub fn is_adopted(&self, found: &Found<'_>) -> bool {
+        found.owner().is_none()
+            && (matches!(found.place, Place::Adopted(_))
+                || found.header.id() != self.persistent_tag().id())
+    }
+
     /// Whether the page or mapping of this payload is this heap's.
     pub fn is_ours(&self, payload: usize) -> bool {
         match self.pages.registry.find(payload) {
@@ -108,11 +113,11 @@ impl Heap {
         if word.has(ALIGNED) && word.has(FREED) {
             fatal::double_free(payload);
         }
-        if serial == PERSISTENT_SERIAL && word.has(PERSISTENT) && !word.has(LIVE) {
+        if serial == Serial::PERSISTENT && !word.has(LIVE) {
             fatal::double_free(payload);
         }
-        if self.identity.was_issued(serial) && !word.has(ALIGNED) {
-            die_of_a_request(payload, serial, word);
+        if !word.has(ALIGNED) && self.controls.stubs.was_issued(serial) {
+            self.die_of_a_request(payload, serial, word);
         }
         fatal::not_a_block(payload)
     }
@@ -122,78 +127,144 @@ impl Heap {
         if !starts_a_block(span, block) {
             fatal::not_a_block(payload);
         }
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        let owner = match span.owner() {
-            0 => None,
-            // SAFETY: a span's owner is a control block (M1).
-            owner => Some(unsafe { Control::at(owner) }),
-        };
+        loop {
+            let word = Raw.header(block).load(Ordering::Relaxed);
+            if let Some(found) = self.judge_header(payload, block, span, Header(word)) {
+                return found;
+            }
+            if Raw.header(block).load(Ordering::Relaxed) == word {
+                fatal::header_overwritten(payload, word);
+            }
+            // Its request was closed meanwhile, and the block adopted.
+        }
+    }
+
+    /// `None`: the header is none that a block of the span has, or was another one by then.
+    fn judge_header<'h>(
+        &'h self,
+        payload: usize,
+        block: Block,
+        span: &'h Span,
+        header: Header,
+    ) -> Option<Found<'h>> {
         let serial = self.identity.serial_of(header.id());
-        if span.kind() == SpanKind::Cached && serial == PERSISTENT_SERIAL {
-            fatal::double_free(payload);
-        }
-        if serial != owner.map_or(PERSISTENT_SERIAL, Control::serial) {
-            if self.identity.was_issued(serial) {
-                die_of_a_request(payload, serial, header);
+        let class = Class::from_index(header.class_index());
+        let of_span = class.filter(|class| class.index() == span.class_index());
+        let is_persistent = serial == Serial::PERSISTENT;
+        let place = match span.kind() {
+            SpanKind::Cached if is_persistent => fatal::double_free(payload),
+            SpanKind::Slab if is_persistent => Place::Slab(of_span?),
+            SpanKind::Region if is_persistent => Place::Adopted(class?),
+            SpanKind::Region => match self.owner(serial) {
+                Some(owner) => Place::Region(class?, owner),
+                None => return self.die_of_a_stale_header(payload, block, span, header),
+            },
+            SpanKind::Large | SpanKind::Mapped => {
+                if header.id() != span.own.header_id.load(Ordering::Relaxed) {
+                    return self.die_of_a_stale_header(payload, block, span, header);
+                }
+                let owner = self.owner(Serial(span.owner()));
+                if span.kind() == SpanKind::Large {
+                    Place::Large(of_span?, owner)
+                } else {
+                    (header.class_index() == 0).then_some(Place::Mapped(owner))?
+                }
             }
-            if span.kind() == SpanKind::Region && !is_cut(span, bump_in(span, owner), block) {
-                fatal::not_a_block(payload);
-            }
-            fatal::header_overwritten(payload, header.0);
-        }
-        let Some(place) = place_of(span, header, owner) else {
-            fatal::header_overwritten(payload, header.0);
+            _ => return self.die_of_a_stale_header(payload, block, span, header),
         };
+        let has_own_pages = matches!(place, Place::Large(..) | Place::Mapped(_));
+        if header.has(LARGE) != has_own_pages || header.has(ALIGNED) {
+            return None;
+        }
         if !header.has(LIVE) || header.has(FREED) {
+            // A free from outside whose request was closed meanwhile looks so, too, but not twice.
             fatal::double_free(payload);
         }
-        Found { block, header, span, place }
+        Some(Found { block, header, span, place })
+    }
+
+    /// The request with this serial, unless it is over; `None` for that of persistent blocks too.
+    fn owner(&self, serial: Serial) -> Option<Owner> {
+        let stub = self.controls.stubs.find(serial.index())?;
+        stub.has(serial.generation()).then_some(Owner { stub, serial })
+    }
+
+    /// The header of a block names a request that is over, or nothing that ever was. `None`: it has changed
+    /// meanwhile.
+    fn die_of_a_stale_header<'h>(
+        &'h self,
+        payload: usize,
+        block: Block,
+        span: &Span,
+        header: Header,
+    ) -> Option<Found<'h>> {
+        let serial = self.identity.serial_of(header.id());
+        if Raw.header(block).load(Ordering::Acquire) != header.0 {
+            return None;
+        }
+        if self.controls.stubs.was_issued(serial) {
+            self.die_of_a_request(payload, serial, header);
+        }
+        if Hole::of(header).is_some() {
+            fatal::double_free(payload);
+        }
+        if span.kind() == SpanKind::Region && !self.is_cut(span, block) {
+            fatal::not_a_block(payload);
+        }
+        fatal::header_overwritten(payload, header.0)
+    }
+
+    /// A header of a request that its place does not belong to: the request is over, or the block had
+    /// been given back before.
+    fn die_of_a_request(&self, payload: usize, serial: Serial, header: Header) -> ! {
+        if header.has(LARGE) && !header.has(LIVE) {
+            fatal::double_free(payload);
+        }
+        self.die_of_an_ended_request(payload, serial)
+    }
+
+    /// The request of a block is over.
+    pub(super) fn die_of_an_ended_request(&self, payload: usize, serial: Serial) -> ! {
+        let stub = self.controls.stubs.find(serial.index());
+        let number = stub.and_then(|stub| Control::of(stub).number_of_past(serial.generation()));
+        fatal::ended_request(payload, number)
+    }
+
+    /// Whether a region's blocks, walked from its start, include this one. Only used to word a fatal error;
+    /// stops at the first word that is no header.
+    fn is_cut(&self, span: &Span, block: Block) -> bool {
+        let end = match self.owner(Serial(span.owner())) {
+            Some(owner) => bump_in(span, owner.control()),
+            None => span.end(),
+        };
+        let mut at = span.base() + FIRST_PAYLOAD_OFFSET;
+        while at < block && at < end {
+            let header = Header(Raw.header(at).load(Ordering::Relaxed));
+            at += match (Hole::of(header), Class::from_index(header.class_index())) {
+                (Some(hole), _) if hole.is_in_use => Hole::WORD_BYTES,
+                (Some(hole), _) if hole.bytes > 0 => hole.bytes,
+                (None, Some(class)) => class.stride_bytes(),
+                _ => return false,
+            };
+        }
+        at == block && at < end
     }
 }
 
-/// Returns the place of a block whose header says whose it is; `None`: it does not have the class
-/// or the flags of the blocks of its span.
-fn place_of(span: &Span, header: Header, owner: Option<&'static Control>) -> Option<Place> {
-    let class = Class::from_index(header.class_index());
-    let of_span = class.filter(|class| class.index() == span.class_index());
-    let (is_large, is_aligned) = (header.has(LARGE), header.has(ALIGNED));
-    let (flags_are_right, place) = match (span.kind(), owner) {
-        (SpanKind::Slab, None) => (header.has(PERSISTENT) && !is_large, of_span.map(Place::Slab)),
-        (SpanKind::Region, Some(control)) => {
-            (!is_large, class.map(|class| Place::Region(class, control)))
-        }
-        (SpanKind::Large, Some(control)) => {
-            (is_large, of_span.map(|class| Place::Large(class, control)))
-        }
-        (SpanKind::Mapped, owner) => {
-            (is_large, (header.class_index() == 0).then_some(Place::Mapped(owner)))
-        }
-        _ => return None,
-    };
-    place.filter(|_| flags_are_right && !is_aligned)
-}
-
-/// Returns how far a region is cut: while a lane cuts from it, only the lane knows.
-fn bump_in(span: &Span, owner: Option<&Control>) -> usize {
+/// How far a region is cut: a lane knows while its range is in it.
+fn bump_in(span: &Span, control: &Control) -> usize {
     let cut_end = span.region.cut_end.get();
     let inside = |bump: &usize| *bump > span.base() && *bump <= span.end();
-    owner
-        .and_then(|control| control.lanes().map(|lane| lane.bins.bump()).find(inside))
+    control
+        .lanes()
+        .map(|lane| lane.bins.bump())
+        .find(inside)
         .map_or(cut_end, |bump| bump.max(cut_end))
 }
 
 /// Whether an `ALIGNED` word leads to an address in the same span.
 fn leads_back(span: &Span, payload: usize, distance: usize) -> bool {
     payload.checked_sub(distance).is_some_and(|block| block >= span.base() + FIRST_PAYLOAD_OFFSET)
-}
-
-/// Dies of a header that names a request which its span does not belong to: the request is over, or
-/// the block was given back before.
-fn die_of_a_request(payload: usize, serial: u64, header: Header) -> ! {
-    if header.has(LARGE) && !header.has(LIVE) {
-        fatal::double_free(payload);
-    }
-    fatal::ended_request(payload, serial)
 }
 
 /// Whether a payload and the word before it lie in the memory from `start` to `end`.
@@ -212,18 +283,4 @@ fn starts_a_block(span: &Span, block: Block) -> bool {
         SpanKind::Region => offset % PAYLOAD_ALIGN == 0,
         _ => offset == 0,
     }
-}
-
-/// Whether a region's blocks, walked from its start, include this one. Only used to word a fatal
-/// error; stops at the first invalid header.
-fn is_cut(span: &Span, end: usize, block: Block) -> bool {
-    let mut at = span.base() + FIRST_PAYLOAD_OFFSET;
-    while at < block && at < end {
-        let header = Header(Raw.header(at).load(Ordering::Relaxed));
-        match Class::from_index(header.class_index()) {
-            Some(class) => at += class.stride_bytes(),
-            None => return false,
-        }
-    }
-    at == block && at < end
 }

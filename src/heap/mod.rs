@@ -18,6 +18,7 @@ use crate::base::os;
 use crate::base::sync::{AtomicU64, Lock, step};
 use crate::blocks::identity::Identity;
 use crate::lockfree::header::Header;
+use crate::pages::adopted::AdoptedSpans;
 use crate::pages::mappings::Mappings;
 use crate::pages::page_heap::PageHeap;
 use crate::persistent::store::{SLOTS_BYTES, Store};
@@ -30,6 +31,7 @@ pub struct Heap {
     setup: Lock<bool>,
     pages: PageHeap,
     mappings: Mappings,
+    adopted: AdoptedSpans,
     store: Store,
     controls: Controls,
     next_tick: AtomicU64,
@@ -44,6 +46,7 @@ impl Heap {
             setup: Lock::new(false),
             pages: PageHeap::new(),
             mappings: Mappings::new(),
+            adopted: AdoptedSpans::new(),
             store: Store::new(),
             controls: Controls::new(),
             next_tick: AtomicU64::new(0),
@@ -80,13 +83,12 @@ impl Heap {
         self.identity.persistent_tag()
     }
 
-    /// Draws serials for a thread: `SERIALS_PER_DRAW` of them, from the returned one on.
-    pub fn draw_serials(&self) -> u64 {
-        self.identity.draw_serials()
+    /// Draws numbers of requests for a thread.
+    pub fn draw_numbers(&self) -> u64 {
+        self.identity.draw_numbers()
     }
 
-    /// Takes zeroed memory for the life of the process, for what is type-stable (M1). `None`: the
-    /// system has no more.
+    /// Zeroed memory for ever, for what is type-stable. `None`: the system has no more.
     pub fn take_descriptor_memory(&self, bytes: usize) -> Option<usize> {
         self.pages.descriptors.take(bytes)
     }
@@ -95,6 +97,7 @@ impl Heap {
     pub fn check(&self) {
         self.store.check(self.persistent_tag());
         self.mappings.check(&self.pages);
+        self.adopted.check();
         self.pages.check();
     }
 }

@@ -1,12 +1,19 @@
 //! Requests, from their control block to what is left of them.
 
 use super::Heap;
-use crate::base::sync::Ordering;
+use super::found::{Found, Owner, Place};
+use crate::base::size_class::Class;
+use crate::base::sync::{Ordering, step};
+use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Memory, PERSISTENT};
+use crate::lockfree::lifetime::adopt_at_once;
+use crate::lockfree::token::reap_one;
+use crate::pages::shelf::Shelf;
+use crate::pages::span::Span;
 use crate::request::Host;
 use crate::request::control::{Control, Opening};
 use crate::request::finish::{self, Outcome, Survivors};
+use crate::request::region::Ids;
 
 impl Heap {
     /// Takes a control block, which is the caller's alone. `None`: the system has no more memory.
@@ -20,25 +27,82 @@ impl Heap {
         self.controls.put(control);
     }
 
-    /// Opens a request in a control block that is the caller's alone.
-    #[inline]
-    pub fn open_request(&self, control: &Control, serial: u64, opening: &Opening) {
-        control.open(serial, self.identity.id_of(serial), opening);
+    /// Opens a request in a control block that is the caller's alone. `None`: it needs a new stub, and
+    /// there is no memory.
+    #[inline(always)]
+    pub fn open_request(&self, control: &Control, number: u64, opening: &Opening) -> Option<()> {
+        let serial = match control.stub().next_serial() {
+            Some(serial) => serial,
+            None => self.serial_of_new_stub(control)?,
+        };
+        let ids = Ids {
+            request: self.identity.id_of(serial),
+            persistent: self.identity.id_of(Serial::PERSISTENT),
+        };
+        control.open(serial, ids, number, opening);
+        Some(())
     }
 
-    /// Finishes a request whose last handle the caller has dropped.
+    #[cold]
+    fn serial_of_new_stub(&self, control: &Control) -> Option<Serial> {
+        self.controls.renew_stub(control, &self.pages.descriptors)?;
+        control.stub().next_serial()
+    }
+
+    /// Survivors pin their spans from now on: nobody else allocates between them.
+    pub fn pin_survivors(&self) {
+        self.adopted.pin();
+    }
+
+    /// Finishes a request that the caller has closed.
     pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
         finish::finish(control, self, survivors)
     }
 
-    /// Decrees that a live block of a request outlives it. Fatal if it is not a live block.
+    /// Makes a live block of a request persistent, in place. Fatal when it is no live block.
     pub fn persist(&self, payload: usize) {
-        let found = self.find(payload);
-        let Some(control) = found.control() else { return };
-        // A release, because of what `TRACED` promises to a thread that sees it in this word.
-        Raw.header(found.block).store(found.header.with(PERSISTENT).0, Ordering::Release);
-        found.span.own.kept.store(true, Ordering::Relaxed);
-        control.kept.store(true, Ordering::Relaxed);
+        loop {
+            let found = self.find(payload);
+            let is_done = match found.place {
+                Place::Slab(_) | Place::Adopted(_) => true,
+                Place::Region(class, owner) => self.adopt_in_region(&found, class, owner),
+                Place::Large(_, owner) | Place::Mapped(owner) => owner.is_none_or(|owner| {
+                    self.detach(found.span, owner);
+                    true
+                }),
+            };
+            if is_done {
+                return;
+            }
+        }
+    }
+
+    /// `false`: the header is another one by now.
+    fn adopt_in_region(&self, found: &Found<'_>, class: Class, owner: Owner) -> bool {
+        let region = &found.span.region;
+        // The request may be closed meanwhile, and its successor looks at its regions in vain once.
+        region.has_persisted.store(true, Ordering::Relaxed);
+        owner.control().has_persisted.store(true, Ordering::Relaxed);
+        // Before the block is adopted: it may be reaped at once.
+        region.count.add(1);
+        let tag = self.persistent_tag();
+        if adopt_at_once(&Raw, found.block, found.header, tag) {
+            let generation = owner.serial.generation();
+            owner.stub.persisted.add(generation, 1, class.stride_bytes());
+            return true;
+        }
+        reap_one(&Shelf(self), found.span);
+        false
+    }
+
+    /// Takes a large or mapped block from its request, if it still has it: the block is persistent.
+    pub(super) fn detach(&self, span: &Span, owner: Owner) {
+        let _guard = self.controls.large_lock(owner.serial).lock();
+        if span.owner() == owner.serial.0 {
+            span.set_owner(0);
+            step();
+            owner.control().unlink_large(span);
+        }
     }
 }
 
@@ -51,8 +115,8 @@ impl Host for Heap {
         self.controls.refund_warm(bytes);
     }
 
-    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R {
-        let _guard = self.controls.large_lock(control).lock();
+    fn with_large_lock<R>(&self, owner: Serial, change: impl FnOnce() -> R) -> R {
+        let _guard = self.controls.large_lock(owner).lock();
         change()
     }
 }

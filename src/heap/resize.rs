@@ -1,7 +1,7 @@
 //! Blocks with pages of their own grow and shrink where they are.
 
 use super::Heap;
-use super::found::{Found, Place};
+use super::found::{Found, Owner, Place};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, PAGE_BYTES, pages_for};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
@@ -13,9 +13,10 @@ use crate::request::Shortage;
 use crate::request::lane::Lane;
 
 impl Heap {
-    /// Makes a large or mapped block longer or shorter where it is, or moves its pages. Returns the
-    /// block, or what is in the way, of which only a limit may give way. The block's alignment is
-    /// at most 16. `lane` is the lane of the block's request that the caller is in, if any.
+    /// Makes a large or mapped block longer or shorter where it is, or moves its pages; the block, or
+    /// what stands in the way: only a limit may give way. The block's alignment is at most 16. `lane` is
+    /// the lane of the block's request that the caller is in, if any. A caller outside visits the request
+    /// meanwhile, if the block has one.
     pub fn resize_own_pages(
         &self,
         found: &Found<'_>,
@@ -32,7 +33,7 @@ impl Heap {
             _ => None,
         };
         let wanted = wanted.filter(|_| !found.header.has(TRACED)).ok_or(Shortage::Memory)?;
-        let control = found.control();
+        let control = found.owner().map(Owner::control);
         let growth = wanted.saturating_sub(span.own.charged_bytes.get());
         if let Some(control) = control {
             if !self.may_fit(growth) {

@@ -5,6 +5,7 @@ use crate::base::fatal;
 use crate::base::os;
 use crate::base::size_class::HEADER_BYTES;
 use crate::lockfree::header::Block;
+use crate::pages::adopted::AdoptedSpans;
 use crate::pages::page_heap::Taken;
 use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
@@ -28,13 +29,23 @@ impl Heap {
     }
 }
 
+impl Heap {
+    /// The span of a page of a chunk.
+    fn span_at(&self, block: Block) -> Option<&Span> {
+        match self.pages.registry.find(block)? {
+            Backing::Chunk(chunk) => chunk.span(chunk.page_of(block - HEADER_BYTES)),
+            Backing::Mapping(_) => None,
+        }
+    }
+}
+
 impl Supply for Heap {
     fn take_span(
         &self,
         kind: SpanKind,
         class: usize,
         pages: usize,
-        owner: usize,
+        owner: u64,
     ) -> Option<Taken<'_>> {
         let take = || self.pages.take_span(kind, class, pages, owner);
         // Other threads may take all of a new chunk first, but not often.
@@ -50,13 +61,21 @@ impl Supply for Heap {
     }
 
     fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span {
-        match self.pages.registry.find(block) {
-            Some(Backing::Chunk(chunk)) => match chunk.span(chunk.page_of(block - HEADER_BYTES)) {
-                Some(span) if span.kind() == kind => span,
-                _ => fatal::header_overwritten(block, 0),
-            },
+        match self.span_at(block) {
+            Some(span) if span.kind() == kind => span,
             _ => fatal::header_overwritten(block, 0),
         }
+    }
+
+    fn span_of_free_persistent(&self, block: Block) -> &Span {
+        match self.span_at(block) {
+            Some(span) if matches!(span.kind(), SpanKind::Slab | SpanKind::Region) => span,
+            _ => fatal::header_overwritten(block, 0),
+        }
+    }
+
+    fn adopted(&self) -> &AdoptedSpans {
+        &self.adopted
     }
 
     fn give_span(&self, span: &Span) {

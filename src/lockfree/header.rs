@@ -12,15 +12,15 @@
 //!
 //! This file is compiled by `loom-tests`: it has no statics and reaches memory through `Memory`.
 
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::AtomicU64;
 
 /// The block is handed out.
 pub const LIVE: u64 = 1 << 56;
 /// The block is on its way back from outside the request it belongs to.
 pub const FREED: u64 = 1 << 57;
-/// The block outlives requests: it is persistent, or a request's and kept by `persist`.
-pub const PERSISTENT: u64 = 1 << 58;
-/// The block has a span or a mapping of its own, whose descriptor knows the owner.
+/// A free from outside that came too late for its request's list has let go of the block.
+pub const LATE: u64 = 1 << 58;
+/// The block has a span or a mapping of its own, and its descriptor knows whose it is.
 pub const LARGE: u64 = 1 << 59;
 /// Not a header: the word before an over-aligned payload, which leads back to the header.
 pub const ALIGNED: u64 = 1 << 60;
@@ -33,7 +33,9 @@ pub const TRACED: u64 = 1 << 62;
 pub const EARLY: u64 = 1 << 63;
 
 /// The flags that only live blocks have.
-pub const OF_LIVE: u64 = LIVE | FREED | TRACED | EARLY;
+pub const OF_LIVE: u64 = LIVE | FREED | LATE | TRACED | EARLY;
+/// The flags that a block keeps when it is adopted.
+pub const OF_ADOPTED: u64 = FREED | TRACED;
 
 /// How many bits of a header the id takes.
 pub const ID_BITS: u32 = 48;
@@ -41,7 +43,7 @@ pub const ID_BITS: u32 = 48;
 pub const ID_MASK: u64 = (1 << ID_BITS) - 1;
 const CLASS_SHIFT: u32 = ID_BITS;
 const CLASS_MASK: u64 = 0xff << CLASS_SHIFT;
-const ALL_FLAGS: u64 = LIVE | FREED | PERSISTENT | LARGE | ALIGNED | SWEPT | TRACED | EARLY;
+const ALL_FLAGS: u64 = LIVE | FREED | LATE | LARGE | ALIGNED | SWEPT | TRACED | EARLY;
 
 const _: () = assert!(
     ALL_FLAGS == !(CLASS_MASK | ID_MASK),
@@ -115,13 +117,46 @@ impl Header {
     }
 }
 
+/// Not a header but a word before free memory of an adopted span: a *hole*. No block has both flags.
+const HOLE: u64 = ALIGNED | SWEPT;
+/// Blocks of a request are cut from the hole, behind its word.
+const IN_USE: u64 = LARGE;
+
+/// Free memory between the blocks of an adopted span.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hole {
+    /// Its length, the word included.
+    pub bytes: usize,
+    /// Whether a request cuts from it: then blocks follow the word.
+    pub is_in_use: bool,
+}
+
+impl Hole {
+    /// Bytes of a hole before the first block that is cut from it.
+    pub const WORD_BYTES: usize = 16;
+
+    /// The word before it.
+    pub const fn word(self) -> Header {
+        let in_use = if self.is_in_use { IN_USE } else { 0 };
+        Header::tag(self.bytes as u64, HOLE | in_use)
+    }
+
+    /// What a word says that stands before free memory.
+    pub const fn of(word: Header) -> Option<Self> {
+        if word.0 & !ID_MASK & !IN_USE != HOLE {
+            return None;
+        }
+        Some(Self { bytes: word.id() as usize, is_in_use: word.has(IN_USE) })
+    }
+}
+
 impl core::fmt::Debug for Header {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "id {:#x} class {}", self.id(), self.class_index())?;
         let names = [
             (LIVE, " live"),
             (FREED, " freed"),
-            (PERSISTENT, " persistent"),
+            (LATE, " late"),
             (LARGE, " large"),
             (ALIGNED, " aligned"),
             (SWEPT, " swept"),
@@ -147,27 +182,4 @@ pub trait Memory {
     fn link(&self, block: Block) -> Block;
     /// Sets the first payload word of a free block.
     fn set_link(&self, block: Block, next: Block);
-}
-
-/// What a stray's free found in the header.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claim {
-    /// The block is the caller's to put on a list.
-    Taken,
-    /// Another free was first.
-    AlreadyFreed,
-}
-
-/// Takes the first step of a free from outside: of all frees of one block exactly one is `Taken`.
-pub fn claim_stray<M: Memory>(memory: &M, block: Block) -> Claim {
-    let before = Header(memory.header(block).fetch_or(FREED, Ordering::Relaxed));
-    if before.has(FREED) || !before.has(LIVE) { Claim::AlreadyFreed } else { Claim::Taken }
-}
-
-/// Takes the last step of a stray's free, in the thread that drained it: from then on the block is
-/// an ordinary free one (H3).
-pub fn settle_stray<M: Memory>(memory: &M, block: Block) {
-    let header = memory.header(block);
-    let settled = Header(header.load(Ordering::Relaxed)).without(OF_LIVE | PERSISTENT);
-    header.store(settled.0, Ordering::Relaxed);
 }

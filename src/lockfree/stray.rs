@@ -1,22 +1,37 @@
 //! The stray list: blocks of a request on their way back from outside its lanes.
 //!
-//! Compiled by `loom-tests`. Many threads push; one takes all by a swap. The word is either
-//! `CLOSED` or the first block.
+//! Many push, one takes all by a swap. Its word is `generation : 20 | first : 44`: the low bits of
+//! the request's generation, and the first block in sixteenths of bytes, or `CLOSED`.
 //!
-//! - **S1** After its compare-and-swap succeeds, a pusher touches nothing of the request.
-//! - **S2** A pusher that finds the list closed leaves its block's `LIVE` set: the closer counts
-//!   it, and the pusher takes it off the span's count.
-//! - **S3** A swap sees everything that every pusher whose block it takes did before.
+//! - **S1** After its compare-and-swap succeeds a pusher touches nothing of the request.
+//! - **S2** A push succeeds only while the request that the block names is open. (A pusher that sleeps
+//!   through exactly 2^20 requests of one stub would not be noticed.)
+//! - **S3** A swap sees all that every pusher whose block it takes did before.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 use crate::lockfree::header::{Block, Memory, NONE};
 
-const EMPTY: u64 = NONE as u64;
-const CLOSED: u64 = u64::MAX;
+const FIRST_BITS: u32 = 44;
+const FIRST_MASK: u64 = (1 << FIRST_BITS) - 1;
+const UNIT_SHIFT: u32 = 4;
 
-/// The request has been closed.
+/// No block: payloads are multiples of 16 and far above it.
+const CLOSED: u64 = FIRST_MASK;
+
+const _: () = assert!(FIRST_BITS + UNIT_SHIFT == 48, "payloads are 16-byte aligned and below 2^48");
+
+const fn word_of(generation: u32, first: u64) -> u64 {
+    (generation as u64) << FIRST_BITS | first
+}
+
+/// Why a push was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Closed;
+pub enum Refusal {
+    /// The request is being closed, or is over, and the stub has no other one yet.
+    Closed,
+    /// The stub has another request.
+    OtherRequest,
+}
 
 /// Blocks taken off a list, linked through their payloads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,7 +40,18 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Returns the blocks. Each is read before it is handed out, so the caller may overwrite it.
+    /// The blocks from this one on.
+    pub const fn from(first: Block) -> Self {
+        Self { first }
+    }
+
+    /// Returns whether there is no block.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.first == NONE
+    }
+
+    /// The blocks. Each is read before it is handed out, so the caller may overwrite it.
     pub fn blocks<'m, M: Memory>(&self, memory: &'m M) -> impl Iterator<Item = Block> + use<'m, M> {
         let mut next = self.first;
         core::iter::from_fn(move || {
@@ -43,30 +69,41 @@ pub struct StrayList(AtomicU64);
 
 impl StrayList {
     const_fn! {
-        /// The list of a control block that has no request yet.
+        /// The list of a stub that has had no request yet.
         pub const fn new() -> Self {
             Self(AtomicU64::new(CLOSED))
         }
     }
 
-    /// Opens the list for a new request, which no other thread knows yet.
+    /// Opens the list for a new request. The stub is the caller's alone.
     #[inline]
-    pub fn open(&self) {
-        self.0.store(EMPTY, Ordering::Relaxed);
+    pub fn open(&self, generation: u32) {
+        self.0.store(word_of(generation, 0), Ordering::Release);
     }
 
-    /// Pushes blocks that are linked from `first` to `last`. After success the caller must not
-    /// touch the request (S1).
-    pub fn push<M: Memory>(&self, memory: &M, first: Block, last: Block) -> Result<(), Closed> {
+    /// Why a push would be refused now; `None`: it would not. Whoever sees another request here also
+    /// sees all that closing the one before did.
+    #[inline]
+    pub fn look(&self, generation: u32) -> Option<Refusal> {
+        refusal(self.0.load(Ordering::Acquire), generation)
+    }
+
+    /// Pushes a block of the request with this generation.
+    pub fn push<M: Memory>(
+        &self,
+        memory: &M,
+        generation: u32,
+        block: Block,
+    ) -> Result<(), Refusal> {
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
-            if seen == CLOSED {
-                return Err(Closed);
+            if let Some(refusal) = refusal(seen, generation) {
+                return Err(refusal);
             }
-            memory.set_link(last, seen as Block);
+            memory.set_link(block, ((seen & FIRST_MASK) << UNIT_SHIFT) as Block);
             match self.0.compare_exchange_weak(
                 seen,
-                first as u64,
+                word_of(generation, block as u64 >> UNIT_SHIFT),
                 Ordering::Release,
                 Ordering::Relaxed,
             ) {
@@ -76,19 +113,33 @@ impl StrayList {
         }
     }
 
-    /// Returns whether a drain would find nothing now.
+    /// Whether a drain would find nothing now. Only for threads inside the request.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == EMPTY
+        self.0.load(Ordering::Relaxed) & FIRST_MASK == 0
     }
 
-    /// Takes all blocks; the list stays open. Only called inside the request, so it is open.
-    pub fn drain(&self) -> Chain {
-        Chain { first: self.0.swap(EMPTY, Ordering::Acquire) as Block }
+    /// Takes all blocks; the list stays open. Only for threads inside the request, so it is open.
+    pub fn drain(&self, generation: u32) -> Chain {
+        chain(self.0.swap(word_of(generation, 0), Ordering::Acquire))
     }
 
     /// Takes all blocks and refuses every later one.
-    pub fn close(&self) -> Chain {
-        Chain { first: self.0.swap(CLOSED, Ordering::Acquire) as Block }
+    pub fn close(&self, generation: u32) -> Chain {
+        chain(self.0.swap(word_of(generation, CLOSED), Ordering::Acquire))
+    }
+}
+
+fn chain(word: u64) -> Chain {
+    Chain { first: ((word & FIRST_MASK) << UNIT_SHIFT) as Block }
+}
+
+fn refusal(word: u64, generation: u32) -> Option<Refusal> {
+    if word & !FIRST_MASK != word_of(generation, 0) {
+        Some(Refusal::OtherRequest)
+    } else if word & FIRST_MASK == CLOSED {
+        Some(Refusal::Closed)
+    } else {
+        None
     }
 }

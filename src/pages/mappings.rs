@@ -110,7 +110,7 @@ impl Mappings {
         pages: &'h PageHeap,
         size: usize,
         align: usize,
-        owner: usize,
+        owner: u64,
     ) -> Option<Mapped<'h>> {
         let bytes = mapping_bytes(size, align)?;
         if let Some(span) = self.take_cached(bytes) {

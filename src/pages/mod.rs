@@ -5,5 +5,7 @@ pub mod descriptors;
 pub mod chunk;
 pub mod registry;
 pub mod page_heap;
+pub mod adopted;
 pub mod mappings;
 pub mod supply;
+pub mod shelf;

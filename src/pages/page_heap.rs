@@ -122,7 +122,7 @@ impl PageHeap {
         kind: SpanKind,
         class: usize,
         pages: usize,
-        owner: usize,
+        owner: u64,
     ) -> Option<Taken<'_>> {
         let span = self.take_descriptor()?;
         let length_index = usize::from(LENGTH_INDEX[pages]);
@@ -149,7 +149,7 @@ impl PageHeap {
         chunk: &Chunk,
         first: usize,
         pages: usize,
-        (kind, class, owner): (SpanKind, usize, usize),
+        (kind, class, owner): (SpanKind, usize, u64),
     ) {
         let base = chunk.base() + first * PAGE_BYTES;
         span.describe(kind, class, base, pages * PAGE_BYTES, owner);

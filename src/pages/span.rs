@@ -10,9 +10,10 @@
 //! | `slab` | all | under the class's lock | the same |
 //! | `region` | `cut_end`, `warm_bytes` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
-//! | `region` | `count`, `held_pages` | the closer, then threads that free a survivor | the same |
-//! | `own` | `charged_bytes`, `kept` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
-//! | `own` | `detached` | under the request's lock | the same |
+//! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
+//! | `region` | `held_pages`, `listed`, `had_no_room` | the token's holder; `listed` under the store's lock | the same |
+//! | `own` | `header_id` | the thread that makes the block | anybody |
+//! | `own` | `charged_bytes` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
 //! | `own` | `traced_bytes` | the owner, after it has written the record | any thread |
 //! | `mapping` | `asked_bytes`, `needed_bytes`, `loose_since` | the owner, the last two before the mapping is loose | the owner; once loose, the thread that tightens it |
 //! | `mapping` | `cached_at` | the thread that puts it into the store, before it is listed | the thread that takes it out |
@@ -20,9 +21,9 @@
 
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::lockfree::header::Block;
-use crate::lockfree::lifecycle::SpanCount;
 use crate::lockfree::looseness::Looseness;
 use crate::lockfree::pool::Successors;
+use crate::lockfree::token::AdoptedCount;
 use core::cell::Cell;
 use core::ptr::{null, with_exposed_provenance};
 
@@ -62,11 +63,17 @@ pub struct RegionState {
     pub cut_end: Gauge,
     /// The address of the lane whose occupant sweeps it; 0: none does.
     pub sweeper: AtomicUsize,
-    /// Its survivors, from when its request is closed.
-    pub count: SpanCount,
-    /// Which of its pages have survivors.
+    /// Blocks of it that were adopted, and the token once it is an adopted span.
+    pub count: AdoptedCount,
+    /// Adopted: which of its pages were not given back.
     pub held_pages: AtomicU32,
-    /// Bytes that its control block is charged for it as warm memory.
+    /// Whether a block of it was persisted while its request was open.
+    pub has_persisted: AtomicBool,
+    /// Adopted: whether the lane that was lent it last found no hole that was long enough.
+    pub had_no_room: Cell<bool>,
+    /// Adopted: whether it is listed in the store.
+    pub listed: Cell<bool>,
+    /// Bytes that its control block is charged for as warm memory.
     pub warm_bytes: Gauge,
 }
 
@@ -77,10 +84,8 @@ pub struct OwnState {
     /// Bytes of the block at the end of which its `Trace` is, from when that is written; 0: there
     /// is none.
     pub traced_bytes: AtomicUsize,
-    /// Whether `persist` was called on it.
-    pub kept: AtomicBool,
-    /// Whether the closer has taken it off its request's list.
-    pub detached: Cell<bool>,
+    /// The id that the block's header was made with.
+    pub header_id: AtomicU64,
 }
 
 /// The part of a mapping, in use or kept for the next block.
@@ -105,7 +110,7 @@ pub struct Span {
     class: AtomicU8,
     base: AtomicUsize,
     bytes: AtomicUsize,
-    owner: AtomicUsize,
+    owner: AtomicU64,
     /// Neighbours in the one list the span is on.
     pub next: Cell<*const Span>,
     /// See `next`.
@@ -129,7 +134,7 @@ const _: () = assert!(SpanKind::Free as u8 == 0, "a zeroed descriptor describes 
 
 impl Span {
     /// Makes the descriptor, which is the caller's alone, describe `bytes` from `base`.
-    pub fn describe(&self, kind: SpanKind, class: usize, base: usize, bytes: usize, owner: usize) {
+    pub fn describe(&self, kind: SpanKind, class: usize, base: usize, bytes: usize, owner: u64) {
         self.class.store(class as u8, Ordering::Relaxed);
         self.base.store(base, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
@@ -144,11 +149,13 @@ impl Span {
         self.region.sweeper.store(0, Ordering::Relaxed);
         self.region.count.arm();
         self.region.held_pages.store(0, Ordering::Relaxed);
+        self.region.has_persisted.store(false, Ordering::Relaxed);
+        self.region.listed.set(false);
+        self.region.had_no_room.set(false);
         self.region.warm_bytes.set(0);
         self.own.charged_bytes.set(0);
         self.own.traced_bytes.store(0, Ordering::Relaxed);
-        self.own.kept.store(false, Ordering::Relaxed);
-        self.own.detached.set(false);
+        self.own.header_id.store(0, Ordering::Relaxed);
         self.mapping.asked_bytes.set(0);
         self.mapping.cached_at.set(0);
         self.mapping.looseness.open();
@@ -194,8 +201,9 @@ impl Span {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Returns the address of the control block whose request the blocks belong to; 0: persistent.
-    pub fn owner(&self) -> usize {
+    /// Serial of the request that the block of the span belongs to, or that cuts the region; 0: none, its
+    /// blocks are persistent.
+    pub fn owner(&self) -> u64 {
         self.owner.load(Ordering::Relaxed)
     }
 
@@ -219,8 +227,8 @@ impl Span {
         }
     }
 
-    /// Changes the owner of the blocks.
-    pub fn set_owner(&self, owner: usize) {
+    /// Changes whose the blocks are.
+    pub fn set_owner(&self, owner: u64) {
         self.owner.store(owner, Ordering::Relaxed);
     }
 

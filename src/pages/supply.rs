@@ -2,6 +2,7 @@
 //! before it reports that there is no memory.
 
 use crate::lockfree::header::Block;
+use crate::pages::adopted::AdoptedSpans;
 use crate::pages::page_heap::Taken;
 use crate::pages::span::{Span, SpanKind};
 
@@ -13,12 +14,17 @@ pub trait Supply {
         kind: SpanKind,
         class: usize,
         pages: usize,
-        owner: usize,
+        owner: u64,
     ) -> Option<Taken<'_>>;
     /// Returns the span of a block that is free and on a list; fatal if it is not of this kind,
     /// because then a link was overwritten.
     fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span;
-    /// Gives back a span of a chunk.
+    /// The span of a persistent block that is free and on a list: a slab or a region; fatal if it is
+    /// neither, because a link was overwritten then.
+    fn span_of_free_persistent(&self, block: Block) -> &Span;
+    /// The adopted spans that are lent to nobody.
+    fn adopted(&self) -> &AdoptedSpans;
+    /// Gives a span of a chunk back.
     fn give_span(&self, span: &Span);
     /// Gives back some pages of a span.
     fn give_pages(&self, base: usize, pages: usize);

@@ -10,8 +10,10 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
-use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
+use crate::lockfree::header::{Block, Header, Hole, LIVE, Memory, NONE};
+use crate::lockfree::token::reap_one;
 use crate::pages::page_heap::Taken;
+use crate::pages::shelf::Shelf;
 use crate::pages::span::SpanKind;
 use crate::pages::supply::Supply;
 use crate::persistent::slab::Slabs;
@@ -135,6 +137,13 @@ impl Store {
 
     /// Takes back free blocks of `class`.
     pub fn put<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
+        // Those of adopted spans go home first, where any class can be cut from them.
+        let may_be_adopted = class.is_large() || supply.adopted().any();
+        let magazine =
+            if may_be_adopted { reap_adopted(class, magazine, supply) } else { magazine };
+        if magazine.is_empty() {
+            return;
+        }
         if class.is_large() {
             give_large(magazine, supply);
         } else if let Err(magazine) = self.depot(class).put(magazine) {
@@ -160,11 +169,16 @@ impl Store {
         }
     }
 
-    /// Returns free blocks to their slabs, and slabs that are whole again to the supply.
+    /// Returns free blocks to their slabs, and slabs that are whole again to the supply. Those that lie in
+    /// adopted spans become holes there.
     fn reap<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
+        let of_slabs = reap_adopted(class, magazine, supply);
+        if of_slabs.is_empty() {
+            return;
+        }
         self.slabs(class).reap(
             class,
-            magazine,
+            of_slabs,
             |block| supply.span_of_free(block, SpanKind::Slab),
             |span| supply.give_span(span),
         );
@@ -265,8 +279,30 @@ impl Store {
     }
 }
 
-/// Returns the header of a free block, given the tag of live ones of class 0.
-fn free_header(tag: Header, class: Class) -> Header {
+/// Returns the blocks of a magazine that lie in adopted spans, or in regions whose request is open, to them;
+/// the others.
+fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Magazine {
+    let mut others = Magazine::EMPTY;
+    let mut next = magazine.head;
+    for _ in 0..magazine.count {
+        let block = next;
+        next = Raw.link(block);
+        let span = supply.span_of_free_persistent(block);
+        if span.kind() == SpanKind::Region {
+            let hole = Hole { bytes: class.stride_bytes(), is_in_use: false };
+            Raw.header(block).store(hole.word().0, Ordering::Relaxed);
+            // Nothing of the span is touched afterwards.
+            reap_one(&Shelf(supply), span);
+        } else {
+            Raw.set_link(block, others.head);
+            others = Magazine { head: block, count: others.count + 1 };
+        }
+    }
+    others
+}
+
+/// The header of a free block, where live ones of class 0 have this tag.
+pub fn free_header(tag: Header, class: Class) -> Header {
     tag.without(LIVE).with_class(class.index())
 }
 

@@ -5,17 +5,24 @@ use super::{Host, Shortage};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
+use crate::lockfree::header::{Block, Header, Hole, LARGE, LIVE, Memory, NONE};
 use crate::pages::page_heap::Taken;
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::footprint::Bound;
 use crate::request::lane::{Lane, shared_cap};
+use crate::request::region::{next_hole, write_hole};
 use crate::request::sweep;
 
 /// The part of its regions that must be free for a request to be swept before it is marked: near
 /// the mark, every slow path may ask.
 const SOFT_WORTH_DIVISOR: usize = 32;
+
+/// Holes that are shorter are left to grow.
+const MIN_HOLE_BYTES: usize = 256;
+
+/// Adopted spans that are looked at before a new region is taken.
+const MAX_BORROWED: usize = 3;
 
 impl Control {
     /// Allocates a block that the lane's bins and range have no room for; also returns whether its
@@ -51,11 +58,11 @@ impl Control {
     ) -> Block {
         if !self.has_one_lane() {
             lane.bins.bin(class).set_cap(shared_cap(class));
-            if self.exchange.take_handed_on(lane, class, &self.strays.pending) {
+            if self.exchange.take_handed_on(lane, class, self.stub().pending()) {
                 return lane.bins.alloc(class);
             }
         }
-        if self.strays.drain_into(lane) {
+        if self.stub().drain_into(lane) {
             let block = lane.bins.alloc(class);
             if block != NONE {
                 return block;
@@ -99,7 +106,8 @@ impl Control {
         lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class)
     }
 
-    /// Makes the lane cut from a new region. `false`: over the bound, or no memory.
+    /// Cuts from new memory from now on: a warm region, a hole of an adopted span, a fresh region.
+    /// `false`: over the bound, or no memory.
     fn adopt_region<S: Host>(
         &self,
         lane: &Lane,
@@ -108,12 +116,20 @@ impl Control {
         bound: Bound,
         supply: &S,
     ) -> bool {
-        let Some(region) = self.take_region(lane, class.stride_bytes(), asked_bytes, bound, supply)
-        else {
+        let stride = class.stride_bytes();
+        if let Some(warm) = self.take_warm(lane, stride, asked_bytes, bound) {
+            self.pace.note_range(warm.bytes());
+            lane.adopt(warm);
+            return true;
+        }
+        if self.cut_from_hole(lane, stride, asked_bytes, bound, supply) {
+            return true;
+        }
+        let Some(fresh) = self.take_fresh(lane, stride, asked_bytes, bound, supply) else {
             return false;
         };
-        self.pace.note_range(region.bytes());
-        lane.adopt(region);
+        self.pace.note_range(fresh.bytes());
+        lane.adopt(fresh);
         true
     }
 
@@ -124,9 +140,81 @@ impl Control {
         true
     }
 
-    /// Takes a region and charges for it (Q2): a warm one, else a long new one, else a new one that
-    /// is just long enough.
-    fn take_region<'l, S: Host>(
+    /// A region of an earlier request, charged for (Q2).
+    fn take_warm<'l>(
+        &self,
+        lane: &'l Lane,
+        stride: usize,
+        asked_bytes: usize,
+        bound: Bound,
+    ) -> Option<&'l Span> {
+        let span = lane.take_warm(stride)?;
+        if !self.footprint.charge(Some(lane), span.bytes(), bound) {
+            lane.put_warm(span);
+            return None;
+        }
+        self.footprint.note_taken(asked_bytes);
+        span.set_owner(self.serial().0);
+        span.region.cut_end.set(span.base() + HEADER_BYTES);
+        span.region.has_persisted.store(false, Ordering::Relaxed);
+        span.region.count.arm();
+        Some(span)
+    }
+
+    /// Cuts from a hole of an adopted span, which is charged for (Q2): of one that the lane was lent, else
+    /// of the next in the store.
+    fn cut_from_hole<S: Host>(
+        &self,
+        lane: &Lane,
+        stride: usize,
+        asked_bytes: usize,
+        bound: Bound,
+        supply: &S,
+    ) -> bool {
+        let least_bytes = (stride + Hole::WORD_BYTES).max(MIN_HOLE_BYTES);
+        for _ in 0..MAX_BORROWED {
+            let lent = lane.lent().next().filter(|_| lane.lent_at() != 0);
+            let span = match lent {
+                Some(span) => span,
+                None => match supply.adopted().take() {
+                    Some(span) => {
+                        span.set_owner(self.serial().0);
+                        lane.borrow(span);
+                        span
+                    }
+                    None => return false,
+                },
+            };
+            let Some((start, bytes)) = next_hole(span, lane.lent_at(), least_bytes, self.ids())
+            else {
+                span.region.had_no_room.set(true);
+                lane.set_lent_at(0);
+                continue;
+            };
+            // No more at once than a region would have, or than the request may have.
+            let most_bytes = (lane.next_region_pages(stride) * PAGE_BYTES)
+                .min(self.footprint.room_bytes(bound))
+                .max(least_bytes);
+            let rest_bytes = bytes.saturating_sub(most_bytes);
+            let bytes = bytes - rest_bytes;
+            if !self.footprint.charge(Some(lane), bytes, bound) {
+                return false;
+            }
+            self.footprint.note_taken(asked_bytes);
+            if rest_bytes > 0 {
+                write_hole(start + bytes, Hole { bytes: rest_bytes, is_in_use: false });
+            }
+            write_hole(start, Hole { bytes, is_in_use: true });
+            lane.set_lent_at(start + bytes);
+            lane.cut_from_hole(start + Hole::WORD_BYTES, start + bytes);
+            self.pace.note_range(bytes);
+            return true;
+        }
+        false
+    }
+
+    /// A new region, charged for (Q2): a long one, else one that is just long enough.
+    fn take_fresh<'l, S: Host>(
         &'l self,
         lane: &'l Lane,
         stride: usize,
@@ -134,20 +222,11 @@ impl Control {
         bound: Bound,
         supply: &'l S,
     ) -> Option<&'l Span> {
-        if let Some(span) = lane.take_warm(stride) {
-            if self.footprint.charge(Some(lane), span.bytes(), bound) {
-                self.footprint.note_taken(asked_bytes);
-                span.region.cut_end.set(span.base() + HEADER_BYTES);
-                span.region.count.arm();
-                return Some(span);
-            }
-            lane.put_warm(span);
-        }
         let take = |pages: usize| {
             if !self.footprint.charge(Some(lane), pages * PAGE_BYTES, bound) {
                 return None;
             }
-            let taken = supply.take_span(SpanKind::Region, 0, pages, self.address());
+            let taken = supply.take_span(SpanKind::Region, 0, pages, self.serial().0);
             match taken {
                 Some(_) => self.footprint.note_taken(asked_bytes),
                 None => self.footprint.refund(pages * PAGE_BYTES),
@@ -172,13 +251,14 @@ impl Control {
             let has_limit = self.limit().is_some();
             return Err(if has_limit { Shortage::Limit } else { Shortage::Memory });
         }
-        let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.address());
+        let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.serial().0);
         let Some(Taken { span, zeroed }) = taken else {
             self.footprint.refund(bytes);
             return Err(Shortage::Memory);
         };
         let block = span.base() + FIRST_PAYLOAD_OFFSET;
         let header = Header::tag(self.id(), LIVE | LARGE).with_class(class.index());
+        span.own.header_id.store(self.id(), Ordering::Relaxed);
         Raw.header(block).store(header.0, Ordering::Relaxed);
         self.link_large(span, bytes, supply);
         self.footprint.note_taken(asked_bytes);

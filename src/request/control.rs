@@ -4,31 +4,34 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `lanes`, `exchange`, `footprint`, `pace`, `large`, `warm`, `strays` | see the part's file | |
-//! | `serial`, `id`, `name`, `leaks` | the opener, before others know the request | any thread |
-//! | `handles`, `holds`, `on_end` | see `lifecycle`, `stray` | |
-//! | `kept`, `bailed_out` | the thread that decrees a survivor; the one that gives the request up | the closer |
+//! | `serial`, `id`, `persistent_id`, `numbers`, `name`, `leaks` | who opens the request, before others know it | anybody |
+//! | `stub` | see `stub`; stays with the control block until its generations are used up | |
+//! | `on_end` | see `stack` | |
+//! | `has_persisted`, `bailed_out` | who persists a block, who gives the request up | who finishes |
 //! | `begun_before` | the thread whose hook began the request | the same |
-//! | `all_next` | the maker of the control block, before it is published | any thread |
 //! | `successor` | see `pool` | |
 //!
-//! - **Q1** A live block of the request keeps its control block from being recycled.
+//! - **Q1** Only a handle, a visit or the stub's being closed by the caller keeps a request: a live block
+//!   does not.
 
 use super::Host;
 use crate::base::size_class::Class;
-use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use crate::base::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::blocks::identity::Serial;
+use crate::blocks::request_id::RequestId;
 use crate::lockfree::budget::Marked;
-use crate::lockfree::header::{Block, Header, LIVE};
-use crate::lockfree::lifecycle::{Handles, Holds};
+use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::pool::Successors;
-use crate::lockfree::stray::{Closed, StrayList};
+use crate::lockfree::stack::Stack;
 use crate::pages::span::Span;
 use crate::request::exchange::Exchange;
 use crate::request::footprint::Footprint;
-use crate::request::lane::Lane;
+use crate::request::lane::{Lane, Out};
 use crate::request::lanes::Lanes;
 use crate::request::large_list::LargeList;
 use crate::request::pace::Pace;
-use crate::request::strays::Strays;
+use crate::request::region::Ids;
+use crate::request::stub::Stub;
 use crate::request::warm::Warm;
 use core::cell::Cell;
 use core::mem::offset_of;
@@ -36,6 +39,9 @@ use core::ptr::{null, with_exposed_provenance, with_exposed_provenance_mut};
 
 /// A serial that no request has, because ids have 48 bits.
 const NO_SERIAL: u64 = u64::MAX;
+
+/// Numbers of past requests that a control block knows, for fatal errors.
+const NUMBERS_KEPT: usize = 16;
 
 /// How a request is opened.
 #[derive(Clone, Copy, Default)]
@@ -71,32 +77,28 @@ pub struct Control {
     pub(super) exchange: Exchange,
     /// The next control block in the pool.
     successor: AtomicU64,
-    /// The control block made before this one.
-    all_next: Cell<*const Control>,
+    stub: Cell<*const Stub>,
     serial: AtomicU64,
     id: AtomicU64,
-    /// The request's name in reports.
+    persistent_id: AtomicU64,
+    /// The numbers of the last requests, by generation.
+    numbers: [AtomicU64; NUMBERS_KEPT],
+    /// What the request is called in reports.
     pub name: Cell<Option<&'static str>>,
-    /// What keeps the request open, so that threads may still enter it.
-    pub handles: Handles,
-    /// The callbacks to run before the memory goes, the last one first. The words are those of a
-    /// `StrayList`, but its nodes are not blocks.
-    pub on_end: StrayList,
+    /// What is called before the memory goes, the last one first. Its items are not blocks.
+    pub on_end: Stack,
     /// The request that hooks began before this one in a thread that has exited.
     pub begun_before: Cell<*const Control>,
-    /// What still needs the control block after the request is closed.
-    pub holds: Holds,
-    /// What is reported about blocks that were never freed.
+    /// What is said of blocks that were never freed.
     pub leaks: Cell<LeakPolicy>,
     /// Whether a bailout gave the request up.
     pub bailed_out: AtomicBool,
-    /// Whether `persist` was called on one of its blocks.
-    pub kept: AtomicBool,
+    /// Whether `persist` was called on a block.
+    pub has_persisted: AtomicBool,
     pub(super) footprint: Footprint,
     pub(super) pace: Pace,
     pub(super) large: LargeList,
     pub(super) warm: Warm,
-    pub(super) strays: Strays,
 }
 
 // SAFETY: the table at the head of the module says which thread touches which field when.
@@ -106,13 +108,7 @@ const _: () = assert!(
     offset_of!(Control, lanes) == 0 && offset_of!(Lanes, first) == 0,
     "the bins of the first lane start at the control block's first cache line"
 );
-const _: () = assert!(
-    offset_of!(Control, strays) % align_of::<Strays>() == 0
-        && size_of::<Strays>() == align_of::<Strays>(),
-    "what other threads write has cache lines of its own"
-);
-
-/// What a request currently uses.
+/// What a request uses just now.
 #[derive(Clone, Copy)]
 pub struct Figures {
     /// Blocks handed out and not freed.
@@ -153,59 +149,62 @@ impl Control {
             lanes: Lanes::new(),
             exchange: Exchange::new(),
             successor: AtomicU64::new(0),
-            all_next: Cell::new(null()),
+            stub: Cell::new(null()),
             serial: AtomicU64::new(0),
             id: AtomicU64::new(0),
+            persistent_id: AtomicU64::new(0),
+            numbers: [const { AtomicU64::new(0) }; NUMBERS_KEPT],
             name: Cell::new(None),
-            handles: Handles::new(),
-            on_end: StrayList::new(),
+            on_end: Stack::new(),
             begun_before: Cell::new(null()),
-            holds: Holds::new(),
             leaks: Cell::new(LeakPolicy::default()),
             bailed_out: AtomicBool::new(false),
-            kept: AtomicBool::new(false),
+            has_persisted: AtomicBool::new(false),
             footprint: Footprint::new(),
             pace: Pace::new(),
             large: LargeList::new(),
             warm: Warm::new(),
-            strays: Strays::new(),
         }
     }
 
-    /// Puts a new control block on the list of all control blocks.
-    pub fn list_in(&self, all: &AtomicPtr<Self>) {
-        let this = core::ptr::from_ref(self).cast_mut();
-        let mut first = all.load(Ordering::Relaxed);
-        loop {
-            self.all_next.set(first);
-            match all.compare_exchange_weak(first, this, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => first = now,
-            }
-        }
+    /// Gives a control block a stub, a new one or one in place of its last. The caller has it alone.
+    pub fn set_stub(&self, stub: &'static Stub) {
+        self.stub.set(stub);
     }
 
-    /// Returns the next one on the list of all control blocks.
-    pub fn all_next(&self) -> *const Self {
-        self.all_next.get()
+    /// Its stub.
+    #[inline]
+    pub fn stub(&self) -> &'static Stub {
+        // SAFETY: set before anybody else knew the control block, and never unmapped (M1).
+        unsafe { &*self.stub.get() }
+    }
+
+    /// The control block of the request that a stub has, or had.
+    pub fn of(stub: &Stub) -> &'static Self {
+        // SAFETY: a stub is made for a control block, which is type-stable (M1).
+        unsafe { &*stub.control().cast() }
     }
 
     /// Opens a new request. The control block is out of the pool and the caller's alone.
     #[inline]
-    pub fn open(&self, serial: u64, id: u64, opening: &Opening) {
-        self.serial.store(serial, Ordering::Relaxed);
-        self.id.store(id, Ordering::Relaxed);
+    pub fn open(&self, serial: Serial, ids: Ids, number: u64, opening: &Opening) {
+        self.serial.store(serial.0, Ordering::Relaxed);
+        self.number_of(serial.generation()).store(number, Ordering::Relaxed);
+        self.id.store(ids.request, Ordering::Relaxed);
+        self.persistent_id.store(ids.persistent, Ordering::Relaxed);
         self.name.set(opening.name);
         self.leaks.set(opening.leaks);
         self.large.open();
         self.footprint.open(opening.limit_bytes, opening.reserve_bytes, opening.hides_limit);
-        self.on_end.open();
         self.bailed_out.store(false, Ordering::Relaxed);
-        self.kept.store(false, Ordering::Relaxed);
+        self.has_persisted.store(false, Ordering::Relaxed);
         self.pace.open();
-        self.lanes.open(Header::tag(id, LIVE));
-        self.strays.open();
-        self.handles.open();
+        self.lanes.open(Header::tag(ids.request, LIVE));
+        let (stub, generation) = (self.stub(), serial.generation());
+        stub.pending.open(generation);
+        stub.persisted.open(generation);
+        stub.strays.open(generation);
+        stub.state.open(generation);
     }
 
     /// Retires a request that is over and of which nothing is left: from here on, the id in a stale
@@ -213,6 +212,7 @@ impl Control {
     #[inline]
     pub fn retire(&self) {
         self.serial.store(NO_SERIAL, Ordering::Relaxed);
+        self.stub().state.retire();
     }
 
     /// Returns its address, by which spans name it.
@@ -221,14 +221,36 @@ impl Control {
         core::ptr::from_ref(self).expose_provenance()
     }
 
-    /// Returns the request's number, which is never reused.
-    pub fn serial(&self) -> u64 {
-        self.serial.load(Ordering::Relaxed)
+    /// The request's number, never reused.
+    pub fn serial(&self) -> Serial {
+        Serial(self.serial.load(Ordering::Relaxed))
     }
 
     /// Returns the id in the headers of the request's blocks.
     pub fn id(&self) -> u64 {
         self.id.load(Ordering::Relaxed)
+    }
+
+    fn number_of(&self, generation: u32) -> &AtomicU64 {
+        &self.numbers[generation as usize % NUMBERS_KEPT]
+    }
+
+    /// Returns what its request is called by.
+    pub fn request_id(&self) -> RequestId {
+        let generation = self.stub().state.look().generation();
+        RequestId(self.number_of(generation).load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of the request with this generation, unless that is long ago.
+    pub fn number_of_past(&self, generation: u32) -> Option<u64> {
+        let now = self.stub().state.look().generation();
+        (now.wrapping_sub(generation) < NUMBERS_KEPT as u32)
+            .then(|| self.number_of(generation).load(Ordering::Relaxed))
+    }
+
+    /// What may stand in the headers of its regions.
+    pub(super) fn ids(&self) -> Ids {
+        Ids { request: self.id(), persistent: self.persistent_id.load(Ordering::Relaxed) }
     }
 
     // ---- lanes -------------------------------------------------------------------------------
@@ -263,33 +285,27 @@ impl Control {
     /// Relieves a lane's bin that is over its cap.
     #[cold]
     pub fn lane_bin_full(&self, lane: &Lane, class: Class) {
-        self.exchange.relieve(lane, class, &self.strays.pending);
+        self.exchange.relieve(lane, class, self.stub().pending());
     }
 
     /// Takes everything that lanes handed on into one lane's bins.
     pub(super) fn take_all_handed_on(&self, lane: &Lane) {
         if !self.has_one_lane() {
-            self.exchange.take_all_handed_on(lane, &self.strays.pending);
+            self.exchange.take_all_handed_on(lane, self.stub().pending());
         }
-    }
-
-    /// Frees a block, whose header is claimed, from outside the lanes. `Err`: the request is
-    /// closed.
-    pub fn push_stray(&self, block: Block, class: Class) -> Result<(), Closed> {
-        self.strays.push(block, class)
     }
 
     // ---- large blocks ------------------------------------------------------------------------
 
     /// Puts the span of a large block, charged `charged_bytes`, on the request's list.
     pub fn link_large<S: Host>(&self, span: &Span, charged_bytes: usize, supply: &S) {
-        supply.with_large_lock(self.address(), || self.large.link(span, charged_bytes));
+        supply.with_large_lock(self.serial(), || self.large.link(span, charged_bytes));
     }
 
-    /// Takes a large block's span off the list and counts it out; `false`: a closer was first.
-    /// Afterwards the request may be over (L3).
-    pub fn unlink_large<S: Host>(&self, span: &Span, supply: &S) -> bool {
-        supply.with_large_lock(self.address(), || self.large.unlink(span, &self.footprint))
+    /// Takes a large block's span off the list and counts it out. The caller has the lock, and has seen under
+    /// it that the span is still this request's. Afterwards the request may be over (L4).
+    pub fn unlink_large(&self, span: &Span) {
+        self.large.unlink(span, &self.footprint);
     }
 
     /// Notes that a large block needs `new_bytes` now; `growth_bytes` more are already charged.
@@ -362,13 +378,20 @@ impl Control {
         self.footprint.reset_peak();
     }
 
-    /// Returns what the request uses: exact while nobody allocates or frees, never negative.
+    /// What is outside the lanes' bins and not in use by the request: free blocks, and persisted ones.
+    pub(super) fn gone(&self) -> Out {
+        let (pending_blocks, pending_bytes) = self.stub().pending.figures();
+        let (persisted_blocks, persisted_bytes) = self.stub().persisted.figures();
+        Out { blocks: pending_blocks + persisted_blocks, bytes: pending_bytes + persisted_bytes }
+    }
+
+    /// What the request uses. Exact while nobody allocates or frees, never negative.
     pub fn figures(&self) -> Figures {
         let out = self.lanes.out();
         let (large_count, large_bytes) = self.large.figures();
-        let (stray_blocks, stray_bytes) = self.strays.pending.figures();
-        let in_regions = (out.blocks - stray_blocks).max(0) as usize;
-        let bytes_in_regions = (out.bytes - stray_bytes).max(0) as usize;
+        let gone = self.gone();
+        let in_regions = (out.blocks - gone.blocks).max(0) as usize;
+        let bytes_in_regions = (out.bytes - gone.bytes).max(0) as usize;
         let footprint = self.footprint_bytes();
         Figures {
             live_blocks: in_regions + large_count,

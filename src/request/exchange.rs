@@ -3,17 +3,17 @@
 //!
 //! | field | written by | read by |
 //! |---|---|---|
-//! | `lists` | the thread that enters a second lane, once; stays with the control block | threads inside |
-//! | `by_class` | see `stray`: threads inside a lane push and drain, nobody closes | |
+//! | `lists` | who enters a second lane, once; stays with the control block | who is inside |
+//! | `by_class` | see `stack`: who is inside a lane pushes and drains | |
 
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::base::sync::{AtomicPtr, Ordering};
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::NONE;
 use crate::lockfree::pool::ALIGN;
-use crate::lockfree::stray::StrayList;
+use crate::lockfree::stack::Stack;
+use crate::request::figures::Pending;
 use crate::request::lane::{Lane, shared_cap};
-use crate::request::strays::Pending;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
 /// The lists, once there are any.
@@ -24,7 +24,7 @@ pub struct Exchange {
 /// Free blocks by class.
 #[repr(align(64))]
 struct Lists {
-    by_class: [StrayList; CLASS_COUNT],
+    by_class: [Stack; CLASS_COUNT],
 }
 
 const _: () = assert!(NONE == 0, "zeros are empty, open lists");
@@ -58,9 +58,9 @@ impl Exchange {
         unsafe { self.lists.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Hands on what came last to a lane's bin that is over its cap. The bin keeps the rest: it
-    /// took that when it was empty.
-    pub fn relieve(&self, lane: &Lane, class: Class, pending: &Pending) {
+    /// A lane's bin is over its cap: what came last goes round to the other lanes. What the bin
+    /// still has it keeps: it took it when it had nothing.
+    pub fn relieve(&self, lane: &Lane, class: Class, pending: Pending<'_>) {
         let bin = lane.bins.bin(class);
         // Keep the refill batch plus one block, so that the next free does not return here at once.
         let kept = bin.cap().saturating_sub(shared_cap(class)) + 1;
@@ -69,8 +69,8 @@ impl Exchange {
         }
     }
 
-    /// Hands on what a lane's bins have beyond their usual caps.
-    pub fn hand_excess_on(&self, lane: &Lane, pending: &Pending) {
+    /// Hands on what a lane's bins hold over their usual caps.
+    pub fn hand_excess_on(&self, lane: &Lane, pending: Pending<'_>) {
         for class in Class::all() {
             let (bin, cap) = (lane.bins.bin(class), shared_cap(class));
             bin.set_cap(cap);
@@ -80,21 +80,20 @@ impl Exchange {
         }
     }
 
-    /// Hands on the `count` blocks that came last to a bin that has more.
-    fn hand_on(&self, lane: &Lane, class: Class, count: u32, pending: &Pending) {
+    /// Hands on the `count` blocks that came last into a bin that has more.
+    fn hand_on(&self, lane: &Lane, class: Class, count: u32, pending: Pending<'_>) {
         let bin = lane.bins.bin(class);
         let Some(lists) = self.lists() else {
             return bin.set_cap(u32::MAX);
         };
         let (first, last) = bin.take_top(count);
         pending.add(count as usize, count as usize * class.stride_bytes());
-        // These lists are never closed.
-        let _ = lists.by_class[class.index()].push(&Raw, first, last);
+        lists.by_class[class.index()].push(&Raw, first, last);
     }
 
-    /// Takes the blocks of a class that other lanes handed on into the lane's bin. Returns whether
-    /// there were any.
-    pub fn take_handed_on(&self, lane: &Lane, class: Class, pending: &Pending) -> bool {
+    /// Takes what other lanes handed on of a class into the lane's empty bin; whether there was
+    /// any.
+    pub fn take_handed_on(&self, lane: &Lane, class: Class, pending: Pending<'_>) -> bool {
         let Some(lists) = self.lists() else {
             return false;
         };
@@ -112,8 +111,8 @@ impl Exchange {
         count > 0
     }
 
-    /// Takes everything that lanes handed on into one lane's bins.
-    pub fn take_all_handed_on(&self, lane: &Lane, pending: &Pending) {
+    /// Takes all that lanes handed on into one lane's bins.
+    pub fn take_all_handed_on(&self, lane: &Lane, pending: Pending<'_>) {
         Class::all().for_each(|class| {
             self.take_handed_on(lane, class, pending);
         });
@@ -137,6 +136,6 @@ mod tests {
     fn zeros_are_empty_open_lists() {
         // SAFETY: atomics may have any value; that zeros are lists is what is tested.
         let lists: Lists = unsafe { core::mem::zeroed() };
-        assert!(lists.by_class.iter().all(StrayList::is_empty));
+        assert!(lists.by_class.iter().all(Stack::is_empty));
     }
 }

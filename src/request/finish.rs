@@ -1,34 +1,28 @@
-//! What becomes of a request's memory when it is over: *end* frees everything that is not kept,
-//! *close* keeps what is still live.
+//! What becomes of a request's memory when it is over: *end* frees everything, *close* keeps what is still
+//! live, as persistent blocks.
 //!
-//! A close against a free from outside, step by step (the models in `loom-tests` run this order):
+//! Close against a free from outside, step by step:
 //!
-//! 1. the stray list is closed; a free that comes later decrements its span's count (S2, L2);
-//! 2. the closer holds the control block for the whole walk (`Holds::begin`);
-//! 3. for each region, pages without a survivor go back, the others are noted in `held_pages`, the
-//!    control block is held once more, and only then is the count settled;
-//! 4. the thread that brings a span's count to zero gives its pages back and drops its hold;
-//! 5. the thread that drops the last hold recycles the control block.
+//! 1. the stray list is closed; frees from outside leave their blocks to the closer from here on (S2);
+//! 2. what is on the list goes into a lane's bins, so that it does not look live;
+//! 3. each live block is adopted (`lockfree/lifetime`), or is a hole if its free was first;
+//! 4. the adopted blocks of a span are counted, then the span is published (`lockfree/token`): after that
+//!    the closer does not touch it any more (T3).
 
 use super::Host;
-use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
+use super::adopt::{Survey, settle_lent, settle_region};
+use super::control::Control;
+use super::lane::{Lane, Out};
 use crate::base::sync::Ordering;
-use crate::blocks::memory::Raw;
-use crate::lockfree::header::{LIVE, Memory, PERSISTENT};
 use crate::pages::span::{Span, SpanKind};
-use crate::request::control::Control;
-use crate::request::lane::{Lane, walk};
-use crate::request::span_list::SpanList;
-use core::cell::Cell;
-use core::ptr::null;
 
 /// Which blocks stay.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Survivors {
     /// Every live one: close.
     Live,
-    /// Those that `persist` was called on: end.
-    Kept,
+    /// None: end. What was persisted is not the request's any more.
+    None,
 }
 
 /// What a request left behind.
@@ -38,37 +32,36 @@ pub struct Outcome {
     pub freed_blocks: usize,
     /// Bytes of their strides.
     pub freed_bytes: usize,
-    /// Blocks that stay.
+    /// Blocks that were adopted.
     pub surviving_blocks: usize,
     /// Bytes of their strides.
     pub surviving_bytes: usize,
-    /// Bytes of the pages they hold.
-    pub pinned_bytes: usize,
-    /// Whether the caller must recycle the control block.
-    pub is_over: bool,
+    /// Bytes of the spans and mappings that they are in.
+    pub span_bytes: usize,
+    /// Bytes of those that other blocks can be cut from.
+    pub reusable_bytes: usize,
 }
 
-/// Finishes a request whose last handle the caller has dropped; nobody is in any of its lanes.
+/// Finishes a request that the caller has closed; nobody is in any of its lanes.
 pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
-    let keeps_blocks = match survivors {
-        Survivors::Live => true,
-        Survivors::Kept => control.kept.load(Ordering::Relaxed),
-    };
-    let strays = control.strays.close();
-    let (stray_blocks, stray_bytes) = if keeps_blocks {
-        // Drained blocks must not look live to the walk. What is freed from now on counts as live.
-        control.strays.absorb(&control.lanes.first, strays);
-        control.take_all_handed_on(&control.lanes.first);
-        (0, 0)
+    let (stub, first) = (control.stub(), &control.lanes.first);
+    let strays = stub.close_strays();
+    let gone = if survivors == Survivors::Live {
+        stub.absorb(first, strays);
+        control.take_all_handed_on(first);
+        // A block whose free comes from now on is live: its free leaves it to this thread.
+        let (blocks, bytes) = stub.persisted.figures();
+        Out { blocks, bytes }
     } else {
-        control.strays.pending.figures()
+        control.gone()
     };
     let out = control.lanes.out();
+    let live_blocks = (out.blocks - gone.blocks).max(0) as usize;
+    let live_bytes = (out.bytes - gone.bytes).max(0) as usize;
     let (large_count, large_bytes) = control.large_figures();
-    let live_in_regions = (out.blocks - stray_blocks).max(0) as usize;
-    let bytes_in_regions = (out.bytes - stray_bytes).max(0) as usize;
-    if keeps_blocks && live_in_regions + large_count > 0 {
-        return keep_survivors(control, supply, survivors, live_in_regions);
+    let adopts = survivors == Survivors::Live && live_blocks + large_count > 0;
+    if adopts || control.has_persisted.load(Ordering::Relaxed) {
+        return settle(control, supply, survivors, live_blocks);
     }
     release_large(control, supply);
     if !control.has_one_lane() {
@@ -76,9 +69,8 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
     }
     control.lanes().for_each(|lane| reset_lane(control, lane, supply));
     Outcome {
-        freed_blocks: live_in_regions + large_count,
-        freed_bytes: bytes_in_regions + large_bytes,
-        is_over: true,
+        freed_blocks: live_blocks + large_count,
+        freed_bytes: live_bytes + large_bytes,
         ..Outcome::default()
     }
 }
@@ -88,6 +80,7 @@ fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     if lane.is_untouched(control.has_one_lane()) {
         return;
     }
+    lane.take_lent().for_each(|span| settle_lent(control, supply, span, None));
     lane.reset(|region| {
         let stays = control.warm.keeps(region, supply);
         if !stays {
@@ -100,7 +93,7 @@ fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
 /// Gives back the regions that stayed with a pooled control block. Returns their bytes.
 pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
     let mut bytes = 0;
-    for region in control.lanes().flat_map(Lane::take_all_warm) {
+    for region in control.lanes.all().flat_map(Lane::take_all_warm) {
         bytes += region.bytes();
         control.warm.let_go(region, supply);
         supply.give_span(region);
@@ -109,8 +102,8 @@ pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
 }
 
 fn release_large<S: Host>(control: &Control, supply: &S) {
-    // Without the lock: by the caller's contract (end) or by the count (close, L3), nobody frees a
-    // large block any more.
+    // Without the lock: the caller's contract (end) or the count (close, L4) says that nobody frees
+    // a large block any more.
     control.large.take_all().for_each(|span| release_large_span(span, supply));
 }
 
@@ -123,138 +116,55 @@ pub fn release_large_span<S: Host>(span: &Span, supply: &S) {
     }
 }
 
+/// Looks at the blocks of every region that may have one that stays.
 #[cold]
-fn keep_survivors<S: Host>(
+fn settle<S: Host>(
     control: &Control,
     supply: &S,
     survivors: Survivors,
-    live_in_regions: usize,
+    live_blocks: usize,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    control.holds.begin();
-    let mut left = live_in_regions;
-    for region in control.lanes().flat_map(Lane::take_regions) {
-        control.warm.let_go(region, supply);
-        let found = scan(region, control.id(), survivors, left);
-        left -= found.surviving_blocks + found.freed_blocks;
-        outcome.freed_blocks += found.freed_blocks;
-        outcome.freed_bytes += found.freed_bytes;
-        outcome.surviving_blocks += found.surviving_blocks;
-        outcome.surviving_bytes += found.surviving_bytes;
-        outcome.pinned_bytes += keep_region(control, supply, region, &found);
+    let mut survey = Survey::new(survivors == Survivors::Live, live_blocks);
+    if !control.has_one_lane() {
+        control.exchange.forget_handed_on();
     }
-    keep_large(control, supply, survivors, &mut outcome);
-    outcome.is_over = control.holds.drop_one();
+    for lane in control.lanes() {
+        lane.retire_range();
+        lane.take_lent().for_each(|span| settle_lent(control, supply, span, Some(&mut survey)));
+        for region in lane.take_regions() {
+            settle_region(control, supply, lane, region, &mut survey);
+        }
+    }
+    outcome.freed_blocks = survey.freed.blocks as usize;
+    outcome.freed_bytes = survey.freed.bytes as usize;
+    outcome.surviving_blocks = survey.adopted.blocks as usize;
+    outcome.surviving_bytes = survey.adopted.bytes as usize;
+    outcome.span_bytes = survey.span_bytes;
+    outcome.reusable_bytes = survey.reusable_bytes;
+    settle_large(control, supply, survivors, &mut outcome);
     outcome
 }
 
-/// What was found in a region.
-#[derive(Default)]
-struct Scan {
-    surviving_blocks: usize,
-    surviving_bytes: usize,
-    freed_blocks: usize,
-    freed_bytes: usize,
-    held_pages: u32,
-}
-
-/// Looks at the blocks of a region until `left` live ones have been seen.
-fn scan(region: &Span, id: u64, survivors: Survivors, left: usize) -> Scan {
-    let mut found = Scan::default();
-    if left == 0 {
-        return found;
+fn settle_large<S: Host>(
+    control: &Control,
+    supply: &S,
+    survivors: Survivors,
+    outcome: &mut Outcome,
+) {
+    if survivors == Survivors::None {
+        let (count, bytes) = control.large_figures();
+        outcome.freed_blocks += count;
+        outcome.freed_bytes += bytes;
+        return release_large(control, supply);
     }
-    for (block, header, class) in walk(region, id) {
-        if !header.has(LIVE) {
-            continue;
-        }
-        let stride = class.stride_bytes();
-        if survivors == Survivors::Live || header.has(PERSISTENT) {
-            let start = block - HEADER_BYTES - region.base();
-            let (first, last) = (start / PAGE_BYTES, (start + stride - 1) / PAGE_BYTES);
-            found.held_pages |= pages_mask(first, last);
-            found.surviving_blocks += 1;
-            found.surviving_bytes += stride;
-        } else {
-            // Its page may stay, and a stale free must not pass for a survivor's.
-            Raw.header(block).store(header.without(LIVE).0, Ordering::Relaxed);
-            found.freed_blocks += 1;
-            found.freed_bytes += stride;
-        }
-        if found.surviving_blocks + found.freed_blocks == left {
-            break;
-        }
-    }
-    found
-}
-
-/// Returns the bits of `Span::held_pages` from page `first` to page `last`.
-fn pages_mask(first: usize, last: usize) -> u32 {
-    (u32::MAX >> (u32::BITS as usize - 1 - (last - first))) << first
-}
-
-/// Turns a region into a survivor span, or gives it back. Returns the bytes that stay pinned.
-fn keep_region<S: Host>(control: &Control, supply: &S, region: &Span, found: &Scan) -> usize {
-    if found.surviving_blocks == 0 {
-        region.region.count.settle(0);
-        supply.give_span(region);
-        return 0;
-    }
-    give_pages_where(supply, region, !found.held_pages);
-    region.region.held_pages.store(found.held_pages, Ordering::Relaxed);
-    control.holds.add();
-    let pinned = found.held_pages.count_ones() as usize * PAGE_BYTES;
-    if region.region.count.settle(found.surviving_blocks as u64) {
-        // The closer still has its own hold, so this cannot be the last.
-        release_survivor_span(control, supply, region);
-        return 0;
-    }
-    pinned
-}
-
-/// Gives back those of a region's pages whose bit is set.
-fn give_pages_where<S: Host>(supply: &S, region: &Span, mask: u32) {
-    let pages = region.bytes() / PAGE_BYTES;
-    let mut page = 0;
-    while page < pages {
-        let rest = mask >> page;
-        if rest & 1 == 0 {
-            page += 1;
-            continue;
-        }
-        let run = (rest.trailing_ones() as usize).min(pages - page);
-        supply.give_pages(region.base() + page * PAGE_BYTES, run);
-        page += run;
-    }
-}
-
-/// Releases a span whose last survivor is gone. `true`: that was the last one of the request, and
-/// the caller must recycle the control block.
-pub fn release_survivor_span<S: Host>(control: &Control, supply: &S, region: &Span) -> bool {
-    give_pages_where(supply, region, region.region.held_pages.load(Ordering::Relaxed));
-    supply.give_descriptor(region);
-    control.holds.drop_one()
-}
-
-fn keep_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outcome: &mut Outcome) {
-    let doomed: Cell<*const Span> = Cell::new(null());
-    supply.with_large_lock(control.address(), || {
+    supply.with_large_lock(control.serial(), || {
         for span in control.large.take_all() {
-            // By the descriptor, because the block's owner may be moving its pages.
-            if survivors == Survivors::Live || span.own.kept.load(Ordering::Relaxed) {
-                outcome.surviving_blocks += 1;
-                outcome.surviving_bytes += span.own.charged_bytes.get();
-                outcome.pinned_bytes += span.bytes();
-                control.holds.add();
-                span.own.detached.set(true);
-            } else {
-                outcome.freed_blocks += 1;
-                outcome.freed_bytes += span.own.charged_bytes.get();
-                span.next.set(doomed.replace(span));
-            }
+            // By the descriptor: the block's owner may be moving its pages.
+            outcome.surviving_blocks += 1;
+            outcome.surviving_bytes += span.own.charged_bytes.get();
+            outcome.span_bytes += span.bytes();
+            span.set_owner(0);
         }
     });
-    // SAFETY: descriptors that were taken off the list above and are the caller's alone (M1).
-    let doomed = unsafe { SpanList::from(doomed.get()) };
-    doomed.for_each(|span| release_large_span(span, supply));
 }

@@ -32,14 +32,23 @@ pub enum Bound {
     Hard,
 }
 
-/// Returns `bytes` in whole pages.
-fn pages_of(bytes: usize) -> u32 {
-    u32::try_from(bytes / PAGE_BYTES).unwrap_or(NO_LIMIT)
+/// What is charged is a multiple of this: pages, and the holes of adopted spans.
+const UNIT_BYTES: usize = 256;
+
+const _: () = assert!(PAGE_BYTES % UNIT_BYTES == 0, "pages are charged exactly");
+
+/// The units of so many bytes.
+fn units_of(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(NO_LIMIT)
 }
 
-/// Returns a limit of `bytes` in pages.
-fn limit_pages(bytes: usize) -> u32 {
-    if bytes == usize::MAX { NO_LIMIT } else { pages_of(bytes) }
+/// The pages of a limit of so many bytes.
+fn limit_units(bytes: usize) -> u32 {
+    if bytes == usize::MAX {
+        return NO_LIMIT;
+    }
+    // Down, where a charge goes up.
+    u32::try_from(bytes / UNIT_BYTES).unwrap_or(NO_LIMIT).min(NO_LIMIT - 1)
 }
 
 /// What a request holds, and how much it may hold.
@@ -75,7 +84,7 @@ impl Footprint {
         hides_limit: bool,
     ) {
         let limit_bytes = limit_bytes.unwrap_or(usize::MAX);
-        self.budget.open(limit_pages(limit_bytes));
+        self.budget.open(limit_units(limit_bytes));
         self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
         let reserve_bytes = match reserve_bytes {
             Some(bytes) => bytes.min(DEFAULT_RESERVE - 1),
@@ -96,8 +105,8 @@ impl Footprint {
     ///
     /// `lane` is the lane that the caller is in; a caller outside has none.
     pub fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
-        let pages = pages_of(bytes);
-        let headroom = self.headroom_pages();
+        let pages = units_of(bytes);
+        let headroom = self.headroom_units();
         let soft = (bound == Bound::Soft && !self.mark.is_near()).then_some(headroom);
         let granted = self.budget.charge(pages, soft.unwrap_or(0)).or_else(|| {
             let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
@@ -112,11 +121,11 @@ impl Footprint {
     /// request is marked if it has come near its limit.
     pub fn note_taken(&self, asked_bytes: usize) {
         let used = self.budget.used();
-        let used_bytes = used as usize * PAGE_BYTES;
+        let used_bytes = used as usize * UNIT_BYTES;
         self.peak_bytes.fetch_max(used_bytes, Ordering::Relaxed);
         let limit = self.budget.limit();
         if limit != NO_LIMIT
-            && used > limit.saturating_sub(self.headroom_pages())
+            && used > limit.saturating_sub(self.headroom_units())
             && !self.mark.is_near()
         {
             self.mark.set(Marked { in_use_bytes: used_bytes, asked_bytes });
@@ -125,12 +134,12 @@ impl Footprint {
 
     /// Takes `bytes` of pages off the footprint (Q2).
     pub fn refund(&self, bytes: usize) {
-        self.budget.refund(pages_of(bytes));
+        self.budget.refund(units_of(bytes));
     }
 
     /// Returns the bytes of pages it holds.
     pub fn bytes(&self) -> usize {
-        self.budget.used() as usize * PAGE_BYTES
+        self.budget.used() as usize * UNIT_BYTES
     }
 
     /// Returns the largest footprint so far.
@@ -150,40 +159,50 @@ impl Footprint {
 
     /// Whether `pages` more are over the limit, rather than more than the system has.
     pub fn is_over_limit(&self, pages: usize) -> bool {
-        self.budget.used() as usize + pages > self.budget.limit() as usize
+        self.budget.used() as usize + pages * (PAGE_BYTES / UNIT_BYTES)
+            > self.budget.limit() as usize
+    }
+
+    /// How much may be charged up to a bound.
+    pub fn room_bytes(&self, bound: Bound) -> usize {
+        let headroom =
+            if bound == Bound::Soft && !self.mark.is_near() { self.headroom_units() } else { 0 };
+        let most = self.budget.limit().saturating_sub(headroom);
+        most.saturating_sub(self.budget.used()) as usize * UNIT_BYTES
     }
 
     /// Returns by how much `bytes` more are over the limit.
     pub fn missing_bytes(&self, bytes: usize) -> usize {
-        let limit_bytes = self.budget.limit() as usize * PAGE_BYTES;
+        let limit_bytes = self.budget.limit() as usize * UNIT_BYTES;
         (self.bytes() + bytes).saturating_sub(limit_bytes)
     }
 
     /// Sets the limit, `usize::MAX` for none. `false`: more is in use, and nothing has changed.
     pub fn set_limit(&self, bytes: usize) -> bool {
-        let pages = limit_pages(bytes);
+        let pages = limit_units(bytes);
         if !self.budget.set_limit(pages) {
             return false;
         }
         self.limit_bytes.store(bytes, Ordering::Relaxed);
-        if self.budget.used() <= pages.saturating_sub(self.headroom_pages()) {
+        if self.budget.used() <= pages.saturating_sub(self.headroom_units()) {
             self.mark.clear();
         }
         true
     }
 
-    /// Returns how many pages below the limit the request is marked; 0 without a limit.
-    fn headroom_pages(&self) -> u32 {
+    /// Pages below the limit from which on the request is marked; 0 without a limit.
+    fn headroom_units(&self) -> u32 {
         if self.budget.limit() == NO_LIMIT {
             return 0;
         }
-        pages_of(match self.reserve_bytes.load(Ordering::Relaxed) {
-            DEFAULT_RESERVE => {
-                let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
-                (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES)
-            }
+        let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
+        let reserve_bytes = match self.reserve_bytes.load(Ordering::Relaxed) {
+            DEFAULT_RESERVE => (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES),
             bytes => bytes,
-        })
+        };
+        // By the bytes: a limit may be more than units can count.
+        let mark_units = limit_units(limit_bytes.saturating_sub(reserve_bytes));
+        self.budget.limit().saturating_sub(mark_units)
     }
 
     /// Returns why the request is marked, or was refused memory, if so.

@@ -28,7 +28,7 @@ use crate::request::span_list::SpanList;
 use core::cell::Cell;
 use core::ptr::null;
 
-/// Most pages in a region: fewer than the page mask of a survivor span has bits for.
+/// Most pages in a region: fewer than the page mask of an adopted span has bits for.
 pub const MAX_REGION_PAGES: usize = 16;
 
 const _: () =
@@ -61,7 +61,11 @@ pub struct Lane {
     range_start: Gauge,
     range_region: Cell<*const Span>,
     region_count: Cell<usize>,
-    /// What sweeps have joined, by class: free blocks to cut others from.
+    /// Adopted spans that the lane was lent, the one that holes are taken from first.
+    lent: Cell<*const Span>,
+    /// Where the next hole of that one is looked for.
+    lent_at: Cell<usize>,
+    /// What a sweep has joined, by class: free blocks to cut others from.
     pieces: [Cell<Block>; FIRST_LARGE_CLASS],
     piece_count: Gauge,
     piece_bytes: Gauge,
@@ -209,7 +213,49 @@ impl Lane {
         self.set_range(0, 0, null());
     }
 
-    /// Returns the regions; the one being cut comes first.
+    /// Takes holes of this span from now on, from its start.
+    pub fn borrow(&self, span: &Span) {
+        span.region.had_no_room.set(false);
+        span.next.set(self.lent.replace(span));
+        self.lent_at.set(span.base() + HEADER_BYTES);
+    }
+
+    /// The spans that the lane was lent, the one that holes are taken from first.
+    pub fn lent(&self) -> SpanList<'_> {
+        list(self.lent.get())
+    }
+
+    /// The same, which are the caller's to settle.
+    pub fn take_lent(&self) -> SpanList<'_> {
+        self.lent_at.set(0);
+        list(self.lent.replace(null()))
+    }
+
+    /// Where the next hole is looked for; 0: no span has any.
+    pub fn lent_at(&self) -> usize {
+        self.lent_at.get()
+    }
+
+    /// The last span that was lent has no hole before this place; 0: none at all.
+    pub fn set_lent_at(&self, at: usize) {
+        self.lent_at.set(at);
+    }
+
+    /// A hole of this span, which the lane was lent, is free again.
+    pub fn look_again_at(&self, span: &Span) {
+        if core::ptr::eq(self.lent.get(), span) {
+            self.lent_at.set(span.base() + HEADER_BYTES);
+        }
+    }
+
+    /// Cuts from a hole of a lent span from now on. Its word says that it is in use.
+    pub fn cut_from_hole(&self, start: usize, end: usize) {
+        self.retire_range();
+        self.region_count.set(self.region_count.get() + 1);
+        self.set_range(start, end, null());
+    }
+
+    /// The regions, the one that is being cut first.
     pub fn regions(&self) -> SpanList<'_> {
         list(self.regions.get())
     }
@@ -306,7 +352,7 @@ impl Lane {
     /// Whether the lane has no region and, being the only one, nothing in its bins to forget
     /// either.
     pub fn is_untouched(&self, alone: bool) -> bool {
-        alone && self.regions.get().is_null()
+        alone && self.regions.get().is_null() && self.lent.get().is_null()
     }
 
     /// Takes every region off the lane that `is_free` says has no block in use.
@@ -355,25 +401,4 @@ pub struct Out {
     pub blocks: isize,
     /// Bytes of stride.
     pub bytes: isize,
-}
-
-/// Walks the blocks of a region from its start to `cut_end`, checking each as it is passed. Fatal
-/// if a header was overwritten, because the walk could not go on.
-pub fn walk(span: &Span, id: u64) -> impl Iterator<Item = (Block, Header, Class)> + use<> {
-    let mut at = span.base() + HEADER_BYTES;
-    let end = span.region.cut_end.get();
-    core::iter::from_fn(move || {
-        if at >= end {
-            return None;
-        }
-        let block = at + HEADER_BYTES;
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        match Class::from_index(header.class_index()) {
-            Some(class) if header.id() == id && at + class.stride_bytes() <= end => {
-                at += class.stride_bytes();
-                Some((block, header, class))
-            }
-            _ => fatal::header_overwritten(block, header.0),
-        }
-    })
 }

@@ -61,7 +61,7 @@ impl Lanes {
 
     /// Returns all lanes, those of earlier requests included.
     #[inline]
-    fn all(&self) -> impl Iterator<Item = &Lane> {
+    pub fn all(&self) -> impl Iterator<Item = &Lane> {
         let mut next: *const Lane = &raw const self.first;
         let mut first = true;
         core::iter::from_fn(move || {

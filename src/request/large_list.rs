@@ -56,12 +56,9 @@ impl LargeList {
         step();
     }
 
-    /// Takes a large block's span off the list and its bytes off the footprint, then counts it out;
-    /// `false`: a closer was first. Afterwards the request may be over (L3).
-    pub fn unlink(&self, span: &Span, footprint: &Footprint) -> bool {
-        if span.own.detached.get() {
-            return false;
-        }
+    /// Takes a large block's span off the list, its bytes off the footprint and then counts it out.
+    /// Afterwards the request may be over (L4).
+    pub fn unlink(&self, span: &Span, footprint: &Footprint) {
         let (previous, next) = (span.previous.get(), span.next.get());
         // SAFETY: null, or a neighbour on the list, which the lock guards.
         match unsafe { previous.as_ref() } {
@@ -80,7 +77,6 @@ impl LargeList {
         footprint.refund(bytes);
         step();
         self.count.drop_one();
-        true
     }
 
     /// Notes that a large block needs `new_bytes` now; `growth_bytes` more are already charged.

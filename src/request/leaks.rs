@@ -3,8 +3,8 @@
 //! Collecting allocates, so the caller is in `persistent`: otherwise it would change a request.
 
 use crate::base::quantity::{Blocks, Bytes};
-use crate::base::request_id::RequestId;
 use crate::base::size_class::{CLASS_COUNT, Class};
+use crate::blocks::request_id::RequestId;
 use crate::blocks::trace::{FRAME_COUNT, Site, Trace};
 use crate::request::Host;
 use crate::request::control::Control;
@@ -157,7 +157,7 @@ fn tally<S: Host>(
 /// Returns the sums, which take no memory.
 fn summary(control: &Control, tallies: &Tallies) -> Leaks {
     Leaks {
-        id: RequestId(control.serial()),
+        id: control.request_id(),
         name: control.name.get(),
         blocks: tallies.iter().map(|tally| tally.0).sum(),
         bytes: tallies.iter().map(|tally| tally.1).sum(),

@@ -2,7 +2,10 @@
 
 // The parts of a control block, which do not know it.
 mod span_list;
+pub mod region;
 pub mod lane;
+mod figures;
+pub mod stub;
 mod strays;
 mod exchange;
 mod footprint;
@@ -17,9 +20,11 @@ mod walk;
 mod sweep;
 mod reclaim;
 mod alloc;
+mod adopt;
 pub mod finish;
 pub mod leaks;
 
+use crate::blocks::identity::Serial;
 use crate::pages::supply::Supply;
 
 /// Why a request gets no block.
@@ -38,7 +43,6 @@ pub trait Host: Supply {
     fn charge_warm(&self, bytes: usize) -> bool;
     /// Notes that `bytes` less stay with pooled control blocks.
     fn refund_warm(&self, bytes: usize);
-    /// Runs `change` with the lock of the list of large blocks of the request with this control
-    /// block.
-    fn with_large_lock<R>(&self, control: usize, change: impl FnOnce() -> R) -> R;
+    /// Runs `change` on the list of large blocks of the request with this serial, alone.
+    fn with_large_lock<R>(&self, owner: Serial, change: impl FnOnce() -> R) -> R;
 }

@@ -81,7 +81,7 @@ impl Control {
 
     /// Returns the bytes of the request's free blocks, as far as is known, once strays are drained.
     fn free_bytes(&self, lane: &Lane) -> usize {
-        self.strays.drain_into(lane);
+        self.stub().drain_into(lane);
         self.lanes().map(|lane| lane.free_figures().1).sum()
     }
 

@@ -15,10 +15,11 @@ use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
+use crate::lockfree::header::{Block, Header, Hole, Memory, NONE, SWEPT};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
-use crate::request::lane::{Lane, walk};
+use crate::request::lane::Lane;
+use crate::request::region::{Cell, Ids, cells, cells_outside, runs, walk, write_hole};
 
 /// Most lanes that are swept at once.
 const MAX_LANES: usize = 32;
@@ -31,7 +32,7 @@ pub fn is_due(control: &Control, lane: &Lane) -> bool {
 /// Returns what a sweep could get back, as far as is known: what is in the lane's bins and on its
 /// way between lanes.
 fn free_bytes_in_reach(control: &Control, lane: &Lane) -> usize {
-    lane.free_figures().1 + control.strays.pending.figures().1.max(0) as usize
+    lane.free_figures().1 + control.stub().pending.figures().1.max(0) as usize
 }
 
 /// The lanes that the caller occupies.
@@ -69,7 +70,7 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let has_one_lane = control.has_one_lane();
     let sweeper = core::ptr::from_ref(lane).addr();
     if !has_one_lane {
-        let regions = occupied.each().flat_map(Lane::regions);
+        let regions = occupied.each().flat_map(|lane| lane.regions().chain(lane.lent()));
         regions.for_each(|region| region.region.sweeper.store(sweeper, Ordering::Relaxed));
     }
     // A block whose region this sweep does not walk stays where it is (W1).
@@ -82,7 +83,7 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
     let gained: usize = occupied.each().map(|other| sweep_regions(control, other, supply)).sum();
     occupied.leave();
     if !control.has_one_lane() {
-        control.exchange.hand_excess_on(lane, &control.strays.pending);
+        control.exchange.hand_excess_on(lane, control.stub().pending());
     }
     control.pace.note_sweep(gained, free_bytes);
 }
@@ -132,11 +133,11 @@ struct Piece {
 /// Sweeps the regions of one lane. Returns the bytes that went back or were joined to larger
 /// blocks.
 fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize {
-    let id = control.id();
+    let ids = control.ids();
     let mut gained = 0;
-    for region in swept.take_regions_where(|region| is_one_piece(region, id)) {
+    for region in swept.take_regions_where(|region| is_one_piece(region, ids)) {
         region.region.sweeper.store(0, Ordering::Relaxed);
-        let blocks = walk(region, id).count();
+        let blocks = walk(region, ids).count();
         let bytes = region.region.cut_end.get() - region.base() - HEADER_BYTES;
         swept.recount(-(blocks as isize), -(bytes as isize));
         control.footprint.refund(region.bytes());
@@ -147,8 +148,12 @@ fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize 
     for region in swept.regions() {
         region.region.sweeper.store(0, Ordering::Relaxed);
         let mut piece = Piece::default();
-        for (block, header, class) in walk(region, id) {
+        for (block, header, class) in walk(region, ids) {
             if header.has(SWEPT) {
+                // A persisted block, or what was one, lies between.
+                if piece.start + piece.bytes != block - HEADER_BYTES {
+                    gained += recut(swept, core::mem::take(&mut piece));
+                }
                 if piece.blocks == 0 {
                     piece.start = block - HEADER_BYTES;
                 }
@@ -160,11 +165,54 @@ fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize 
         }
         gained += recut(swept, piece);
     }
+    gained + swept.lent().map(|span| sweep_lent(control, swept, span)).sum::<usize>()
+}
+
+/// Sweeps the holes of a lent span: one that only swept blocks are in is free again.
+fn sweep_lent(control: &Control, lane: &Lane, span: &Span) -> usize {
+    let ids = control.ids();
+    span.region.sweeper.store(0, Ordering::Relaxed);
+    let mut gained = 0;
+    for (start, end) in runs(span) {
+        for (at, bytes, cell) in cells_outside(start, end, ids) {
+            if matches!(cell, Cell::Word(_)) {
+                gained += sweep_hole(control, lane, span, at, bytes);
+            }
+        }
+    }
     gained
 }
 
-fn is_one_piece(region: &Span, id: u64) -> bool {
-    walk(region, id).all(|(_, header, _)| header.has(SWEPT))
+fn sweep_hole(control: &Control, lane: &Lane, span: &Span, start: usize, bytes: usize) -> usize {
+    let ids = control.ids();
+    let inside = || cells(start + Hole::WORD_BYTES, start + bytes, ids);
+    if inside().all(|(_, _, cell)| matches!(cell, Cell::Own(header, _) if header.has(SWEPT))) {
+        let blocks = inside().count() as isize;
+        lane.recount(-blocks, -((bytes - Hole::WORD_BYTES) as isize));
+        control.footprint.refund(bytes);
+        write_hole(start, Hole { bytes, is_in_use: false });
+        lane.look_again_at(span);
+        return bytes;
+    }
+    let mut gained = 0;
+    let mut piece = Piece::default();
+    for (at, bytes, cell) in inside() {
+        if matches!(cell, Cell::Own(header, _) if header.has(SWEPT)) {
+            if piece.blocks == 0 {
+                piece.start = at;
+            }
+            piece.blocks += 1;
+            piece.bytes += bytes;
+        } else {
+            gained += recut(lane, core::mem::take(&mut piece));
+        }
+    }
+    gained + recut(lane, piece)
+}
+
+fn is_one_piece(region: &Span, ids: Ids) -> bool {
+    !region.region.has_persisted.load(Ordering::Relaxed)
+        && walk(region, ids).all(|(_, header, _)| header.has(SWEPT))
 }
 
 /// Gives a piece to the lane whose region it lies in. Returns its bytes if it was more than one

@@ -4,10 +4,11 @@ use super::Host;
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{Ordering, fence};
-use crate::lockfree::header::{Block, FREED, LIVE, PERSISTENT, TRACED};
+use crate::lockfree::header::{Block, FREED, LIVE, TRACED};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
-use crate::request::lane::{Lane, walk};
+use crate::request::lane::Lane;
+use crate::request::region::walk;
 
 /// A block that was not freed. Its owner may use, move or free it at any time, so this says only
 /// what is known without looking at its memory, of which only the record may be read.
@@ -69,16 +70,16 @@ impl Control {
     ) {
         let taker = inside.unwrap_or(&self.lanes.first);
         if inside.is_some() || taker.occupancy.try_enter() {
-            self.strays.drain_into(taker);
+            self.stub().drain_into(taker);
             if inside.is_none() {
                 taker.occupancy.leave();
             }
         }
         self.each_lane(inside, |lane| {
             lane.retire_range();
-            for region in lane.regions() {
-                for (block, header, class) in walk(region, self.id()) {
-                    if !header.has(LIVE) || header.has(FREED | PERSISTENT) {
+            for region in lane.regions().chain(lane.lent()) {
+                for (block, header, class) in walk(region, self.ids()) {
+                    if !header.has(LIVE) || header.has(FREED) {
                         continue;
                     }
                     // The flag is set after the record is written.
@@ -93,12 +94,8 @@ impl Control {
                 }
             }
         });
-        supply.with_large_lock(self.address(), || {
-            for span in self.large.spans() {
-                if !span.own.kept.load(Ordering::Relaxed) {
-                    visit(Leak::of_span(span));
-                }
-            }
+        supply.with_large_lock(self.serial(), || {
+            self.large.spans().for_each(|span| visit(Leak::of_span(span)));
         });
     }
 
@@ -106,11 +103,15 @@ impl Control {
         lane.retire_range();
         lane.bins.check();
         lane.check_pieces();
-        for region in lane.regions() {
-            if region.owner() != self.address() {
-                fatal::broken("owner of a region", region.owner(), self.address());
+        for region in lane.regions().chain(lane.lent()) {
+            if region.owner() != self.serial().0 {
+                fatal::broken(
+                    "owner of a region",
+                    region.owner() as usize,
+                    self.serial().0 as usize,
+                );
             }
-            walk(region, self.id()).for_each(drop);
+            walk(region, self.ids()).for_each(drop);
         }
     }
 }

@@ -51,16 +51,14 @@ pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) ->
     // SAFETY: fresh memory of this layout.
     unsafe { place.write(callback) };
     let node = place.expose_provenance();
-    // Cannot fail: this list is never closed.
-    let _ = control.on_end.push(&Raw, node, node);
+    control.on_end.push(&Raw, node, node);
     Ok(())
 }
 
-/// Runs the callbacks inside the request, including those they add. The caller has dropped the last
-/// handle and has it back afterwards. A panic ends only the callback it comes from.
+/// Runs the callbacks inside the request, those that they add too. The caller has the
+/// only handle, and still has it afterwards. A panic ends the callback it comes from.
 #[cold]
 pub fn run_callbacks(control: &'static Control) {
-    control.handles.reopen();
     let thread = current_or_start();
     let name = thread.and_then(|thread| thread.enter(control, EntryKind::Guard));
     without_limit(thread, || {

@@ -11,14 +11,16 @@ use crate::request::control::Control;
 use crate::request::finish::{Outcome, Survivors};
 use crate::request::leaks;
 
-/// Drops a handle; the last one closes the request.
+/// Drops a handle; the last one closes the request, after its callbacks have run.
 pub fn drop_handle(control: &'static Control) {
-    while control.handles.drop_one() {
-        if control.on_end.is_empty() {
+    let state = &control.stub().state;
+    while !state.drop_shared() {
+        if !control.on_end.is_empty() {
+            run_callbacks(control);
+        } else if state.try_close() {
             finish(control, Survivors::Live);
             return;
         }
-        run_callbacks(control);
     }
 }
 
@@ -26,11 +28,13 @@ pub fn drop_handle(control: &'static Control) {
 /// request is the caller's to finish. `false`: others are alive, and the caller still has its
 /// handle.
 pub fn drop_only_handle(control: &'static Control) -> bool {
-    while control.handles.drop_if_only() {
-        if control.on_end.is_empty() {
+    let state = &control.stub().state;
+    while state.look().handles() == 1 {
+        if !control.on_end.is_empty() {
+            run_callbacks(control);
+        } else if state.try_close() {
             return true;
         }
-        run_callbacks(control);
     }
     false
 }
@@ -54,20 +58,18 @@ fn report_leaks(control: &Control) {
     });
 }
 
-/// Finishes a request whose last handle the caller dropped, and pools its control block unless
-/// survivors keep it.
+/// Finishes a request that the caller has closed, and pools its control block.
 pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
-    if control.handles.try_own().is_none() {
-        wait_for(|| control.handles.try_own());
+    let state = &control.stub().state;
+    if state.try_own().is_none() {
+        wait_for(|| state.try_own());
     }
     if control.leaks.get().reported {
         report_leaks(control);
     }
     let outcome = HEAP.finish_request(control, survivors);
     count_finished();
-    let is_stashed =
-        outcome.is_over && current().is_some_and(|thread| thread.stash_control(control));
-    if outcome.is_over && !is_stashed {
+    if !current().is_some_and(|thread| thread.stash_control(control)) {
         HEAP.recycle(control);
     }
     outcome

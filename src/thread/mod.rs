@@ -67,8 +67,8 @@ pub struct Thread {
     pub cache: Cache,
     successor: AtomicU64,
     all_next: Cell<*const Thread>,
-    next_serial: Cell<u64>,
-    end_serial: Cell<u64>,
+    next_number: Cell<u64>,
+    end_number: Cell<u64>,
     stash: [Cell<*const Control>; MAX_STASHED],
     stash_count: Cell<usize>,
     /// How many requests this thread opened and finished; for figures.

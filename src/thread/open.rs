@@ -6,6 +6,7 @@ use super::{HEAP, Thread, finish};
 use crate::base::environment;
 use crate::base::fatal;
 use crate::base::sync::{AtomicU8, Ordering};
+use crate::lockfree::state::MAX_HANDLES;
 use crate::request::control::{Control, Opening};
 
 pub use super::requests::open_count;
@@ -17,7 +18,7 @@ const ARE_TRACED: u8 = 2;
 const HIDE_LIMITS: u8 = 4;
 
 /// Opens a request with one handle, the caller's. `None`: out of memory.
-#[inline]
+#[inline(always)]
 pub fn open(opening: &Opening) -> Option<&'static Control> {
     match current_or_start() {
         Some(thread) => thread.open(opening),
@@ -26,10 +27,10 @@ pub fn open(opening: &Opening) -> Option<&'static Control> {
 }
 
 impl Thread {
-    #[inline]
+    #[inline(always)]
     fn open(&self, opening: &Opening) -> Option<&'static Control> {
         let control = self.take_control()?;
-        open_as(control, self.take_serial(), opening);
+        open_as(control, self.take_number(), opening)?;
         self.opened_count.add(1);
         Some(control)
     }
@@ -39,23 +40,23 @@ impl Thread {
 fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
     HEAP.set_up();
     let control = HEAP.take_control()?;
-    open_as(control, HEAP.draw_serials(), opening);
+    open_as(control, HEAP.draw_numbers(), opening)?;
     count_opened_without_thread();
     Some(control)
 }
 
-#[inline]
-fn open_as(control: &Control, serial: u64, opening: &Opening) {
-    // A thread that sees the flags also sees what was stored before: how handles are dropped.
+#[inline(always)]
+fn open_as(control: &Control, number: u64, opening: &Opening) -> Option<()> {
+    // Whoever sees the flags sees what was stored before: how handles are dropped.
     if OF_ALL_REQUESTS.load(Ordering::Acquire) == IS_KNOWN {
-        return HEAP.open_request(control, serial, opening);
+        return HEAP.open_request(control, number, opening);
     }
-    open_slow(control, serial, opening);
+    open_slow(control, number, opening)
 }
 
 /// Opens the first request of a process, or any one if the environment sets something for all.
 #[cold]
-fn open_slow(control: &Control, serial: u64, opening: &Opening) {
+fn open_slow(control: &Control, number: u64, opening: &Opening) -> Option<()> {
     drop_handles_by(finish::drop_handle);
     let mut flags = IS_KNOWN;
     if environment::flag(c"RQMALLOC_TRACE") == Some(true) {
@@ -64,19 +65,22 @@ fn open_slow(control: &Control, serial: u64, opening: &Opening) {
     if environment::flag(c"RQMALLOC_REPORT_LIMIT") == Some(false) {
         flags |= HIDE_LIMITS;
     }
+    if environment::flag(c"RQMALLOC_ADOPT") == Some(false) {
+        HEAP.pin_survivors();
+    }
     OF_ALL_REQUESTS.store(flags, Ordering::Release);
     let mut opening = *opening;
     opening.leaks.traced |= flags & ARE_TRACED != 0;
     opening.leaks.reported |= flags & ARE_TRACED != 0;
     opening.hides_limit |= flags & HIDE_LIMITS != 0;
-    HEAP.open_request(control, serial, &opening);
+    HEAP.open_request(control, number, &opening)
 }
 
 /// Adds a handle; the caller has one. Fatal when there are so many that counting them would soon
 /// fail: only forgetting handles in a loop gets there.
 pub fn add_handle(control: &Control) {
-    let before = control.handles.add();
-    if before > u32::MAX / 2 {
-        fatal::broken("handles of a request", before as usize, u32::MAX as usize / 2);
+    let before = control.stub().state.add_handle();
+    if before > MAX_HANDLES {
+        fatal::broken("handles of a request", before as usize, MAX_HANDLES as usize);
     }
 }

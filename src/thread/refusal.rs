@@ -26,8 +26,8 @@ pub fn tell_refusal(control: &Control, asked_bytes: usize) {
 fn line(control: &Control, asked_bytes: usize, left_out: u64) -> Line {
     let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
     let mut line = Line::EMPTY;
-    // A line that is too long is truncated.
-    let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", control.serial());
+    // A line that is too long is cut.
+    let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", control.request_id());
     if let Some(name) = control.name.get() {
         let _ = write!(line, "name {name}, ");
     }

@@ -2,7 +2,7 @@
 
 use super::{HEAP, MAX_STASHED, Thread, current, each_thread};
 use crate::base::sync::{AtomicUsize, Ordering};
-use crate::blocks::identity::SERIALS_PER_DRAW;
+use crate::blocks::identity::NUMBERS_PER_DRAW;
 use crate::request::control::Control;
 
 /// Requests opened and finished by threads without a cache; other threads count their own.
@@ -34,17 +34,17 @@ impl Thread {
         true
     }
 
-    /// Takes the serial for a new request.
+    /// Takes the number of the next request.
     #[inline]
-    pub fn take_serial(&self) -> u64 {
-        if self.next_serial.get() == self.end_serial.get() {
-            let first = HEAP.draw_serials();
-            self.next_serial.set(first);
-            self.end_serial.set(first + SERIALS_PER_DRAW);
+    pub fn take_number(&self) -> u64 {
+        if self.next_number.get() == self.end_number.get() {
+            let first = HEAP.draw_numbers();
+            self.next_number.set(first);
+            self.end_number.set(first + NUMBERS_PER_DRAW);
         }
-        let serial = self.next_serial.get();
-        self.next_serial.set(serial + 1);
-        serial
+        let number = self.next_number.get();
+        self.next_number.set(number + 1);
+        number
     }
 }
 

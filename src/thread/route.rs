@@ -6,15 +6,15 @@ use super::refusal::tell_refusal;
 use super::{HEAP, RUNNING_COUNT, Thread, current, current_control};
 use crate::base::os;
 use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
-use crate::base::sync::Ordering;
+use crate::base::sync::{Ordering, wait_for};
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::{Site, Trace, needed_size};
-use crate::heap::found::Found;
+use crate::heap::found::{Found, Owner};
 use crate::heap::idle::TICK_MILLISECONDS;
-use crate::lockfree::header::{Block, Header, Memory, NONE, PERSISTENT, TRACED};
-use crate::request::Shortage;
+use crate::lockfree::header::{Block, Header, Memory, NONE, TRACED};
+use crate::lockfree::state::Visit;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::ptr::null;
@@ -191,29 +191,47 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
     if align > PAYLOAD_ALIGN {
         return NONE;
     }
-    let thread = current();
-    let Some(control) = found.control() else {
+    let Some(owner) = found.owner() else {
         return HEAP.resize_own_pages(found, None, new_size).unwrap_or(NONE);
     };
-    let lane = thread.and_then(|thread| thread.lane_inside(control));
-    let resized = HEAP.resize_own_pages(found, lane, new_size);
-    match (resized, thread) {
-        (Err(Shortage::Limit), Some(thread)) if lane.is_none() => {
-            // Try again from inside, where what is free in the request is reclaimed first.
-            let again = |lane: &Lane| HEAP.resize_own_pages(found, Some(lane), new_size);
-            visit(thread, control, again).map_or(NONE, |resized| resized.unwrap_or(NONE))
+    let Some(thread) = current() else { return NONE };
+    let control = owner.control();
+    if let Some(lane) = thread.lane_inside(control) {
+        return HEAP.resize_own_pages(found, Some(lane), new_size).unwrap_or(NONE);
+    }
+    let resize = |lane: &Lane| HEAP.resize_own_pages(found, Some(lane), new_size);
+    match visit(thread, owner, resize) {
+        Some(resized) => resized.unwrap_or(NONE),
+        // The request is over, and the block persistent.
+        None => {
+            let found = HEAP.find(payload);
+            match found.owner() {
+                None => HEAP.resize_own_pages(&found, None, new_size).unwrap_or(NONE),
+                Some(_) => NONE,
+            }
         }
-        (resized, _) => resized.unwrap_or(NONE),
     }
 }
 
-/// Runs `f` in a lane of a request that this thread is not inside, as a visitor: the request is not
-/// finished here, and the thread that finishes it waits. `None`: the request is over, or there is
-/// no memory for a lane.
-fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) -> R) -> Option<R> {
-    if !control.handles.try_visit() {
-        return None;
+/// Runs `f` in a lane of a request that this thread is not inside, as a visitor: nothing of the request
+/// is finished here, and the thread that finishes it waits. `None`: the request is over, or there is no memory
+/// for a lane.
+fn visit<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option<R> {
+    let state = &owner.stub.state;
+    match state.try_visit(owner.serial.generation()) {
+        Visit::Inside => {}
+        Visit::Closed => return None,
+        Visit::Crowded => {
+            let visit = wait_for(|| {
+                let visit = state.try_visit(owner.serial.generation());
+                (visit != Visit::Crowded).then_some(visit)
+            });
+            if visit == Visit::Closed {
+                return None;
+            }
+        }
     }
+    let control = owner.control();
     thread.visited.set(control);
     let lane = control.enter(|bytes| HEAP.take_descriptor_memory(bytes));
     let result = lane.map(|lane| {
@@ -223,7 +241,7 @@ fn visit<R>(thread: &Thread, control: &'static Control, f: impl FnOnce(&Lane) ->
         result
     });
     thread.visited.set(null());
-    control.handles.end_visit();
+    state.end_visit();
     result
 }
 
@@ -234,7 +252,7 @@ pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) 
     let found = HEAP.judge(payload, size, align);
     let allocated = alloc_beside_found(&found, align, new_size);
     if allocated.is_refused() {
-        found.control().inspect(|control| tell_refusal(control, new_size));
+        found.owner().inspect(|owner| tell_refusal(owner.control(), new_size));
     }
     allocated
 }
@@ -243,11 +261,11 @@ pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) 
 /// themselves.
 pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
     let thread = current_or_start();
-    let control = found.control().filter(|_| !found.header.has(PERSISTENT));
-    let (Some(thread), Some(control)) = (thread, control) else {
+    let (Some(thread), Some(owner)) = (thread, found.owner()) else {
         return alloc_persistent(thread, new_size, align);
     };
-    // A block that shrinks gives back more than it takes, though only afterwards.
+    let control = owner.control();
+    // What shrinks gives back more than it takes, though only afterwards.
     let is_shrunk = class_bytes(new_size) < found.capacity(found.block);
     let alloc = |lane: &Lane| {
         let was_suspended = lane.limit_is_suspended.get();
@@ -259,7 +277,7 @@ pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> A
     if let Some(lane) = thread.lane_inside(control) {
         return alloc(lane);
     }
-    match visit(thread, control, alloc) {
+    match visit(thread, owner, alloc) {
         Some(allocated) => allocated,
         // The request is over: the old block outlives it, and so does the new one. (Or there is no
         // memory for a lane.)

@@ -665,7 +665,8 @@ CASE(the_limit_is_suspended_in_callbacks_at_the_end) {
             begin(MIB, 0);
             rq_on_end(allocate_at_the_end, (void *)(uintptr_t)&usage);
             fill_up(1000, true);
-            CHECK_EQUAL(rq_memory_usage(true), MIB);
+            /* Whole pages, and holes between survivors of the request before. */
+            CHECK(rq_memory_usage(true) > MIB - PAGE && rq_memory_usage(true) <= MIB);
             switch (how) {
                 case 0: rq_end_request(&report); break;
                 case 1: rq_close_request(&report); break;
@@ -780,6 +781,6 @@ CASE(the_report_says_what_was_freed) {
     CHECK_EQUAL(report.peak_bytes, peak);
     CHECK_EQUAL(report.surviving_blocks, 0);
     CHECK_EQUAL(report.surviving_bytes, 0);
-    CHECK_EQUAL(report.pinned_bytes, 0);
+    CHECK_EQUAL(report.span_bytes, 0);
     CHECK(!report.still_open);
 }

@@ -336,7 +336,9 @@ __attribute__((constructor)) static void register_families(void) {
         int operation = parameter % OPERATION_COUNT, rest = parameter / OPERATION_COUNT;
         enum origin origin = (enum origin)(rest % ORIGIN_COUNT);
         bool is_persistent = is_persistent_family(origin);
-        if (is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent) {
+        /* What was persisted is persistent, and of either family. */
+        if (origin != PERSISTED
+            && (is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent)) {
             char *what = NULL;
             if (asprintf(&what, "wrong_family_%s", FEW_SIZE_NAMES[rest / ORIGIN_COUNT]) < 0) {
                 exit(1);
@@ -350,8 +352,10 @@ __attribute__((constructor)) static void register_families(void) {
 CASE(every_operation_is_right_for_some_block) {
     for (int parameter = 0; parameter < FEW_SIZE_COUNT * ORIGIN_COUNT * OPERATION_COUNT; parameter++) {
         int operation = parameter % OPERATION_COUNT;
-        bool is_persistent = is_persistent_family((enum origin)(parameter / OPERATION_COUNT % ORIGIN_COUNT));
-        if (!(is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent)) {
+        enum origin origin = (enum origin)(parameter / OPERATION_COUNT % ORIGIN_COUNT);
+        bool is_persistent = is_persistent_family(origin);
+        if (origin == PERSISTED
+            || !(is_persistent ? OPERATIONS[operation].of_a_request : OPERATIONS[operation].persistent)) {
             use_as_its_own_family(parameter);
         }
     }
@@ -463,6 +467,33 @@ __attribute__((constructor)) static void register_ended_requests(void) {
         }
         register_pair(what, OPERATIONS[operation].name, rest % 2 == 1 ? "inside" : "outside", parameter,
                       use_after_the_end);
+    }
+}
+
+/* The numbers of the last 16 requests are remembered. */
+static void use_after_more_ends(int ends) {
+    uint64_t request = rq_begin_request();
+    void *small = emalloc(100);
+    rq_end_request(NULL);
+    for (int count = 0; count < ends; count++) {
+        rq_begin_request();
+        rq_end_request(NULL);
+    }
+    if (ends < 16) {
+        dies_with("block of an ended request (address 0x%zx, request %llu)", address_of(small),
+                  (unsigned long long)request);
+    } else {
+        dies_with("block of an ended request (address 0x%zx, request of long ago)", address_of(small));
+    }
+    efree(opaque(small));
+}
+
+__attribute__((constructor)) static void register_more_ends(void) {
+    static const int ends[] = {1, 15, 16, 17, 1000};
+    static char names[5][64];
+    for (int index = 0; index < 5; index++) {
+        snprintf(names[index], sizeof names[index], "ended_request_and_%d_more", ends[index]);
+        register_case((test_case){names[index], use_after_more_ends, ends[index], true, NULL});
     }
 }
 

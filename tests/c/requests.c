@@ -185,7 +185,7 @@ CASE(what_is_live_survives_a_close) {
         CHECK_EQUAL(report.freed_blocks, 0);
         CHECK_EQUAL(report.surviving_blocks, 4);
         CHECK_EQUAL(report.surviving_bytes, usage);
-        CHECK(report.pinned_bytes >= usage && report.pinned_bytes % PAGE == 0);
+        CHECK(report.span_bytes >= usage && report.span_bytes % PAGE == 0);
         CHECK(!report.still_open);
         /* Others come and go meanwhile. */
         rq_begin_request();
@@ -252,8 +252,8 @@ CASE(what_is_persisted_survives_the_end) {
         rq_report report;
         rq_end_request(&report);
         CHECK_EQUAL(report.freed_blocks, 3);
-        CHECK_EQUAL(report.surviving_blocks, 3);
-        CHECK(report.surviving_bytes >= 3 * size && report.pinned_bytes >= report.surviving_bytes);
+        /* They are not the request's any more. */
+        CHECK_EQUAL(report.surviving_blocks, 0);
         rq_begin_request();
         for (int count = 0; count < 100; count++) {
             memset(emalloc(size), 0xee, size);
@@ -275,10 +275,100 @@ CASE(what_is_persisted_survives_the_end) {
         closed = emalloc(size);
         fill(closed, size, 3);
         rq_persist(closed);
+        unsigned char *survivor = emalloc(size);
+        size_t usage = rq_memory_usage(false);
         rq_close_request(&report);
+        /* Only the one that was live and still the request's. */
         CHECK_EQUAL(report.surviving_blocks, 1);
+        CHECK_EQUAL(report.surviving_bytes, usage);
         CHECK(is_filled(closed, size, 3));
         rq_free(closed);
+        rq_free(survivor);
+    }
+}
+
+CASE(what_is_persisted_leaves_the_figures_at_once) {
+    for (size_t index = 0; index < FEW_SIZE_COUNT; index++) {
+        size_t size = FEW_SIZES[index];
+        rq_begin_request();
+        unsigned char *stays = emalloc(size);
+        size_t usage = rq_memory_usage(false);
+        unsigned char *persisted = emalloc(size);
+        CHECK(rq_memory_usage(false) > usage);
+        rq_persist(persisted);
+        CHECK_EQUAL(rq_memory_usage(false), usage);
+        efree(persisted);
+        CHECK_EQUAL(rq_memory_usage(false), usage);
+        efree(stays);
+        CHECK_EQUAL(rq_memory_usage(false), 0);
+        rq_end_request(NULL);
+    }
+}
+
+/* Blocks of a closed request are of either family, and so is what they are resized to. */
+CASE(survivors_are_of_either_family) {
+    for (size_t index = 0; index < FEW_SIZE_COUNT; index++) {
+        size_t size = FEW_SIZES[index];
+        for (int parameter = 0; parameter < 16; parameter++) {
+            bool persists = parameter & 1, resizes_as = parameter & 2, resizes = parameter & 4, frees_as = parameter & 8;
+            rq_begin_request();
+            unsigned char *block = emalloc(size);
+            fill(block, size, 1);
+            if (persists) {
+                rq_persist(block);
+                rq_end_request(NULL);
+            } else {
+                rq_close_request(NULL);
+            }
+            if (resizes) {
+                block = perealloc(block, size + 100, resizes_as);
+                CHECK(is_filled(block, size, 1));
+                /* It may have moved: then it is of the family that asked. */
+                frees_as = resizes_as;
+            }
+            pefree(block, frees_as);
+        }
+    }
+}
+
+CASE(later_requests_allocate_between_survivors) {
+    enum { COUNT = 2000, EVERY = 20 };
+    static unsigned char *blocks[COUNT];
+    rq_begin_request();
+    for (int index = 0; index < COUNT; index++) {
+        blocks[index] = emalloc(1000);
+    }
+    for (int index = 0; index < COUNT; index++) {
+        if (index % EVERY == 0) {
+            fill(blocks[index], 1000, (unsigned)index);
+        } else {
+            efree(blocks[index]);
+        }
+    }
+    rq_report report;
+    rq_close_request(&report);
+    CHECK_EQUAL(report.surviving_blocks, COUNT / EVERY);
+    CHECK(report.reusable_bytes > 0);
+    CHECK(report.surviving_bytes + report.reusable_bytes <= report.span_bytes);
+
+    int between = 0;
+    rq_begin_request();
+    for (int count = 0; count < COUNT / 2; count++) {
+        unsigned char *block = emalloc(1000);
+        memset(block, 0xee, 1000);
+        for (int index = 0; index < COUNT; index += EVERY) {
+            between += (uintptr_t)block / PAGE == (uintptr_t)blocks[index] / PAGE;
+        }
+    }
+    CHECK(between > COUNT / 4);
+    CHECK_EQUAL(rq_memory_usage(true) % 256, 0);
+    CHECK(rq_memory_usage(true) >= rq_memory_usage(false));
+    rq_end_request(&report);
+    CHECK_EQUAL(report.freed_blocks, COUNT / 2);
+    CHECK_EQUAL(report.surviving_blocks, 0);
+    for (int index = 0; index < COUNT; index += EVERY) {
+        CHECK(is_filled(blocks[index], 1000, (unsigned)index));
+        efree(blocks[index]);
     }
 }
 

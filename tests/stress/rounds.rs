@@ -168,7 +168,7 @@ fn expect_figures(tracked: &Tracked) {
     assert!((usage.live_bytes == 0) == (usage.live_blocks == 0), "{usage:?}");
     if !tracked.is_entered() {
         let leaks = request.leaks();
-        let expected = (tracked.live() - tracked.kept()) as u64;
+        let expected = tracked.live() as u64;
         assert_eq!(leaks.blocks, expected, "leaks of {tracked:?}: {leaks}");
     }
 }
@@ -199,13 +199,10 @@ fn finish_exactly(shared: &Shared, tracked: &Arc<Tracked>, is_end: bool) {
     }
     if is_end {
         each_block_of(shared, tracked, |block| {
-            if block.is_kept() {
-                return Some(block);
-            }
             block.forget();
             None
         });
-        assert_eq!(tracked.live(), tracked.kept(), "the model lost a block of {tracked:?}");
+        assert_eq!(tracked.live(), 0, "the model lost a block of {tracked:?}");
     }
 }
 
@@ -256,11 +253,7 @@ fn take_down(shared: &Arc<Shared>) {
     for tracked in &all {
         let (due, ran) = (tracked.due.load(Ordering::Relaxed), tracked.ran.load(Ordering::Relaxed));
         assert_eq!(ran, due, "callbacks ran {ran} times and not {due} times in {tracked:?}");
-        assert_eq!(
-            (tracked.live(), tracked.kept()),
-            (0, 0),
-            "the model lost a block of {tracked:?}"
-        );
+        assert_eq!(tracked.live(), 0, "the model lost a block of {tracked:?}");
         assert!(!tracked.is_open(), "the model lost a handle of {tracked:?}");
     }
 }

@@ -1,0 +1,195 @@
+//! Adopted spans: regions whose request is over and in which persistent blocks are. The store lists those
+//! that are lent to nobody; see `lockfree/token` for who gives one back.
+//!
+//! - **A4** A span is on the list exactly while `region.listed` is set. Both change under the store's lock,
+//!   which also guards `next` and `previous` of what is listed.
+
+use crate::base::fatal;
+use crate::base::sync::{AtomicBool, AtomicUsize, Lock, Ordering, step};
+use crate::pages::span::{Span, SpanKind};
+use core::ptr::null;
+
+struct Listed {
+    first: *const Span,
+    last: *const Span,
+    count: usize,
+    /// The span that is being listed or taken off.
+    touched: *const Span,
+}
+
+// SAFETY: the pointers are to type-stable descriptors, whose list the lock guards.
+unsafe impl Send for Listed {}
+
+/// The store.
+pub struct AdoptedSpans {
+    listed: Lock<Listed>,
+    /// Spans that were adopted and not given back, lent ones too.
+    existing: AtomicUsize,
+    /// Nothing is lent: what lies between survivors stays unused.
+    is_pinning: AtomicBool,
+}
+
+impl AdoptedSpans {
+    /// No span.
+    pub const fn new() -> Self {
+        Self {
+            existing: AtomicUsize::new(0),
+            is_pinning: AtomicBool::new(false),
+            listed: Lock::new(Listed { first: null(), last: null(), count: 0, touched: null() }),
+        }
+    }
+
+    /// Lists a span unless `is_empty` says, under the lock, that nothing is left of it; whether it did.
+    pub fn list_unless(&self, span: &Span, is_empty: impl FnOnce() -> bool) -> bool {
+        let mut listed = self.listed.lock();
+        if is_empty() {
+            return false;
+        }
+        listed.touched = span;
+        step();
+        // What was just used is warm; what had no room comes last.
+        let is_last = span.region.had_no_room.get();
+        let (before, after) = if is_last { (listed.last, null()) } else { (null(), listed.first) };
+        span.next.set(after);
+        span.previous.set(before);
+        span.region.listed.set(true);
+        step();
+        // SAFETY: null, or listed descriptors (M1), guarded by the lock.
+        let (before, after) = unsafe { (before.as_ref(), after.as_ref()) };
+        match before {
+            Some(before) => before.next.set(span),
+            None => listed.first = span,
+        }
+        step();
+        match after {
+            Some(after) => after.previous.set(span),
+            None => listed.last = span,
+        }
+        step();
+        listed.count += 1;
+        listed.touched = null();
+        true
+    }
+
+    /// Takes this span off the list, if it is on it.
+    pub fn unlist(&self, span: &Span) -> bool {
+        let mut listed = self.listed.lock();
+        span.region.listed.get() && {
+            remove(&mut listed, span);
+            true
+        }
+    }
+
+    /// Lends nothing from now on, for finding faults: what is freed stays as it was.
+    pub fn pin(&self) {
+        self.is_pinning.store(true, Ordering::Relaxed);
+    }
+
+    /// A region becomes an adopted span.
+    pub fn note_new(&self) {
+        self.existing.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An adopted span is given back.
+    pub fn note_gone(&self) {
+        self.existing.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether there is any: else no persistent block lies in one.
+    pub fn any(&self) -> bool {
+        self.existing.load(Ordering::Relaxed) != 0
+    }
+
+    /// Takes the token of the span that was listed first.
+    pub fn take<'h>(&self) -> Option<&'h Span> {
+        if !self.any() || self.is_pinning.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut listed = self.listed.lock();
+        // SAFETY: null, or a listed descriptor (M1), guarded by the lock.
+        let span = unsafe { listed.first.as_ref()? };
+        remove(&mut listed, span);
+        Some(span)
+    }
+
+    /// Walks the list; fatal when it contradicts itself (A4).
+    pub fn check(&self) {
+        let listed = self.listed.lock();
+        let (mut count, mut at, mut previous) = (0, listed.first, null());
+        // SAFETY: listed descriptors (M1), guarded by the lock.
+        while let Some(span) = unsafe { at.as_ref() } {
+            if span.kind() != SpanKind::Region || !span.region.listed.get() {
+                fatal::broken("kind of an adopted span", span.kind() as usize, count);
+            }
+            if span.previous.get() != previous {
+                fatal::broken(
+                    "neighbour of an adopted span",
+                    span.previous.get().addr(),
+                    previous.addr(),
+                );
+            }
+            count += 1;
+            previous = at;
+            at = span.next.get();
+        }
+        if count != listed.count {
+            fatal::broken("adopted spans", count, listed.count);
+        }
+    }
+
+    /// Makes the list whole in a process that was just forked: from its first span on it is at every step.
+    ///
+    /// # Safety
+    /// As `Lock::recover`.
+    pub unsafe fn recover(&self) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.listed.recover(|listed, is_torn| {
+                if is_torn {
+                    repair(listed);
+                }
+            });
+        }
+    }
+}
+
+fn remove(listed: &mut Listed, span: &Span) {
+    listed.touched = span;
+    step();
+    let (previous, next) = (span.previous.get(), span.next.get());
+    // SAFETY: null, or listed neighbours (M1), guarded by the lock.
+    let (before, after) = unsafe { (previous.as_ref(), next.as_ref()) };
+    match before {
+        Some(before) => before.next.set(next),
+        None => listed.first = next,
+    }
+    step();
+    match after {
+        Some(after) => after.previous.set(previous),
+        None => listed.last = previous,
+    }
+    step();
+    span.region.listed.set(false);
+    step();
+    listed.count -= 1;
+    listed.touched = null();
+}
+
+fn repair(listed: &mut Listed) {
+    // SAFETY: null, or the descriptor of a span that the thread which held the lock had (M1).
+    if let Some(touched) = unsafe { listed.touched.as_ref() } {
+        touched.region.listed.set(false);
+    }
+    listed.touched = null();
+    let (mut count, mut at, mut previous) = (0, listed.first, null());
+    // SAFETY: as in `check`; this is the only thread.
+    while let Some(span) = unsafe { at.as_ref() } {
+        span.previous.set(previous);
+        span.region.listed.set(true);
+        count += 1;
+        previous = at;
+        at = span.next.get();
+    }
+    listed.last = previous;
+    listed.count = count;
+}

@@ -1,0 +1,265 @@
+//! Regions of a request that is over, in which blocks stay: live ones are adopted, what lies between
+//! them are holes, pages without a block go back, and the span is published for others to cut from.
+
+use super::Host;
+use super::control::Control;
+use super::lane::{Lane, Out};
+use super::region::{Cell, Ids, cells, cells_outside, runs, write_hole};
+use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
+use crate::base::sync::Ordering;
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Header, Hole, LIVE};
+use crate::lockfree::lifetime::{Adoption, adopt_at_close};
+use crate::lockfree::token::publish;
+use crate::pages::shelf::{Shelf, give_pages_where};
+use crate::pages::span::Span;
+
+/// What is found and done in the regions of a request.
+pub struct Survey {
+    /// Whether live blocks stay.
+    adopts: bool,
+    /// Live blocks that were not seen yet.
+    left: usize,
+    /// Blocks that were adopted.
+    pub adopted: Out,
+    /// Blocks that were live and are free now.
+    pub freed: Out,
+    /// Bytes of pages of the spans in which blocks stay.
+    pub span_bytes: usize,
+    /// Bytes of their holes.
+    pub reusable_bytes: usize,
+}
+
+impl Survey {
+    /// Of a request with this many live blocks.
+    pub fn new(adopts: bool, live_blocks: usize) -> Self {
+        let nothing = Out { blocks: 0, bytes: 0 };
+        Self {
+            adopts,
+            left: live_blocks,
+            adopted: nothing,
+            freed: nothing,
+            span_bytes: 0,
+            reusable_bytes: 0,
+        }
+    }
+}
+
+impl Survey {
+    /// Counts a span that survivors are in.
+    fn note_span(&mut self, settled: &Settled, held: u32) {
+        if settled.adopted > 0 {
+            self.span_bytes += held.count_ones() as usize * PAGE_BYTES;
+            self.reusable_bytes += settled.hole_bytes;
+        }
+    }
+}
+
+/// What one span has.
+#[derive(Default)]
+struct Settled {
+    adopted: usize,
+    /// Persistent blocks, adopted now or before.
+    staying: usize,
+    hole_bytes: usize,
+    /// Pages that no block lies in.
+    free_pages: u32,
+}
+
+/// Adopts what is live in a region of the request, or keeps or returns it if nothing is.
+pub fn settle_region<S: Host>(
+    control: &Control,
+    supply: &S,
+    lane: &Lane,
+    region: &Span,
+    survey: &mut Survey,
+) {
+    if survey.left == 0 && !region.region.has_persisted.load(Ordering::Relaxed) {
+        return release_region(control, supply, lane, region);
+    }
+    // All of it, what was never cut included.
+    let end = region.end() - HEADER_BYTES;
+    let cut_end = region.region.cut_end.get();
+    let mut settled = Settled::default();
+    let holes = &mut Holes::new(region, &mut settled);
+    let start = region.base() + HEADER_BYTES;
+    holes.run = (start, end);
+    let seen_end = settle_run(control.ids(), start, cut_end, survey, holes);
+    holes.note(seen_end, end - seen_end);
+    holes.flush();
+    survey.adopted.blocks += settled.adopted as isize;
+    if settled.staying == 0 {
+        return release_region(control, supply, lane, region);
+    }
+    control.warm.let_go(region, supply);
+    let all = u32::MAX >> (u32::BITS as usize - region.bytes() / PAGE_BYTES);
+    let held = all & !settled.free_pages;
+    region.region.held_pages.store(held, Ordering::Relaxed);
+    give_pages_where(supply, region, settled.free_pages);
+    survey.note_span(&settled, held);
+    region.set_owner(0);
+    region.region.has_persisted.store(false, Ordering::Relaxed);
+    region.region.count.add(settled.adopted as u64);
+    region.region.count.add_token();
+    supply.adopted().note_new();
+    publish(&Shelf(supply), region);
+}
+
+/// A region that no block stays in is warm, or goes.
+fn release_region<S: Host>(control: &Control, supply: &S, lane: &Lane, region: &Span) {
+    if control.warm.keeps(region, supply) {
+        lane.put_warm(region);
+    } else {
+        supply.give_span(region);
+    }
+}
+
+/// Ends a lane's use of a span that it was lent: its blocks are adopted, or holes. Without a survey nothing
+/// stays, and only the words of holes are written.
+pub fn settle_lent<S: Host>(
+    control: &Control,
+    supply: &S,
+    span: &Span,
+    survey: Option<&mut Survey>,
+) {
+    let ids = control.ids();
+    let has_persisted = span.region.has_persisted.load(Ordering::Relaxed);
+    match survey {
+        Some(survey) if survey.left > 0 || has_persisted => {
+            let mut settled = Settled::default();
+            let holes = &mut Holes::new(span, &mut settled);
+            for (start, end) in runs(span) {
+                holes.run = (start, end);
+                let seen_end = settle_run(ids, start, end, survey, holes);
+                holes.note(seen_end, end - seen_end);
+                holes.flush();
+            }
+            survey.adopted.blocks += settled.adopted as isize;
+            let held = span.region.held_pages.load(Ordering::Relaxed) & !settled.free_pages;
+            // Nothing may be left of it: then the last to count gives back what is held now.
+            let gone = span.region.held_pages.load(Ordering::Relaxed) & settled.free_pages;
+            span.region.held_pages.store(held, Ordering::Relaxed);
+            give_pages_where(supply, span, gone);
+            survey.note_span(&settled, held);
+            span.region.has_persisted.store(false, Ordering::Relaxed);
+            span.region.count.add(settled.adopted as u64);
+        }
+        _ => runs(span).for_each(|(start, end)| release_holes(ids, start, end)),
+    }
+    span.set_owner(0);
+    publish(&Shelf(supply), span);
+}
+
+/// Whole holes are free again: nothing looks at the blocks that were cut from them.
+fn release_holes(ids: Ids, start: usize, end: usize) {
+    for (at, bytes, cell) in cells_outside(start, end, ids) {
+        if matches!(cell, Cell::Word(_)) {
+            write_hole(at, Hole { bytes, is_in_use: false });
+        }
+    }
+}
+
+/// Adopts what is live from `start` to `end`, and notes what is not as holes. Where the look ended: further
+/// on nothing stays.
+fn settle_run(
+    ids: Ids,
+    start: usize,
+    end: usize,
+    survey: &mut Survey,
+    holes: &mut Holes<'_>,
+) -> usize {
+    let persistent = Header::tag(ids.persistent, LIVE);
+    let mut seen_end = start;
+    for (at, bytes, cell) in cells(start, end, ids) {
+        let stays = match cell {
+            Cell::Own(header, _) if header.has(LIVE) => {
+                if survey.adopts {
+                    match adopt_at_close(&Raw, at + HEADER_BYTES, persistent) {
+                        Adoption::Adopted => {
+                            survey.left = survey.left.saturating_sub(1);
+                            survey.adopted.bytes += bytes as isize;
+                            holes.settled.adopted += 1;
+                            true
+                        }
+                        Adoption::Hole | Adoption::NotLive => {
+                            survey.left = survey.left.saturating_sub(1);
+                            false
+                        }
+                    }
+                } else {
+                    survey.freed.blocks += 1;
+                    survey.freed.bytes += bytes as isize;
+                    false
+                }
+            }
+            Cell::Own(..) | Cell::Word(_) | Cell::Hole => false,
+            Cell::Persistent => true,
+        };
+        if stays {
+            holes.settled.staying += 1;
+            holes.flush();
+        } else {
+            holes.note(at, bytes);
+        }
+        seen_end = at + bytes;
+    }
+    seen_end
+}
+
+/// Neighbours that become one hole, in one run of a span's pages.
+struct Holes<'s> {
+    base: usize,
+    /// Where the run begins, and where it ends.
+    run: (usize, usize),
+    start: usize,
+    bytes: usize,
+    settled: &'s mut Settled,
+}
+
+impl<'s> Holes<'s> {
+    fn new(region: &Span, settled: &'s mut Settled) -> Self {
+        Self { base: region.base(), run: (0, 0), start: 0, bytes: 0, settled }
+    }
+
+    /// Free memory, which follows on the hole before it if that was not flushed.
+    fn note(&mut self, start: usize, bytes: usize) {
+        if self.bytes == 0 {
+            self.start = start;
+        }
+        self.bytes += bytes;
+    }
+
+    /// The hole ends here: its word is written, but for whole pages of it, which go back.
+    fn flush(&mut self) {
+        let (start, end) = (self.start, self.start + self.bytes);
+        if core::mem::take(&mut self.bytes) == 0 {
+            return;
+        }
+        // The first word of a run and the one behind it are never used.
+        let (used_start, used_end) = (self.base + HEADER_BYTES, self.base - HEADER_BYTES);
+        let is_run_start = start == self.run.0;
+        let first_page = if is_run_start {
+            (start - used_start) / PAGE_BYTES
+        } else {
+            (start - self.base).div_ceil(PAGE_BYTES)
+        };
+        let end_page = (end - if end == self.run.1 { used_end } else { self.base }) / PAGE_BYTES;
+        if end_page <= first_page {
+            return self.write(start, end);
+        }
+        for page in first_page..end_page {
+            self.settled.free_pages |= 1 << page;
+        }
+        if !is_run_start {
+            self.write(start, self.base + first_page * PAGE_BYTES - HEADER_BYTES);
+        }
+        self.write(self.base + end_page * PAGE_BYTES + HEADER_BYTES, end);
+    }
+
+    fn write(&mut self, start: usize, end: usize) {
+        if start < end {
+            write_hole(start, Hole { bytes: end - start, is_in_use: false });
+            self.settled.hole_bytes += end - start;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What lies in a region, from its start to its end.
+//!
+//! - **R2** A region that is not adopted is blocks from its start to `cut_end`. An adopted span, lent or not,
+//!   is its runs of held pages; each is blocks and holes from its first word to its end. A hole in use is its
+//!   word and blocks.
+
+use crate::base::fatal;
+use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
+use crate::base::sync::Ordering;
+use crate::blocks::memory::Raw;
+use crate::lockfree::header::{Block, Header, Hole, Memory};
+use crate::pages::span::Span;
+
+/// The ids that headers in a region may have.
+#[derive(Clone, Copy)]
+pub struct Ids {
+    /// Of the request that cuts from it.
+    pub request: u64,
+    /// Of persistent blocks.
+    pub persistent: u64,
+}
+
+/// What lies at one place of a region.
+#[derive(Clone, Copy)]
+pub enum Cell {
+    /// A block of the request, live or free.
+    Own(Header, Class),
+    /// A persistent block, live or free.
+    Persistent,
+    /// The word of a hole in use; its blocks follow.
+    Word(usize),
+    /// A hole.
+    Hole,
+}
+
+/// The runs of memory that a region has: where each begins, and where it ends.
+pub fn runs(span: &Span) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let (base, held) = (span.base(), span.region.held_pages.load(Ordering::Relaxed));
+    let cut_end = span.region.cut_end.get();
+    let mut page = 0;
+    core::iter::from_fn(move || {
+        if held == 0 {
+            let is_first = page == 0;
+            page = 1;
+            return (is_first && cut_end > base).then_some((base + HEADER_BYTES, cut_end));
+        }
+        page += (held.checked_shr(page).unwrap_or(0)).trailing_zeros();
+        if page >= u32::BITS {
+            return None;
+        }
+        let count = (held >> page).trailing_ones();
+        let start = base + page as usize * PAGE_BYTES + HEADER_BYTES;
+        page += count;
+        Some((start, start + count as usize * PAGE_BYTES - 2 * HEADER_BYTES))
+    })
+}
+
+/// What lies in one run, place by place, with its length. Fatal when a header was overwritten: the walk could
+/// not go on.
+pub fn cells(start: usize, end: usize, ids: Ids) -> impl Iterator<Item = (usize, usize, Cell)> {
+    let mut at = start;
+    core::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let block = at + HEADER_BYTES;
+        let header = Header(Raw.header(block).load(Ordering::Relaxed));
+        let (cell, bytes) = match Hole::of(header) {
+            Some(hole) if hole.is_in_use => (Cell::Word(hole.bytes), Hole::WORD_BYTES),
+            Some(hole) => (Cell::Hole, hole.bytes),
+            None => match Class::from_index(header.class_index()) {
+                Some(class) if header.id() == ids.request => {
+                    (Cell::Own(header, class), class.stride_bytes())
+                }
+                Some(class) if header.id() == ids.persistent => {
+                    (Cell::Persistent, class.stride_bytes())
+                }
+                _ => fatal::header_overwritten(block, header.0),
+            },
+        };
+        if bytes == 0 || at + bytes > end {
+            fatal::header_overwritten(block, header.0);
+        }
+        let cell_start = at;
+        at += bytes;
+        Some((cell_start, bytes, cell))
+    })
+}
+
+/// The blocks of the request in a region, each checked as it is passed.
+pub fn walk(span: &Span, ids: Ids) -> impl Iterator<Item = (Block, Header, Class)> {
+    runs(span).flat_map(move |(start, end)| cells(start, end, ids)).filter_map(|(at, _, cell)| {
+        match cell {
+            Cell::Own(header, class) => Some((at + HEADER_BYTES, header, class)),
+            _ => None,
+        }
+    })
+}
+
+/// The same for what lies between the holes in use: those are passed as one.
+pub fn cells_outside(
+    start: usize,
+    end: usize,
+    ids: Ids,
+) -> impl Iterator<Item = (usize, usize, Cell)> {
+    let mut at = start;
+    core::iter::from_fn(move || {
+        let (start, bytes, cell) = cells(at, end, ids).next()?;
+        let bytes = if let Cell::Word(hole_bytes) = cell { hole_bytes } else { bytes };
+        at = start + bytes;
+        Some((start, bytes, cell))
+    })
+}
+
+/// The first hole at or behind `from` that has `least_bytes`, with the holes that follow on it: where it begins,
+/// and its length. Nobody else takes holes of the span.
+pub fn next_hole(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
+    for (start, end) in runs(span).filter(|&(_, end)| end > from) {
+        let (mut hole_start, mut hole_bytes) = (0, 0);
+        for (at, bytes, cell) in cells_outside(start.max(from), end, ids) {
+            match cell {
+                Cell::Hole if hole_bytes > 0 => hole_bytes += bytes,
+                Cell::Hole => (hole_start, hole_bytes) = (at, bytes),
+                _ if hole_bytes >= least_bytes => break,
+                _ => hole_bytes = 0,
+            }
+        }
+        if hole_bytes >= least_bytes {
+            return Some((hole_start, hole_bytes));
+        }
+    }
+    None
+}
+
+/// Writes the word of a hole that begins at `start`.
+pub fn write_hole(start: usize, hole: Hole) {
+    Raw.header(start + HEADER_BYTES).store(hole.word().0, Ordering::Relaxed);
+}
