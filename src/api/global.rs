@@ -208,7 +208,7 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
 /// it can be told.)
 pub unsafe fn persist(payload: *mut u8) {
     if !cfg!(miri) {
-        HEAP.persist(payload.expose_provenance());
+        thread::route::persist(payload.expose_provenance());
     }
 }
 

@@ -96,23 +96,41 @@ fn wait_long() {
     }
 }
 
-/// Waits until `attempt` has a result: spins for a while, then sleeps between attempts.
+/// A thread that waits for others: it spins for a while, then it sleeps, longer and longer.
+pub struct Patience {
+    spins: u32,
+    sleep_nanoseconds: u32,
+}
+
+impl Patience {
+    /// Of a thread that has not waited yet.
+    pub fn new() -> Self {
+        Self { spins: 0, sleep_nanoseconds: *SLEEP_NANOSECONDS.start() }
+    }
+
+    /// Waits a little.
+    #[cold]
+    pub fn wait(&mut self) {
+        if self.spins < SPINS_BEFORE_SLEEP {
+            self.spins += 1;
+            core::hint::spin_loop();
+        } else {
+            wait_long();
+            crate::base::system_call::sleep(self.sleep_nanoseconds);
+            self.sleep_nanoseconds = (self.sleep_nanoseconds * 2).min(*SLEEP_NANOSECONDS.end());
+        }
+    }
+}
+
+/// Waits until `attempt` has a result.
 #[cold]
 pub fn wait_for<R>(mut attempt: impl FnMut() -> Option<R>) -> R {
-    let mut spins = 0;
-    let mut pause = *SLEEP_NANOSECONDS.start();
+    let mut patience = Patience::new();
     loop {
         if let Some(result) = attempt() {
             return result;
         }
-        if spins < SPINS_BEFORE_SLEEP {
-            spins += 1;
-            core::hint::spin_loop();
-        } else {
-            wait_long();
-            crate::base::system_call::sleep(pause);
-            pause = (pause * 2).min(*SLEEP_NANOSECONDS.end());
-        }
+        patience.wait();
     }
 }
 

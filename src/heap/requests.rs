@@ -2,11 +2,10 @@
 
 use super::Heap;
 use super::found::{Found, Owner, Place};
-use crate::base::size_class::Class;
 use crate::base::sync::{Ordering, step};
 use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
-use crate::lockfree::lifetime::adopt_at_once;
+use crate::lockfree::lifetime::persist;
 use crate::lockfree::token::reap_one;
 use crate::pages::shelf::Shelf;
 use crate::pages::span::Span;
@@ -59,34 +58,17 @@ impl Heap {
         finish::finish(control, self, survivors)
     }
 
-    /// Makes a live block of a request persistent, in place. Fatal when it is no live block.
-    pub fn persist(&self, payload: usize) {
-        loop {
-            let found = self.find(payload);
-            let is_done = match found.place {
-                Place::Slab(_) | Place::Adopted(_) => true,
-                Place::Region(class, owner) => self.adopt_in_region(&found, class, owner),
-                Place::Large(_, owner) | Place::Mapped(owner) => owner.is_none_or(|owner| {
-                    self.detach(found.span, owner);
-                    true
-                }),
-            };
-            if is_done {
-                return;
-            }
-        }
-    }
-
-    /// `false`: the header is another one by now.
-    fn adopt_in_region(&self, found: &Found<'_>, class: Class, owner: Owner) -> bool {
+    /// Makes a live block of this request persistent, in place. The caller is inside the request, or visits
+    /// it. `false`: the header is another one by now.
+    pub fn persist(&self, found: &Found<'_>, owner: Owner) -> bool {
+        let Place::Region(class, _) = found.place else {
+            self.detach(found.span, owner);
+            return true;
+        };
         let region = &found.span.region;
-        // The request may be closed meanwhile, and its successor looks at its regions in vain once.
         region.has_persisted.store(true, Ordering::Relaxed);
         owner.control().has_persisted.store(true, Ordering::Relaxed);
-        // Before the block is adopted: it may be reaped at once.
-        region.count.add(1);
-        let tag = self.persistent_tag();
-        if adopt_at_once(&Raw, found.block, found.header, tag) {
+        if persist(&Raw, &region.count, found.block, found.header, self.persistent_tag()) {
             let generation = owner.serial.generation();
             owner.stub.persisted.add(generation, 1, class.stride_bytes());
             return true;

@@ -7,6 +7,7 @@ use crate::base::sync::paused::{Pause, has_come, stop_at};
 use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Memory, NONE};
+use crate::lockfree::state::Callbacks;
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
 use crate::persistent::cache::Cache;
@@ -28,6 +29,16 @@ pub fn new_cache(heap: &Heap) -> Box<Cache> {
     let cache = unsafe { Box::<Cache>::new_zeroed().assume_init() };
     cache.open(heap.persistent_tag(), 1);
     cache
+}
+
+struct NoCallbacks;
+
+impl Callbacks for NoCallbacks {
+    fn is_empty(&self) -> bool {
+        true
+    }
+
+    fn run(&self) {}
 }
 
 pub fn free(heap: &Heap, cache: &Cache, block: Block) {
@@ -60,7 +71,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
         lane.occupancy.leave();
     }
     blocks.retain(|&block| block != NONE);
-    assert!(control.stub().state.try_close());
+    assert!(control.stub().state.drop_only_handle(&NoCallbacks));
     let outcome = heap.finish_request(control, Survivors::Live);
     assert_eq!(outcome.surviving_blocks, blocks.len());
     heap.recycle(control);
@@ -121,7 +132,7 @@ fn large_blocks(heap: &'static Heap, cache: &Cache) {
         (0..3).map(|_| heap.alloc_of_request(control, lane, class, 1).block).collect();
     lane.occupancy.leave();
     [1, 0, 2].iter().for_each(|&index| free(heap, cache, blocks[index]));
-    assert!(control.stub().state.try_close());
+    assert!(control.stub().state.drop_only_handle(&NoCallbacks));
     heap.finish_request(control, Survivors::Live);
     heap.recycle(control);
 }

@@ -2,9 +2,8 @@
 //! from the top.
 //!
 //! - **H1** Every access to a header is a relaxed atomic load or store (plain moves on the
-//!   machine), because a closer or a sweeper on another thread may read it. The one
-//!   read-modify-write is the first step of a stray's free. `TRACED` alone is set by a release,
-//!   after the record.
+//!   machine), because a closer or a sweeper on another thread may read it. What is more than that is
+//!   in `lifetime` and `hole`; besides, `TRACED` is set by a release, after the record.
 //! - **H2** The class in a live header is `Class::of` the size that its `Layout` has now; a
 //!   `realloc` in place that changes the class rewrites it.
 //! - **H3** Freeing clears `LIVE`. A stray's free first sets `FREED`; the drain clears `LIVE`.
@@ -114,39 +113,6 @@ impl Header {
 
     const fn aligned_check(distance: usize) -> u64 {
         (ALIGNED_CHECK_MULTIPLIER.wrapping_mul(distance as u64) >> 8) & CLASS_MASK
-    }
-}
-
-/// Not a header but a word before free memory of an adopted span: a *hole*. No block has both flags.
-const HOLE: u64 = ALIGNED | SWEPT;
-/// Blocks of a request are cut from the hole, behind its word.
-const IN_USE: u64 = LARGE;
-
-/// Free memory between the blocks of an adopted span.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Hole {
-    /// Its length, the word included.
-    pub bytes: usize,
-    /// Whether a request cuts from it: then blocks follow the word.
-    pub is_in_use: bool,
-}
-
-impl Hole {
-    /// Bytes of a hole before the first block that is cut from it.
-    pub const WORD_BYTES: usize = 16;
-
-    /// The word before it.
-    pub const fn word(self) -> Header {
-        let in_use = if self.is_in_use { IN_USE } else { 0 };
-        Header::tag(self.bytes as u64, HOLE | in_use)
-    }
-
-    /// What a word says that stands before free memory.
-    pub const fn of(word: Header) -> Option<Self> {
-        if word.0 & !ID_MASK & !IN_USE != HOLE {
-            return None;
-        }
-        Some(Self { bytes: word.id() as usize, is_in_use: word.has(IN_USE) })
     }
 }
 

@@ -11,11 +11,15 @@
 //! | live, freed | live, freed, late | the same, its push refused: "I have let go" | the closer makes a hole |
 //! | live | live, freed, late | a free, the list being closed | the closer makes a hole |
 //! | live | persistent | who adopts | its free is that of a persistent block |
-//! | live, freed | persistent, freed | who adopts | the free that claimed it frees it as a persistent one |
+//! | live, freed | persistent, freed | the closer | the free that claimed it frees it as a persistent one |
+//!
+//! A thread that persists a block is inside the request or visits it (`state`), so never while it is
+//! closed; where a free has claimed the block it lets it be.
 
 use crate::base::sync::{Ordering, fence};
-use crate::lockfree::header::{Block, FREED, Header, LATE, LIVE, Memory, OF_ADOPTED};
+use crate::lockfree::header::{Block, FREED, Header, LATE, LIVE, Memory, OF_ADOPTED, OF_LIVE};
 use crate::lockfree::stray::{Refusal, StrayList};
+use crate::lockfree::token::AdoptedCount;
 
 /// What became of a free from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +50,7 @@ pub fn free_outside<M: Memory>(
     if let Some(refusal) = refusal {
         let late = judged.with(FREED | LATE);
         return match (
-            header.compare_exchange(judged.0, late.0, Ordering::Release, Ordering::Acquire),
+            header.compare_exchange(judged.0, late.0, Ordering::Release, Ordering::Relaxed),
             refusal,
         ) {
             (Ok(_), Refusal::Closed) => FreeOutside::Left,
@@ -55,14 +59,14 @@ pub fn free_outside<M: Memory>(
         };
     }
     let claimed = judged.with(FREED);
-    if header.compare_exchange(judged.0, claimed.0, Ordering::Relaxed, Ordering::Acquire).is_err() {
+    if header.compare_exchange(judged.0, claimed.0, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return FreeOutside::Changed;
     }
     if list.push(memory, generation, block).is_ok() {
         return FreeOutside::Pushed;
     }
     let late = claimed.with(LATE);
-    match header.compare_exchange(claimed.0, late.0, Ordering::Release, Ordering::Acquire) {
+    match header.compare_exchange(claimed.0, late.0, Ordering::Release, Ordering::Relaxed) {
         Ok(_) => FreeOutside::Left,
         Err(_) => FreeOutside::Adopted,
     }
@@ -94,24 +98,27 @@ pub fn adopt_at_close<M: Memory>(memory: &M, block: Block, persistent: Header) -
             return Adoption::Hole;
         }
         let adopted = adopted(found, persistent);
-        match header.compare_exchange(seen, adopted.0, Ordering::Release, Ordering::Relaxed) {
+        match header.compare_exchange(seen, adopted.0, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => return Adoption::Adopted,
             Err(now) => seen = now,
         }
     }
 }
 
-/// Makes a live block persistent, in place, while its request is open. `false`: the header is not the
-/// one that was judged any more; somebody frees the block.
-pub fn adopt_at_once<M: Memory>(
+/// Makes a live block persistent, in place, by a thread that is inside its request or visits it. It is
+/// counted in its span first: once it is persistent it may be reaped. `false`: the header is not the one that
+/// was judged any more, since somebody frees the block, and it is to be counted off again.
+pub fn persist<M: Memory>(
     memory: &M,
+    count: &AdoptedCount,
     block: Block,
     judged: Header,
     persistent: Header,
 ) -> bool {
+    count.add(1);
     let adopted = adopted(judged, persistent);
     let header = memory.header(block);
-    header.compare_exchange(judged.0, adopted.0, Ordering::Release, Ordering::Relaxed).is_ok()
+    header.compare_exchange(judged.0, adopted.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
 /// The header that a block has when it is persistent.
@@ -122,6 +129,6 @@ fn adopted(found: Header, persistent: Header) -> Header {
 /// Last step of a free from outside, by whoever drained the block: it is an ordinary free one (H3).
 pub fn settle_stray<M: Memory>(memory: &M, block: Block) {
     let header = memory.header(block);
-    let settled = Header(header.load(Ordering::Relaxed)).without(crate::lockfree::header::OF_LIVE);
+    let settled = Header(header.load(Ordering::Relaxed)).without(OF_LIVE);
     header.store(settled.0, Ordering::Relaxed);
 }

@@ -4,6 +4,7 @@
 pub mod bitmap;
 pub mod budget;
 pub mod header;
+pub mod hole;
 pub mod depot;
 pub mod lifecycle;
 pub mod looseness;

@@ -105,6 +105,14 @@ impl core::fmt::Debug for Snapshot {
     }
 }
 
+/// What is called before the last handle goes.
+pub trait Callbacks {
+    /// Whether there is nothing to call now.
+    fn is_empty(&self) -> bool;
+    /// Calls what there is, which may add handles, and more callbacks.
+    fn run(&self);
+}
+
 /// The state.
 pub struct State(AtomicU64);
 
@@ -135,17 +143,54 @@ impl State {
         Snapshot(self.0.fetch_add(1, Ordering::Relaxed)).handles()
     }
 
+    /// Drops the caller's handle, the last one after the callbacks have run: then the request is
+    /// closing, and the caller's to finish. Whether it is.
+    pub fn drop_handle<C: Callbacks>(&self, callbacks: &C) -> bool {
+        while !self.drop_shared() {
+            if self.run_or_close(callbacks) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The same if the caller's is the only handle. `false`: others are alive, and the caller still has
+    /// its own.
+    pub fn drop_only_handle<C: Callbacks>(&self, callbacks: &C) -> bool {
+        while self.look_after_others().handles() == 1 {
+            if self.run_or_close(callbacks) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Runs the callbacks that there are, else closes the request. The caller's is the only handle, and it has
+    /// seen what every other holder did. Whether the request is closing.
+    fn run_or_close<C: Callbacks>(&self, callbacks: &C) -> bool {
+        if callbacks.is_empty() {
+            return self.try_close();
+        }
+        callbacks.run();
+        false
+    }
+
+    /// What it is now, with all that was done by those who dropped their handles.
+    fn look_after_others(&self) -> Snapshot {
+        Snapshot(self.0.load(Ordering::Acquire))
+    }
+
     /// Drops a handle unless it is the only one; `false`: it is, nothing has changed, and only the
     /// caller, or what it runs, can add another.
     #[inline]
-    pub fn drop_shared(&self) -> bool {
-        let mut seen = self.look();
+    fn drop_shared(&self) -> bool {
+        let mut seen = self.look_after_others();
         while seen.handles() > 1 {
             match self.0.compare_exchange_weak(
                 seen.0,
                 seen.0 - 1,
                 Ordering::Release,
-                Ordering::Relaxed,
+                Ordering::Acquire,
             ) {
                 Ok(_) => return true,
                 Err(now) => seen = Snapshot(now),
@@ -155,16 +200,16 @@ impl State {
     }
 
     /// Takes the last handle, and the request from open to closing. `false`: it is not the only one,
-    /// and nothing has changed.
+    /// and nothing has changed. The caller has seen what the others did.
     #[inline]
-    pub fn try_close(&self) -> bool {
+    fn try_close(&self) -> bool {
         let mut seen = self.look();
         while seen.handles() == 1 {
             let closing = Snapshot::new(seen.generation(), Phase::Closing, seen.visitors(), 0);
             match self.0.compare_exchange_weak(
                 seen.0,
                 closing.0,
-                Ordering::Acquire,
+                Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
                 Ok(_) => return true,
@@ -188,24 +233,41 @@ impl State {
         self.0.store(Snapshot::new(generation, Phase::Over, 0, 0).0, Ordering::Relaxed);
     }
 
-    /// Enters the request with this generation from outside, by a thread that holds a live block of it.
-    pub fn try_visit(&self, generation: u32) -> Visit {
+    /// Calls `f` as a visitor of the request with this generation, from outside, by a thread that holds a
+    /// live block of it. `None`: it is closing or over, or the stub has another one. `wait` is called
+    /// again and again while there are as many visitors as can be counted.
+    pub fn visit<R>(
+        &self,
+        generation: u32,
+        mut wait: impl FnMut(),
+        f: impl FnOnce() -> R,
+    ) -> Option<R> {
+        while !self.try_visit(generation)? {
+            wait();
+        }
+        let result = f();
+        self.end_visit();
+        Some(result)
+    }
+
+    /// One visitor more. `Some(false)`: there are too many; `None`: the request does not take any.
+    fn try_visit(&self, generation: u32) -> Option<bool> {
         let mut seen = self.look();
         while seen.is_open(generation) {
             if seen.visitors() == MAX_VISITORS {
-                return Visit::Crowded;
+                return Some(false);
             }
             let next = seen.0 + ONE_VISITOR;
             match self.0.compare_exchange_weak(seen.0, next, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Visit::Inside,
+                Ok(_) => return Some(true),
                 Err(now) => seen = Snapshot(now),
             }
         }
-        Visit::Closed
+        None
     }
 
     /// One visitor less. None is left where `recount_visitors` did not know of this one.
-    pub fn end_visit(&self) {
+    fn end_visit(&self) {
         let mut seen = self.look();
         while seen.visitors() > 0 {
             let next = seen.0 - ONE_VISITOR;
@@ -226,15 +288,4 @@ impl State {
         // The only thread of the process: nothing else can have changed it.
         let _ = self.0.compare_exchange(seen.0, now.0, Ordering::Relaxed, Ordering::Relaxed);
     }
-}
-
-/// What became of an attempt to visit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Visit {
-    /// The caller is a visitor.
-    Inside,
-    /// The request is closing or over, or the stub has another one.
-    Closed,
-    /// There are as many visitors as can be counted: try again.
-    Crowded,
 }

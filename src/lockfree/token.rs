@@ -30,7 +30,7 @@ impl AdoptedCount {
 
     /// A block was reaped; whether only the token is left.
     fn drop_one(&self) -> bool {
-        self.0.fetch_sub(1, Ordering::AcqRel) == 2
+        self.0.fetch_sub(1, Ordering::Release) == 2
     }
 
     /// Whether only the token is left.

@@ -10,7 +10,8 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
-use crate::lockfree::header::{Block, Header, Hole, LIVE, Memory, NONE};
+use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
+use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::token::reap_one;
 use crate::pages::page_heap::Taken;
 use crate::pages::shelf::Shelf;
@@ -290,7 +291,7 @@ fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Maga
         let span = supply.span_of_free_persistent(block);
         if span.kind() == SpanKind::Region {
             let hole = Hole { bytes: class.stride_bytes(), is_in_use: false };
-            Raw.header(block).store(hole.word().0, Ordering::Relaxed);
+            leave_hole(&Raw, block, hole);
             // Nothing of the span is touched afterwards.
             reap_one(&Shelf(supply), span);
         } else {

@@ -4,11 +4,12 @@
 use super::Host;
 use super::control::Control;
 use super::lane::{Lane, Out};
-use super::region::{Cell, Ids, cells, cells_outside, runs, write_hole};
+use super::region::{Cell, Ids, cells, cells_outside, runs};
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Header, Hole, LIVE};
+use crate::lockfree::header::{Header, LIVE};
+use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifetime::{Adoption, adopt_at_close};
 use crate::lockfree::token::publish;
 use crate::pages::shelf::{Shelf, give_pages_where};
@@ -22,8 +23,6 @@ pub struct Survey {
     left: usize,
     /// Blocks that were adopted.
     pub adopted: Out,
-    /// Blocks that were live and are free now.
-    pub freed: Out,
     /// Bytes of pages of the spans in which blocks stay.
     pub span_bytes: usize,
     /// Bytes of their holes.
@@ -33,12 +32,10 @@ pub struct Survey {
 impl Survey {
     /// Of a request with this many live blocks.
     pub fn new(adopts: bool, live_blocks: usize) -> Self {
-        let nothing = Out { blocks: 0, bytes: 0 };
         Self {
             adopts,
             left: live_blocks,
-            adopted: nothing,
-            freed: nothing,
+            adopted: Out { blocks: 0, bytes: 0 },
             span_bytes: 0,
             reusable_bytes: 0,
         }
@@ -46,6 +43,11 @@ impl Survey {
 }
 
 impl Survey {
+    /// Whether anything may stay in a span. What was persisted in it is counted nowhere else.
+    fn must_walk(&self, span: &Span) -> bool {
+        (self.adopts && self.left > 0) || span.region.has_persisted.load(Ordering::Relaxed)
+    }
+
     /// Counts a span that survivors are in.
     fn note_span(&mut self, settled: &Settled, held: u32) {
         if settled.adopted > 0 {
@@ -74,7 +76,7 @@ pub fn settle_region<S: Host>(
     region: &Span,
     survey: &mut Survey,
 ) {
-    if survey.left == 0 && !region.region.has_persisted.load(Ordering::Relaxed) {
+    if !survey.must_walk(region) {
         return release_region(control, supply, lane, region);
     }
     // All of it, what was never cut included.
@@ -123,9 +125,8 @@ pub fn settle_lent<S: Host>(
     survey: Option<&mut Survey>,
 ) {
     let ids = control.ids();
-    let has_persisted = span.region.has_persisted.load(Ordering::Relaxed);
     match survey {
-        Some(survey) if survey.left > 0 || has_persisted => {
+        Some(survey) if survey.must_walk(span) => {
             let mut settled = Settled::default();
             let holes = &mut Holes::new(span, &mut settled);
             for (start, end) in runs(span) {
@@ -154,7 +155,7 @@ pub fn settle_lent<S: Host>(
 fn release_holes(ids: Ids, start: usize, end: usize) {
     for (at, bytes, cell) in cells_outside(start, end, ids) {
         if matches!(cell, Cell::Word(_)) {
-            write_hole(at, Hole { bytes, is_in_use: false });
+            leave_hole(&Raw, at + HEADER_BYTES, Hole { bytes, is_in_use: false });
         }
     }
 }
@@ -172,25 +173,15 @@ fn settle_run(
     let mut seen_end = start;
     for (at, bytes, cell) in cells(start, end, ids) {
         let stays = match cell {
-            Cell::Own(header, _) if header.has(LIVE) => {
-                if survey.adopts {
-                    match adopt_at_close(&Raw, at + HEADER_BYTES, persistent) {
-                        Adoption::Adopted => {
-                            survey.left = survey.left.saturating_sub(1);
-                            survey.adopted.bytes += bytes as isize;
-                            holes.settled.adopted += 1;
-                            true
-                        }
-                        Adoption::Hole | Adoption::NotLive => {
-                            survey.left = survey.left.saturating_sub(1);
-                            false
-                        }
-                    }
-                } else {
-                    survey.freed.blocks += 1;
-                    survey.freed.bytes += bytes as isize;
-                    false
+            Cell::Own(header, _) if header.has(LIVE) && survey.adopts => {
+                survey.left = survey.left.saturating_sub(1);
+                let is_adopted =
+                    adopt_at_close(&Raw, at + HEADER_BYTES, persistent) == Adoption::Adopted;
+                if is_adopted {
+                    survey.adopted.bytes += bytes as isize;
+                    holes.settled.adopted += 1;
                 }
+                is_adopted
             }
             Cell::Own(..) | Cell::Word(_) | Cell::Hole => false,
             Cell::Persistent => true,
@@ -258,7 +249,7 @@ impl<'s> Holes<'s> {
 
     fn write(&mut self, start: usize, end: usize) {
         if start < end {
-            write_hole(start, Hole { bytes: end - start, is_in_use: false });
+            leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes: end - start, is_in_use: false });
             self.settled.hole_bytes += end - start;
         }
     }

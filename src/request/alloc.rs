@@ -5,13 +5,14 @@ use super::{Host, Shortage};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, Hole, LARGE, LIVE, Memory, NONE};
+use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
+use crate::lockfree::hole::{Hole, leave_hole};
 use crate::pages::page_heap::Taken;
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::footprint::Bound;
 use crate::request::lane::{Lane, shared_cap};
-use crate::request::region::{next_hole, write_hole};
+use crate::request::region::next_hole;
 use crate::request::sweep;
 
 /// The part of its regions that must be free for a request to be swept before it is marked: near
@@ -202,9 +203,13 @@ impl Control {
             }
             self.footprint.note_taken(asked_bytes);
             if rest_bytes > 0 {
-                write_hole(start + bytes, Hole { bytes: rest_bytes, is_in_use: false });
+                leave_hole(
+                    &Raw,
+                    start + bytes + HEADER_BYTES,
+                    Hole { bytes: rest_bytes, is_in_use: false },
+                );
             }
-            write_hole(start, Hole { bytes, is_in_use: true });
+            leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: true });
             lane.set_lent_at(start + bytes);
             lane.cut_from_hole(start + Hole::WORD_BYTES, start + bytes);
             self.pace.note_range(bytes);

@@ -61,7 +61,7 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
     let (large_count, large_bytes) = control.large_figures();
     let adopts = survivors == Survivors::Live && live_blocks + large_count > 0;
     if adopts || control.has_persisted.load(Ordering::Relaxed) {
-        return settle(control, supply, survivors, live_blocks);
+        return settle(control, supply, survivors, (live_blocks, live_bytes));
     }
     release_large(control, supply);
     if !control.has_one_lane() {
@@ -122,7 +122,7 @@ fn settle<S: Host>(
     control: &Control,
     supply: &S,
     survivors: Survivors,
-    live_blocks: usize,
+    (live_blocks, live_bytes): (usize, usize),
 ) -> Outcome {
     let mut outcome = Outcome::default();
     let mut survey = Survey::new(survivors == Survivors::Live, live_blocks);
@@ -136,8 +136,10 @@ fn settle<S: Host>(
             settle_region(control, supply, lane, region, &mut survey);
         }
     }
-    outcome.freed_blocks = survey.freed.blocks as usize;
-    outcome.freed_bytes = survey.freed.bytes as usize;
+    if survivors == Survivors::None {
+        outcome.freed_blocks = live_blocks;
+        outcome.freed_bytes = live_bytes;
+    }
     outcome.surviving_blocks = survey.adopted.blocks as usize;
     outcome.surviving_bytes = survey.adopted.bytes as usize;
     outcome.span_bytes = survey.span_bytes;

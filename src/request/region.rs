@@ -8,7 +8,8 @@ use crate::base::fatal;
 use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, Hole, Memory};
+use crate::lockfree::header::{Block, Header, Memory};
+use crate::lockfree::hole::{Hole, find_hole};
 use crate::pages::span::Span;
 
 /// The ids that headers in a region may have.
@@ -65,7 +66,7 @@ pub fn cells(start: usize, end: usize, ids: Ids) -> impl Iterator<Item = (usize,
         }
         let block = at + HEADER_BYTES;
         let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        let (cell, bytes) = match Hole::of(header) {
+        let (cell, bytes) = match find_hole(header) {
             Some(hole) if hole.is_in_use => (Cell::Word(hole.bytes), Hole::WORD_BYTES),
             Some(hole) => (Cell::Hole, hole.bytes),
             None => match Class::from_index(header.class_index()) {
@@ -130,9 +131,4 @@ pub fn next_hole(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Opti
         }
     }
     None
-}
-
-/// Writes the word of a hole that begins at `start`.
-pub fn write_hole(start: usize, hole: Hole) {
-    Raw.header(start + HEADER_BYTES).store(hole.word().0, Ordering::Relaxed);
 }

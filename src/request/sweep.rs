@@ -15,11 +15,12 @@ use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, Hole, Memory, NONE, SWEPT};
+use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
+use crate::lockfree::hole::{Hole, leave_hole};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::lane::Lane;
-use crate::request::region::{Cell, Ids, cells, cells_outside, runs, walk, write_hole};
+use crate::request::region::{Cell, Ids, cells, cells_outside, runs, walk};
 
 /// Most lanes that are swept at once.
 const MAX_LANES: usize = 32;
@@ -186,18 +187,18 @@ fn sweep_lent(control: &Control, lane: &Lane, span: &Span) -> usize {
 fn sweep_hole(control: &Control, lane: &Lane, span: &Span, start: usize, bytes: usize) -> usize {
     let ids = control.ids();
     let inside = || cells(start + Hole::WORD_BYTES, start + bytes, ids);
-    if inside().all(|(_, _, cell)| matches!(cell, Cell::Own(header, _) if header.has(SWEPT))) {
+    if inside().all(|(_, _, cell)| is_swept(cell)) {
         let blocks = inside().count() as isize;
         lane.recount(-blocks, -((bytes - Hole::WORD_BYTES) as isize));
         control.footprint.refund(bytes);
-        write_hole(start, Hole { bytes, is_in_use: false });
+        leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: false });
         lane.look_again_at(span);
         return bytes;
     }
     let mut gained = 0;
     let mut piece = Piece::default();
     for (at, bytes, cell) in inside() {
-        if matches!(cell, Cell::Own(header, _) if header.has(SWEPT)) {
+        if is_swept(cell) {
             if piece.blocks == 0 {
                 piece.start = at;
             }
@@ -210,9 +211,13 @@ fn sweep_hole(control: &Control, lane: &Lane, span: &Span, start: usize, bytes: 
     gained + recut(lane, piece)
 }
 
+/// Whether nothing but swept blocks is in a region; what was persisted stays where it is.
 fn is_one_piece(region: &Span, ids: Ids) -> bool {
-    !region.region.has_persisted.load(Ordering::Relaxed)
-        && walk(region, ids).all(|(_, header, _)| header.has(SWEPT))
+    runs(region).flat_map(|(start, end)| cells(start, end, ids)).all(|(_, _, cell)| is_swept(cell))
+}
+
+fn is_swept(cell: Cell) -> bool {
+    matches!(cell, Cell::Own(header, _) if header.has(SWEPT))
 }
 
 /// Gives a piece to the lane whose region it lies in. Returns its bytes if it was more than one

@@ -7,20 +7,28 @@ use super::{HEAP, current};
 use crate::base::line::Line;
 use crate::base::sync::{Ordering, wait_for};
 use crate::base::system_call::write_to_standard_error;
+use crate::lockfree::state::Callbacks;
 use crate::request::control::Control;
 use crate::request::finish::{Outcome, Survivors};
 use crate::request::leaks;
 
+/// What `State` runs of a request's callbacks.
+struct OnEnd(&'static Control);
+
+impl Callbacks for OnEnd {
+    fn is_empty(&self) -> bool {
+        self.0.on_end.is_empty()
+    }
+
+    fn run(&self) {
+        run_callbacks(self.0);
+    }
+}
+
 /// Drops a handle; the last one closes the request, after its callbacks have run.
 pub fn drop_handle(control: &'static Control) {
-    let state = &control.stub().state;
-    while !state.drop_shared() {
-        if !control.on_end.is_empty() {
-            run_callbacks(control);
-        } else if state.try_close() {
-            finish(control, Survivors::Live);
-            return;
-        }
+    if control.stub().state.drop_handle(&OnEnd(control)) {
+        finish(control, Survivors::Live);
     }
 }
 
@@ -28,15 +36,7 @@ pub fn drop_handle(control: &'static Control) {
 /// request is the caller's to finish. `false`: others are alive, and the caller still has its
 /// handle.
 pub fn drop_only_handle(control: &'static Control) -> bool {
-    let state = &control.stub().state;
-    while state.look().handles() == 1 {
-        if !control.on_end.is_empty() {
-            run_callbacks(control);
-        } else if state.try_close() {
-            return true;
-        }
-    }
-    false
+    control.stub().state.drop_only_handle(&OnEnd(control))
 }
 
 /// Lists on standard error what the request never freed, if its policy asks for that after such an

@@ -6,7 +6,7 @@ use super::refusal::tell_refusal;
 use super::{HEAP, RUNNING_COUNT, Thread, current, current_control};
 use crate::base::os;
 use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
-use crate::base::sync::{Ordering, wait_for};
+use crate::base::sync::{Ordering, Patience};
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
@@ -14,7 +14,6 @@ use crate::blocks::trace::{Site, Trace, needed_size};
 use crate::heap::found::{Found, Owner};
 use crate::heap::idle::TICK_MILLISECONDS;
 use crate::lockfree::header::{Block, Header, Memory, NONE, TRACED};
-use crate::lockfree::state::Visit;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::ptr::null;
@@ -200,7 +199,7 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
         return HEAP.resize_own_pages(found, Some(lane), new_size).unwrap_or(NONE);
     }
     let resize = |lane: &Lane| HEAP.resize_own_pages(found, Some(lane), new_size);
-    match visit(thread, owner, resize) {
+    match visit_lane(thread, owner, resize) {
         Some(resized) => resized.unwrap_or(NONE),
         // The request is over, and the block persistent.
         None => {
@@ -213,36 +212,50 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
     }
 }
 
-/// Runs `f` in a lane of a request that this thread is not inside, as a visitor: nothing of the request
-/// is finished here, and the thread that finishes it waits. `None`: the request is over, or there is no memory
-/// for a lane.
-fn visit<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option<R> {
-    let state = &owner.stub.state;
-    match state.try_visit(owner.serial.generation()) {
-        Visit::Inside => {}
-        Visit::Closed => return None,
-        Visit::Crowded => {
-            let visit = wait_for(|| {
-                let visit = state.try_visit(owner.serial.generation());
-                (visit != Visit::Crowded).then_some(visit)
-            });
-            if visit == Visit::Closed {
-                return None;
-            }
-        }
-    }
-    let control = owner.control();
-    thread.visited.set(control);
-    let lane = control.enter(|bytes| HEAP.take_descriptor_memory(bytes));
-    let result = lane.map(|lane| {
+/// Calls `f` as a visitor of a request that this thread is not inside: nothing of the request is finished
+/// here, and the thread that finishes it waits. `None`: it is closing, or over.
+fn visit<R>(thread: Option<&Thread>, owner: Owner, f: impl FnOnce() -> R) -> Option<R> {
+    let note = |visited| {
+        thread.inspect(|thread| thread.visited.set(visited));
+    };
+    let mut patience = Patience::new();
+    owner.stub.state.visit(
+        owner.serial.generation(),
+        || patience.wait(),
+        || {
+            note(owner.control());
+            let result = f();
+            note(null());
+            result
+        },
+    )
+}
+
+/// Calls `f` in a lane, as a visitor. `None`: the request is closing or over, or there is no memory for
+/// a lane.
+fn visit_lane<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option<R> {
+    visit(Some(thread), owner, || {
+        let lane = owner.control().enter(|bytes| HEAP.take_descriptor_memory(bytes))?;
         lane.bins.set_cache(&raw const thread.cache.bins);
         let result = f(lane);
         lane.occupancy.leave();
-        result
-    });
-    thread.visited.set(null());
-    state.end_visit();
-    result
+        Some(result)
+    })?
+}
+
+/// Makes a live block persistent, in place. One whose request is closing is a survivor of it.
+pub fn persist(payload: usize) {
+    let thread = current_or_start();
+    loop {
+        let found = HEAP.find(payload);
+        let Some(owner) = found.owner() else { return };
+        let is_inside = thread.is_some_and(|thread| thread.lane_inside(owner.control()).is_some());
+        let adopt = || HEAP.persist(&found, owner);
+        let is_done = if is_inside { adopt() } else { visit(thread, owner, adopt).unwrap_or(true) };
+        if is_done {
+            return;
+        }
+    }
 }
 
 /// Allocates the new block for one that is resized, whichever thread's it is: of the same lifetime,
@@ -277,7 +290,7 @@ pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> A
     if let Some(lane) = thread.lane_inside(control) {
         return alloc(lane);
     }
-    match visit(thread, owner, alloc) {
+    match visit_lane(thread, owner, alloc) {
         Some(allocated) => allocated,
         // The request is over: the old block outlives it, and so does the new one. (Or there is no
         // memory for a lane.)
