@@ -16,7 +16,7 @@ use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
 use crate::base::sync::{AtomicU32, Gauge, Ordering};
 use crate::lockfree::depot::Magazine;
-use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE};
+use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE, linked};
 use core::cell::Cell;
 
 /// A LIFO list of free blocks of one class.
@@ -355,15 +355,13 @@ impl Bins {
 /// the list's count. `name` names the latter fault.
 pub fn check_list(name: &'static str, listed: Magazine, free_header: Header) {
     let mut count = 0;
-    let mut block = listed.head;
     // A list that leads back into itself is too long as well.
-    while block != NONE && count <= listed.count {
+    for block in linked(&Raw, listed.head).take(listed.count as usize + 1) {
         let header = Header(Raw.header(block).load(Ordering::Relaxed));
         if header != free_header {
             fatal::header_overwritten(block, header.0);
         }
         count += 1;
-        block = Raw.link(block);
     }
     if count != listed.count {
         fatal::broken(name, count as usize, listed.count as usize);

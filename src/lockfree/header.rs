@@ -149,3 +149,19 @@ pub trait Memory {
     /// Sets the first payload word of a free block.
     fn set_link(&self, block: Block, next: Block);
 }
+
+/// The blocks of a list from this one on. Each link is read before its block is handed out, so the caller
+/// may overwrite it.
+pub fn linked<'m, M: Memory>(
+    memory: &'m M,
+    first: Block,
+) -> impl Iterator<Item = Block> + use<'m, M> {
+    let mut next = first;
+    core::iter::from_fn(move || {
+        (next != NONE).then(|| {
+            let block = next;
+            next = memory.link(block);
+            block
+        })
+    })
+}

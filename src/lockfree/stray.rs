@@ -9,7 +9,7 @@
 //! - **S3** A swap sees all that every pusher whose block it takes did before.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
-use crate::lockfree::header::{Block, Memory, NONE};
+use crate::lockfree::header::{Block, Memory, NONE, linked};
 
 const FIRST_BITS: u32 = 44;
 const FIRST_MASK: u64 = (1 << FIRST_BITS) - 1;
@@ -51,16 +51,9 @@ impl Chain {
         self.first == NONE
     }
 
-    /// The blocks. Each is read before it is handed out, so the caller may overwrite it.
+    /// The blocks, which the caller may overwrite.
     pub fn blocks<'m, M: Memory>(&self, memory: &'m M) -> impl Iterator<Item = Block> + use<'m, M> {
-        let mut next = self.first;
-        core::iter::from_fn(move || {
-            (next != NONE).then(|| {
-                let block = next;
-                next = memory.link(block);
-                block
-            })
-        })
+        linked(memory, self.first)
     }
 }
 

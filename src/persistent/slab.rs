@@ -12,7 +12,7 @@ use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::{Lock, Ordering, step};
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::Magazine;
-use crate::lockfree::header::{Block, Header, Memory, NONE};
+use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
 use crate::pages::span::{Span, SpanKind};
 use core::ptr::null;
 
@@ -197,13 +197,7 @@ fn repair(listed: &mut Listed, class: Class) {
 
 /// Counts the blocks on a slab's own list.
 fn free_blocks(span: &Span) -> u32 {
-    let mut count = 0;
-    let mut block = span.slab.free.get();
-    while block != NONE {
-        count += 1;
-        block = Raw.link(block);
-    }
-    count
+    linked(&Raw, span.slab.free.get()).count() as u32
 }
 
 /// Takes up to `want` blocks off a slab's own list.

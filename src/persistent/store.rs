@@ -10,7 +10,7 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
-use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
+use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::token::reap_one;
 use crate::pages::page_heap::Taken;
@@ -284,10 +284,7 @@ impl Store {
 /// the others.
 fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Magazine {
     let mut others = Magazine::EMPTY;
-    let mut next = magazine.head;
-    for _ in 0..magazine.count {
-        let block = next;
-        next = Raw.link(block);
+    for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
         let span = supply.span_of_free_persistent(block);
         if span.kind() == SpanKind::Region {
             let hole = Hole { bytes: class.stride_bytes(), is_in_use: false };
@@ -309,10 +306,7 @@ pub fn free_header(tag: Header, class: Class) -> Header {
 
 /// Gives back the spans of free large blocks.
 fn give_large<S: Supply>(magazine: Magazine, supply: &S) {
-    let mut block = magazine.head;
-    for _ in 0..magazine.count {
-        let next = Raw.link(block);
+    for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
         supply.give_span(supply.span_of_free(block, SpanKind::Slab));
-        block = next;
     }
 }

@@ -21,7 +21,7 @@ use crate::base::size_class::{Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES
 use crate::base::sync::{AtomicPtr, Gauge, Ordering};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, Memory, NONE};
+use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
 use crate::lockfree::lifecycle::Occupancy;
 use crate::pages::span::Span;
 use crate::request::span_list::SpanList;
@@ -143,8 +143,7 @@ impl Lane {
         if self.piece_count.get() == 0 {
             return None;
         }
-        let found = Class::all()
-            .take(FIRST_LARGE_CLASS)
+        let found = Class::all_shared()
             .skip(class.index())
             .find(|other| self.pieces[other.index()].get() != NONE)?;
         let block = self.pieces[found.index()].replace(NONE);
@@ -159,27 +158,23 @@ impl Lane {
     }
 
     /// Takes every piece; each is a free block linked to the next one of its class.
-    pub fn take_pieces(&self) -> impl Iterator<Item = (Class, Block)> + '_ {
+    pub fn take_pieces(&self) -> impl Iterator<Item = Block> + '_ {
         self.piece_count.set(0);
         self.piece_bytes.set(0);
-        Class::all()
-            .take(FIRST_LARGE_CLASS)
-            .map(|class| (class, self.pieces[class.index()].replace(NONE)))
+        self.pieces.iter().map(|first| first.replace(NONE))
     }
 
     /// Walks the pieces; fatal if a header or the counts contradict them.
     pub fn check_pieces(&self) {
         let (mut count, mut bytes) = (0, 0);
-        for class in Class::all().take(FIRST_LARGE_CLASS) {
-            let mut block = self.pieces[class.index()].get();
-            while block != NONE {
+        for class in Class::all_shared() {
+            for block in linked(&Raw, self.pieces[class.index()].get()) {
                 let header = Header(Raw.header(block).load(Ordering::Relaxed));
                 if header != self.bins.free_header(class) {
                     fatal::header_overwritten(block, header.0);
                 }
                 count += 1;
                 bytes += class.stride_bytes();
-                block = Raw.link(block);
             }
         }
         if (count, bytes) != (self.piece_count.get(), self.piece_bytes.get()) {

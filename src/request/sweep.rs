@@ -15,7 +15,7 @@ use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::{Block, Header, Memory, NONE, SWEPT};
+use crate::lockfree::header::{Block, Header, Memory, SWEPT, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
@@ -93,7 +93,7 @@ pub fn sweep<S: Host>(control: &Control, lane: &Lane, supply: &S) {
 fn sweep_bins(lane: &Lane, is_walked: impl Fn(Block) -> bool) {
     lane.retire_range();
     for class in Class::all() {
-        for block in listed(lane.bins.bin(class).take_all().head) {
+        for block in linked(&Raw, lane.bins.bin(class).take_all().head) {
             if is_walked(block) {
                 set_swept(block);
             } else {
@@ -101,20 +101,7 @@ fn sweep_bins(lane: &Lane, is_walked: impl Fn(Block) -> bool) {
             }
         }
     }
-    lane.take_pieces().flat_map(|(_, first)| listed(first)).for_each(set_swept);
-}
-
-/// Returns the blocks of a list; each link is read before its block is handed out.
-fn listed(first: Block) -> impl Iterator<Item = Block> {
-    let mut next = first;
-    core::iter::from_fn(move || {
-        let block = next;
-        if block == NONE {
-            return None;
-        }
-        next = Raw.link(block);
-        Some(block)
-    })
+    lane.take_pieces().flat_map(|first| linked(&Raw, first)).for_each(set_swept);
 }
 
 fn set_swept(block: Block) {
