@@ -14,6 +14,6 @@ pub mod run_index;
 pub mod state;
 pub mod stray;
 pub mod stack;
-pub mod lifetime;
 pub mod token;
+pub mod lifetime;
 pub mod versioned;
