@@ -5,4 +5,5 @@ pub mod allocated;
 pub mod identity;
 pub mod request_id;
 pub mod bin;
+pub mod region;
 pub mod trace;

@@ -5,6 +5,7 @@ use super::found::{Found, Owner, Place};
 use crate::base::sync::{Ordering, step};
 use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
+use crate::blocks::region::Ids;
 use crate::lockfree::lifetime::persist;
 use crate::lockfree::token::reap_one;
 use crate::pages::shelf::Shelf;
@@ -12,7 +13,6 @@ use crate::pages::span::Span;
 use crate::request::Host;
 use crate::request::control::{Control, Opening};
 use crate::request::finish::{self, Outcome, Survivors};
-use crate::request::region::Ids;
 
 impl Heap {
     /// Takes a control block, which is the caller's alone. `None`: the system has no more memory.

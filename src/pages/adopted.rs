@@ -47,8 +47,8 @@ impl AdoptedSpans {
         }
         listed.touched = span;
         step();
-        // What was just used is warm; what had no room comes last.
-        let is_last = span.region.had_no_room.get();
+        // What was just used is warm; what is full comes last.
+        let is_last = span.region.is_full();
         let (before, after) = if is_last { (listed.last, null()) } else { (null(), listed.first) };
         span.next.set(after);
         span.previous.set(before);
@@ -100,7 +100,7 @@ impl AdoptedSpans {
         self.existing.load(Ordering::Relaxed) != 0
     }
 
-    /// Takes the token of the span that was listed first.
+    /// Takes the token of the span that was listed first. `None`: there is none with room.
     pub fn take<'h>(&self) -> Option<&'h Span> {
         if !self.any() || self.is_pinning.load(Ordering::Relaxed) {
             return None;
@@ -108,7 +108,13 @@ impl AdoptedSpans {
         let mut listed = self.listed.lock();
         // SAFETY: null, or a listed descriptor (M1), guarded by the lock.
         let span = unsafe { listed.first.as_ref()? };
+        if span.region.is_full() {
+            return None;
+        }
         remove(&mut listed, span);
+        if span.region.is_exhausted() {
+            span.region.look_again();
+        }
         Some(span)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::base::size_class::PAGE_BYTES;
 use crate::base::sync::Ordering;
-use crate::lockfree::token::{AdoptedCount, Store};
+use crate::lockfree::token::{AdoptedCount, Store, publish};
 use crate::pages::span::Span;
 use crate::pages::supply::Supply;
 
@@ -29,6 +29,22 @@ impl<S: Supply> Store for Shelf<'_, S> {
         give_pages_where(self.0, span, held);
         self.0.give_descriptor(span);
         self.0.adopted().note_gone();
+    }
+}
+
+/// Bytes that are reaped in a full span before it is worth a walk again.
+const WORTH_A_WALK_BYTES: usize = 4096;
+
+/// Notes that a hole was left by a thread that reaps a block, which still counts. A full span that has
+/// room again is listed first.
+pub fn note_hole<S: Supply>(supply: &S, span: &Span, bytes: usize) {
+    let region = &span.region;
+    if !region.is_full() {
+        return;
+    }
+    if region.note_reaped(bytes) > WORTH_A_WALK_BYTES && supply.adopted().unlist(span) {
+        region.look_again();
+        publish(&Shelf(supply), span);
     }
 }
 

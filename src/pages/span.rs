@@ -11,7 +11,8 @@
 //! | `region` | `cut_end`, `warm_bytes` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
-//! | `region` | `held_pages`, `listed`, `had_no_room` | the token's holder; `listed` under the store's lock | the same |
+//! | `region` | `held_pages`, `hole_offset`, `listed` | the token's holder; `listed` under the store's lock | the same |
+//! | `region` | `reaped_since_full` | the token's holder; threads that reap a block of it | the same; only a hint |
 //! | `own` | `header_id` | the thread that makes the block | anybody |
 //! | `own` | `charged_bytes` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
 //! | `own` | `traced_bytes` | the owner, after it has written the record | any thread |
@@ -69,12 +70,41 @@ pub struct RegionState {
     pub held_pages: AtomicU32,
     /// Whether a block of it was persisted while its request was open.
     pub has_persisted: AtomicBool,
-    /// Adopted: whether the lane that was lent it last found no hole that was long enough.
-    pub had_no_room: Cell<bool>,
+    /// Adopted: how far from the base the next hole is looked for; 0: from the start; `NOWHERE`.
+    hole_offset: Cell<u32>,
+    /// Adopted: 0: there may be holes; else one more than the bytes of holes that were left in it since a walk
+    /// from its start found none.
+    reaped_since_full: AtomicU32,
     /// Adopted: whether it is listed in the store.
     pub listed: Cell<bool>,
     /// Bytes that its control block is charged for as warm memory.
     pub warm_bytes: Gauge,
+}
+
+/// In an adopted span no hole is looked for.
+const NOWHERE: u32 = u32::MAX;
+
+impl RegionState {
+    /// Whether a walk from its start found no hole.
+    pub fn is_full(&self) -> bool {
+        self.reaped_since_full.load(Ordering::Relaxed) != 0
+    }
+
+    /// A hole was left in a full span. Returns the bytes of those that were since it is full.
+    pub fn note_reaped(&self, bytes: usize) -> usize {
+        self.reaped_since_full.fetch_add(bytes as u32, Ordering::Relaxed) as usize + bytes
+    }
+
+    /// Whether the token's holder has found no further hole.
+    pub fn is_exhausted(&self) -> bool {
+        self.hole_offset.get() == NOWHERE
+    }
+
+    /// There may be holes anywhere: the next one is looked for from the start. By the token's holder.
+    pub fn look_again(&self) {
+        self.hole_offset.set(0);
+        self.reaped_since_full.store(0, Ordering::Relaxed);
+    }
 }
 
 /// The part of a block that has a span or a mapping of its own.
@@ -151,7 +181,7 @@ impl Span {
         self.region.held_pages.store(0, Ordering::Relaxed);
         self.region.has_persisted.store(false, Ordering::Relaxed);
         self.region.listed.set(false);
-        self.region.had_no_room.set(false);
+        self.region.look_again();
         self.region.warm_bytes.set(0);
         self.own.charged_bytes.set(0);
         self.own.traced_bytes.store(0, Ordering::Relaxed);
@@ -230,6 +260,23 @@ impl Span {
     /// Changes whose the blocks are.
     pub fn set_owner(&self, owner: u64) {
         self.owner.store(owner, Ordering::Relaxed);
+    }
+
+    /// Where the token's holder looks for the next hole.
+    pub fn hole_start(&self) -> usize {
+        self.base() + self.region.hole_offset.get() as usize
+    }
+
+    /// There is no hole before this place. By the token's holder.
+    pub fn set_hole_start(&self, start: usize) {
+        self.region.hole_offset.set((start - self.base()) as u32);
+    }
+
+    /// No hole was found where it was looked for. By the token's holder.
+    pub fn note_no_hole(&self) {
+        if self.region.hole_offset.replace(NOWHERE) == 0 {
+            self.region.reaped_since_full.store(1, Ordering::Relaxed);
+        }
     }
 
     /// Returns one past the last address.

@@ -2,4 +2,5 @@
 
 pub mod slab;
 pub mod cache;
+pub mod holes;
 pub mod store;

@@ -48,24 +48,20 @@ impl Slabs {
 
     /// Takes up to `want` free blocks from one slab, which `fresh_slab` makes if none has any.
     /// `Magazine::EMPTY`: there is no memory for a slab.
-    pub fn take<'h>(
-        &self,
-        class: Class,
-        want: u32,
-        free_header: Header,
-        fresh_slab: impl Fn() -> Option<&'h Span>,
-    ) -> Magazine {
-        loop {
-            if let Some(cut) = self.take_listed(class, want) {
-                return link_fresh(class, cut, free_header);
-            }
-            let Some(span) = fresh_slab() else { return Magazine::EMPTY };
-            let mut listed = self.listed.lock();
-            push(&mut listed, span);
-            step();
-            listed.idle_count += class.slab_count() as usize;
-            listed.touched = null();
+    pub fn take(&self, class: Class, want: u32, free_header: Header) -> Magazine {
+        match self.take_listed(class, want) {
+            Some(cut) => link_fresh(class, cut, free_header),
+            None => Magazine::EMPTY,
         }
+    }
+
+    /// Lists a new slab.
+    pub fn add(&self, class: Class, span: &Span) {
+        let mut listed = self.listed.lock();
+        push(&mut listed, span);
+        step();
+        listed.idle_count += class.slab_count() as usize;
+        listed.touched = null();
     }
 
     fn take_listed(&self, class: Class, want: u32) -> Option<Cut> {

@@ -14,9 +14,10 @@ use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::token::reap_one;
 use crate::pages::page_heap::Taken;
-use crate::pages::shelf::Shelf;
+use crate::pages::shelf::{Shelf, note_hole};
 use crate::pages::span::SpanKind;
 use crate::pages::supply::Supply;
+use crate::persistent::holes;
 use crate::persistent::slab::Slabs;
 use core::iter::from_fn;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
@@ -91,7 +92,8 @@ impl Store {
         &self.slabs[class.index()]
     }
 
-    /// Takes free blocks of `class`: a magazine of the depot, else at most `want` from a slab.
+    /// Takes free blocks of `class`: a magazine of the depot, else at most `want` from a slab that has
+    /// some, from holes of adopted spans, or from a new slab.
     /// `tag` is the header of live ones of class 0.
     pub fn take<S: Supply>(&self, class: Class, want: u32, tag: Header, supply: &S) -> Magazine {
         let free_header = free_header(tag, class);
@@ -107,10 +109,20 @@ impl Store {
         if let Some(magazine) = self.depot(class).take() {
             return magazine;
         }
-        self.slabs(class).take(class, want, free_header, || {
+        let slabs = self.slabs(class);
+        loop {
+            let recycled = slabs.take(class, want, free_header);
+            if !recycled.is_empty() {
+                return recycled;
+            }
+            let cut = holes::cut(class, want, free_header, supply);
+            if !cut.is_empty() {
+                return cut;
+            }
             let taken = supply.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0);
-            taken.map(|taken| taken.span)
-        })
+            let Some(Taken { span, .. }) = taken else { return Magazine::EMPTY };
+            slabs.add(class, span);
+        }
     }
 
     /// Takes a live block with a span of its own.
@@ -289,6 +301,7 @@ fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Maga
         if span.kind() == SpanKind::Region {
             let hole = Hole { bytes: class.stride_bytes(), is_in_use: false };
             leave_hole(&Raw, block, hole);
+            note_hole(supply, span, hole.bytes);
             // Nothing of the span is touched afterwards.
             reap_one(&Shelf(supply), span);
         } else {

@@ -4,10 +4,10 @@
 use super::Host;
 use super::control::Control;
 use super::lane::{Lane, Out};
-use super::region::{Cell, Ids, cells, cells_outside, runs};
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
+use crate::blocks::region::{Cell, Ids, cells, cells_outside, runs};
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifetime::{Adoption, adopt_at_close};
@@ -146,6 +146,9 @@ pub fn settle_lent<S: Host>(
             span.region.count.add(settled.adopted as u64);
         }
         _ => runs(span).for_each(|(start, end)| release_holes(ids, start, end)),
+    }
+    if !span.region.is_full() {
+        span.region.look_again();
     }
     span.set_owner(0);
     publish(&Shelf(supply), span);

@@ -5,6 +5,7 @@ use super::{Host, Shortage};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
+use crate::blocks::region::{MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, next_hole};
 use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::pages::page_heap::Taken;
@@ -12,15 +13,11 @@ use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::footprint::Bound;
 use crate::request::lane::{Lane, shared_cap};
-use crate::request::region::next_hole;
 use crate::request::sweep;
 
 /// The part of its regions that must be free for a request to be swept before it is marked: near
 /// the mark, every slow path may ask.
 const SOFT_WORTH_DIVISOR: usize = 32;
-
-/// Holes that are shorter are left to grow.
-const MIN_HOLE_BYTES: usize = 256;
 
 /// Adopted spans that are looked at before a new region is taken.
 const MAX_BORROWED: usize = 3;
@@ -172,9 +169,12 @@ impl Control {
         bound: Bound,
         supply: &S,
     ) -> bool {
+        if stride > MAX_STRIDE_IN_HOLES {
+            return false;
+        }
         let least_bytes = (stride + Hole::WORD_BYTES).max(MIN_HOLE_BYTES);
         for _ in 0..MAX_BORROWED {
-            let lent = lane.lent().next().filter(|_| lane.lent_at() != 0);
+            let lent = lane.lent().next().filter(|span| !span.region.is_exhausted());
             let span = match lent {
                 Some(span) => span,
                 None => match supply.adopted().take() {
@@ -186,10 +186,9 @@ impl Control {
                     None => return false,
                 },
             };
-            let Some((start, bytes)) = next_hole(span, lane.lent_at(), least_bytes, self.ids())
+            let Some((start, bytes)) = next_hole(span, span.hole_start(), least_bytes, self.ids())
             else {
-                span.region.had_no_room.set(true);
-                lane.set_lent_at(0);
+                span.note_no_hole();
                 continue;
             };
             // No more at once than a region would have, or than the request may have.
@@ -210,7 +209,7 @@ impl Control {
                 );
             }
             leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: true });
-            lane.set_lent_at(start + bytes);
+            span.set_hole_start(start + bytes);
             lane.cut_from_hole(start + Hole::WORD_BYTES, start + bytes);
             self.pace.note_range(bytes);
             return true;

@@ -60,11 +60,10 @@ pub struct Lane {
     /// block.
     range_start: Gauge,
     range_region: Cell<*const Span>,
-    region_count: Cell<usize>,
+    /// Bytes of the regions and holes that were taken for the request so far.
+    taken_bytes: Cell<usize>,
     /// Adopted spans that the lane was lent, the one that holes are taken from first.
     lent: Cell<*const Span>,
-    /// Where the next hole of that one is looked for.
-    lent_at: Cell<usize>,
     /// What a sweep has joined, by class: free blocks to cut others from.
     pieces: [Cell<Block>; FIRST_LARGE_CLASS],
     piece_count: Gauge,
@@ -107,11 +106,11 @@ impl Lane {
         lane
     }
 
-    /// Returns the pages of the next region, for a block of this stride: twice the last one, within
+    /// Returns the pages of the next region, for a block of this stride: as much again as there is, within
     /// bounds.
     pub fn next_region_pages(&self, stride: usize) -> usize {
-        let doubled = 1 << self.region_count.get().min(MAX_REGION_PAGES.ilog2() as usize);
-        doubled.max(pages_for(stride + HEADER_BYTES))
+        let doubled = (self.taken_bytes.get() / PAGE_BYTES + 1).next_power_of_two();
+        doubled.min(MAX_REGION_PAGES).max(pages_for(stride + HEADER_BYTES))
     }
 
     /// Takes the shortest warm region, if it has room for a block of this stride and is no longer
@@ -132,7 +131,7 @@ impl Lane {
         self.retire_range();
         span.next.set(self.regions.get());
         self.regions.set(span);
-        self.region_count.set(self.region_count.get() + 1);
+        self.taken_bytes.set(self.taken_bytes.get() + span.bytes());
         self.set_range(span.base() + HEADER_BYTES, span.end(), span);
     }
 
@@ -208,11 +207,9 @@ impl Lane {
         self.set_range(0, 0, null());
     }
 
-    /// Takes holes of this span from now on, from its start.
+    /// Takes holes of this span from now on.
     pub fn borrow(&self, span: &Span) {
-        span.region.had_no_room.set(false);
         span.next.set(self.lent.replace(span));
-        self.lent_at.set(span.base() + HEADER_BYTES);
     }
 
     /// The spans that the lane was lent, the one that holes are taken from first.
@@ -222,31 +219,13 @@ impl Lane {
 
     /// The same, which are the caller's to settle.
     pub fn take_lent(&self) -> SpanList<'_> {
-        self.lent_at.set(0);
         list(self.lent.replace(null()))
-    }
-
-    /// Where the next hole is looked for; 0: no span has any.
-    pub fn lent_at(&self) -> usize {
-        self.lent_at.get()
-    }
-
-    /// The last span that was lent has no hole before this place; 0: none at all.
-    pub fn set_lent_at(&self, at: usize) {
-        self.lent_at.set(at);
-    }
-
-    /// A hole of this span, which the lane was lent, is free again.
-    pub fn look_again_at(&self, span: &Span) {
-        if core::ptr::eq(self.lent.get(), span) {
-            self.lent_at.set(span.base() + HEADER_BYTES);
-        }
     }
 
     /// Cuts from a hole of a lent span from now on. Its word says that it is in use.
     pub fn cut_from_hole(&self, start: usize, end: usize) {
         self.retire_range();
-        self.region_count.set(self.region_count.get() + 1);
+        self.taken_bytes.set(self.taken_bytes.get() + end - start);
         self.set_range(start, end, null());
     }
 
@@ -341,7 +320,7 @@ impl Lane {
         self.cut_bytes.set(0);
         self.range_start.set(0);
         self.range_region.set(null());
-        self.region_count.set(0);
+        self.taken_bytes.set(0);
     }
 
     /// Whether the lane has no region and, being the only one, nothing in its bins to forget

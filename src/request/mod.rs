@@ -2,7 +2,6 @@
 
 // The parts of a control block, which do not know it.
 mod span_list;
-pub mod region;
 pub mod lane;
 mod figures;
 pub mod stub;

@@ -15,12 +15,12 @@ use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
+use crate::blocks::region::{Cell, Ids, cells, cells_outside, runs, walk};
 use crate::lockfree::header::{Block, Header, Memory, SWEPT, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::lane::Lane;
-use crate::request::region::{Cell, Ids, cells, cells_outside, runs, walk};
 
 /// Most lanes that are swept at once.
 const MAX_LANES: usize = 32;
@@ -179,7 +179,7 @@ fn sweep_hole(control: &Control, lane: &Lane, span: &Span, start: usize, bytes: 
         lane.recount(-blocks, -((bytes - Hole::WORD_BYTES) as isize));
         control.footprint.refund(bytes);
         leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: false });
-        lane.look_again_at(span);
+        span.region.look_again();
         return bytes;
     }
     let mut gained = 0;

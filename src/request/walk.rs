@@ -4,11 +4,11 @@ use super::Host;
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{Ordering, fence};
+use crate::blocks::region::walk;
 use crate::lockfree::header::{Block, FREED, LIVE, TRACED};
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::lane::Lane;
-use crate::request::region::walk;
 
 /// A block that was not freed. Its owner may use, move or free it at any time, so this says only
 /// what is known without looking at its memory, of which only the record may be read.

@@ -12,6 +12,12 @@ use crate::lockfree::header::{Block, Header, Memory};
 use crate::lockfree::hole::{Hole, find_hole};
 use crate::pages::span::Span;
 
+/// Holes that are shorter are left to grow.
+pub const MIN_HOLE_BYTES: usize = 256;
+
+/// Blocks of longer strides are not cut from holes: a walk that finds no room for them says nothing of others.
+pub const MAX_STRIDE_IN_HOLES: usize = 1024;
+
 /// The ids that headers in a region may have.
 #[derive(Clone, Copy)]
 pub struct Ids {
@@ -19,6 +25,13 @@ pub struct Ids {
     pub request: u64,
     /// Of persistent blocks.
     pub persistent: u64,
+}
+
+impl Ids {
+    /// In a span that no request cuts from.
+    pub const fn of_persistent(persistent: u64) -> Self {
+        Self { request: u64::MAX, persistent }
+    }
 }
 
 /// What lies at one place of a region.
