@@ -84,6 +84,9 @@ pub struct Stats {
     pub mapped_bytes: usize,
     /// Live blocks, the pages of open requests, and the allocator's own descriptors.
     pub in_use_bytes: usize,
+    /// Of those, the pages that survivors of closed requests share with holes, which later requests
+    /// and persistent blocks fill.
+    pub adopted_bytes: usize,
     /// Free blocks and mappings kept for the next allocation.
     pub cached_bytes: usize,
     /// Free pages, resident or not.
@@ -96,9 +99,10 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "mapped {} = in use {} + cached {} + free {}, {} open requests",
+            "mapped {} = in use {} ({} in adopted spans) + cached {} + free {}, {} open requests",
             Bytes(self.mapped_bytes),
             Bytes(self.in_use_bytes),
+            Bytes(self.adopted_bytes),
             Bytes(self.cached_bytes),
             Bytes(self.free_bytes),
             self.open_request_count
@@ -116,9 +120,11 @@ pub fn stats() -> Stats {
     // what is left of the whole.
     let free = heap.free.min(heap.mapped);
     let cached = cached.min(heap.mapped - free);
+    let in_use = heap.mapped - free - cached;
     Stats {
         mapped_bytes: heap.mapped,
-        in_use_bytes: heap.mapped - free - cached,
+        in_use_bytes: in_use,
+        adopted_bytes: heap.adopted.min(in_use),
         cached_bytes: cached,
         free_bytes: free,
         open_request_count: thread::open::open_count() as u64,

@@ -71,6 +71,7 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
         cached_bytes: cached,
         free_bytes: free,
         open_request_count: open_requests,
+        ..
     } = stats();
     let totals = Line::of_arguments(format_args!(
         "<total type=\"fast\" size=\"{cached}\"/>\n\
@@ -114,6 +115,7 @@ pub extern "C" fn malloc_stats() {
         cached_bytes: cached,
         free_bytes: free,
         open_request_count: open_requests,
+        ..
     } = stats();
     Line::of_arguments(format_args!(
         "system bytes = {mapped}, in use bytes = {in_use}, cached bytes = {cached}, \

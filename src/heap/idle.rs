@@ -17,6 +17,8 @@ pub struct HeapFigures {
     pub free: usize,
     /// Bytes of blocks and mappings kept for the next allocation.
     pub cached: usize,
+    /// Bytes of the pages of adopted spans.
+    pub adopted: usize,
 }
 
 impl Heap {
@@ -67,6 +69,7 @@ impl Heap {
             mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors,
             free,
             cached: self.store.held_bytes() + cached_mappings + self.controls.warm_bytes(),
+            adopted: self.adopted.held_bytes(),
         }
     }
 }

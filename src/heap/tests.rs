@@ -323,3 +323,49 @@ fn walkers_find_what_contradicts_itself() {
         _ => unreachable!(),
     });
 }
+
+#[test]
+fn holes_between_survivors_are_filled_by_persistent_blocks_and_go_with_them() {
+    let heap = new_heap();
+    heap.set_up();
+    let cache = new_cache(heap);
+    let survivors = one_request(heap);
+    let held_bytes = heap.adopted.held_bytes();
+    assert!(held_bytes > 0);
+    let class = Class::from_index(2).unwrap();
+    let blocks: Vec<Block> =
+        (0..5000).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
+    let in_holes =
+        |block: &&Block| matches!(heap.find(**block).place, crate::heap::found::Place::Adopted(_));
+    let count = blocks.iter().filter(in_holes).count();
+    assert!(count * class.stride_bytes() > held_bytes / 4, "{count} in {held_bytes} bytes");
+    assert!(count < blocks.len(), "and then slabs");
+    heap.check();
+    survivors.iter().chain(&blocks).for_each(|&block| free(heap, &cache, block));
+    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.release_all_idle();
+    heap.check();
+    assert_eq!(heap.adopted.held_bytes(), 0, "nothing is left of the spans");
+}
+
+#[test]
+fn a_full_span_is_looked_through_again_when_blocks_of_it_were_reaped() {
+    let heap = new_heap();
+    heap.set_up();
+    let cache = new_cache(heap);
+    let survivors = one_request(heap);
+    let class = Class::from_index(2).unwrap();
+    let fill = || -> Vec<Block> {
+        (0..5000).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect()
+    };
+    let held_bytes = heap.adopted.held_bytes();
+    let blocks = fill();
+    assert!(heap.adopted.take().is_none(), "nothing with room is left");
+    blocks.iter().for_each(|&block| free(heap, &cache, block));
+    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    let span = heap.adopted.take().expect("there is room again");
+    crate::lockfree::token::publish(&crate::pages::shelf::Shelf(heap), span);
+    assert_eq!(heap.adopted.held_bytes(), held_bytes);
+    survivors.iter().for_each(|&block| free(heap, &cache, block));
+    heap.check();
+}

@@ -23,8 +23,8 @@ unsafe impl Send for Listed {}
 /// The store.
 pub struct AdoptedSpans {
     listed: Lock<Listed>,
-    /// Spans that were adopted and not given back, lent ones too.
-    existing: AtomicUsize,
+    /// Bytes of their pages, lent ones too.
+    held_bytes: AtomicUsize,
     /// Nothing is lent: what lies between survivors stays unused.
     is_pinning: AtomicBool,
 }
@@ -33,7 +33,7 @@ impl AdoptedSpans {
     /// No span.
     pub const fn new() -> Self {
         Self {
-            existing: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
             is_pinning: AtomicBool::new(false),
             listed: Lock::new(Listed { first: null(), last: null(), count: 0, touched: null() }),
         }
@@ -85,19 +85,24 @@ impl AdoptedSpans {
         self.is_pinning.store(true, Ordering::Relaxed);
     }
 
-    /// A region becomes an adopted span.
-    pub fn note_new(&self) {
-        self.existing.fetch_add(1, Ordering::Relaxed);
+    /// So many bytes of pages are in adopted spans now.
+    pub fn note_held(&self, bytes: usize) {
+        self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// An adopted span is given back.
-    pub fn note_gone(&self) {
-        self.existing.fetch_sub(1, Ordering::Relaxed);
+    /// So many are given back.
+    pub fn note_given(&self, bytes: usize) {
+        self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of the pages of adopted spans, lent ones too.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
     }
 
     /// Returns whether there is any: else no persistent block lies in one.
     pub fn any(&self) -> bool {
-        self.existing.load(Ordering::Relaxed) != 0
+        self.held_bytes() != 0
     }
 
     /// Takes the token of the span that was listed first. `None`: there is none with room.

@@ -26,9 +26,8 @@ impl<S: Supply> Store for Shelf<'_, S> {
 
     fn give_back(&self, span: &Span) {
         let held = span.region.held_pages.load(Ordering::Relaxed);
-        give_pages_where(self.0, span, held);
+        give_adopted_pages(self.0, span, held);
         self.0.give_descriptor(span);
-        self.0.adopted().note_gone();
     }
 }
 
@@ -46,6 +45,12 @@ pub fn note_hole<S: Supply>(supply: &S, span: &Span, bytes: usize) {
         region.look_again();
         publish(&Shelf(supply), span);
     }
+}
+
+/// Gives those pages of an adopted span back that have a bit.
+pub fn give_adopted_pages<S: Supply>(supply: &S, span: &Span, mask: u32) {
+    give_pages_where(supply, span, mask);
+    supply.adopted().note_given(mask.count_ones() as usize * PAGE_BYTES);
 }
 
 /// Gives those pages of a region back that have a bit.

@@ -12,7 +12,7 @@ use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifetime::{Adoption, adopt_at_close};
 use crate::lockfree::token::publish;
-use crate::pages::shelf::{Shelf, give_pages_where};
+use crate::pages::shelf::{Shelf, give_adopted_pages, give_pages_where};
 use crate::pages::span::Span;
 
 /// What is found and done in the regions of a request.
@@ -103,7 +103,7 @@ pub fn settle_region<S: Host>(
     region.region.has_persisted.store(false, Ordering::Relaxed);
     region.region.count.add(settled.adopted as u64);
     region.region.count.add_token();
-    supply.adopted().note_new();
+    supply.adopted().note_held(held.count_ones() as usize * PAGE_BYTES);
     publish(&Shelf(supply), region);
 }
 
@@ -140,7 +140,7 @@ pub fn settle_lent<S: Host>(
             // Nothing may be left of it: then the last to count gives back what is held now.
             let gone = span.region.held_pages.load(Ordering::Relaxed) & settled.free_pages;
             span.region.held_pages.store(held, Ordering::Relaxed);
-            give_pages_where(supply, span, gone);
+            give_adopted_pages(supply, span, gone);
             survey.note_span(&settled, held);
             span.region.has_persisted.store(false, Ordering::Relaxed);
             span.region.count.add(settled.adopted as u64);
