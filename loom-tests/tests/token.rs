@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 use rqmalloc_loom_tests::base::sync::{AtomicU64, Lock, Ordering};
-use rqmalloc_loom_tests::lockfree::token::{AdoptedCount, Store, publish, reap_one};
+use rqmalloc_loom_tests::lockfree::token::{AdoptedCount, Store, publish, reap};
 use rqmalloc_loom_tests::model::{Plain, explore};
 
 /// An adopted span.
@@ -74,7 +74,7 @@ impl Shelf {
 
     fn reap(&self, header: usize) {
         self.span.headers[header].write(|is_free| *is_free = true);
-        reap_one(self, &self.span);
+        reap(self, &self.span, 1);
     }
 
     /// What a lane does that is lent the span, if it is there; `adopted` of its blocks survive.
@@ -129,6 +129,25 @@ fn two_reaps_against_close() {
         });
         shelf.close(2);
         reapers.into_iter().for_each(|reaper| reaper.join().unwrap());
+        shelf.assert_given_back();
+    });
+}
+
+/// A magazine brings two blocks home at once, another one the third.
+#[test]
+fn blocks_of_two_magazines_against_close() {
+    explore(3, || {
+        let shelf = Shelf::new();
+        let other = shelf.clone();
+        let reaper = thread::spawn(move || {
+            other.span.headers[0].write(|is_free| *is_free = true);
+            reap(&*other, &other.span, 2);
+        });
+        let last = shelf.clone();
+        let last = thread::spawn(move || last.reap(1));
+        shelf.close(3);
+        reaper.join().unwrap();
+        last.join().unwrap();
         shelf.assert_given_back();
     });
 }

@@ -7,7 +7,7 @@ use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::blocks::region::Ids;
 use crate::lockfree::lifetime::persist;
-use crate::lockfree::token::reap_one;
+use crate::lockfree::token::reap;
 use crate::pages::shelf::Shelf;
 use crate::pages::span::Span;
 use crate::request::Host;
@@ -73,7 +73,7 @@ impl Heap {
             owner.stub.persisted.add(generation, 1, class.stride_bytes());
             return true;
         }
-        reap_one(&Shelf(self), found.span);
+        reap(&Shelf(self), found.span, 1);
         false
     }
 

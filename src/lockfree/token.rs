@@ -28,9 +28,9 @@ impl AdoptedCount {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A block was reaped; whether only the token is left.
-    fn drop_one(&self) -> bool {
-        self.0.fetch_sub(1, Ordering::Release) == 2
+    /// So many blocks were reaped; whether only the token is left.
+    fn drop(&self, reaped: u64) -> bool {
+        self.0.fetch_sub(reaped, Ordering::Release) == reaped + 1
     }
 
     /// Whether only the token is left.
@@ -61,9 +61,9 @@ pub fn publish<S: Store>(store: &S, span: &S::Span) {
     }
 }
 
-/// Counts a block off that was reaped; the last thing that its reaper does to the span.
-pub fn reap_one<S: Store>(store: &S, span: &S::Span) {
-    if store.count(span).drop_one() && store.unlist(span) {
+/// Counts blocks off that were reaped; the last thing that their reaper does to the span.
+pub fn reap<S: Store>(store: &S, span: &S::Span, blocks: u64) {
+    if store.count(span).drop(blocks) && store.unlist(span) {
         publish(store, span);
     }
 }

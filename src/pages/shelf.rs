@@ -34,9 +34,9 @@ impl<S: Supply> Store for Shelf<'_, S> {
 /// Bytes that are reaped in a full span before it is worth a walk again.
 const WORTH_A_WALK_BYTES: usize = 4096;
 
-/// Notes that a hole was left by a thread that reaps a block, which still counts. A full span that has
+/// Notes that holes were left by a thread that reaps blocks, which still count. A full span that has
 /// room again is listed first.
-pub fn note_hole<S: Supply>(supply: &S, span: &Span, bytes: usize) {
+pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize) {
     let region = &span.region;
     if !region.is_full() {
         return;

@@ -12,10 +12,10 @@ use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
-use crate::lockfree::token::reap_one;
+use crate::lockfree::token::reap;
 use crate::pages::page_heap::Taken;
-use crate::pages::shelf::{Shelf, note_hole};
-use crate::pages::span::SpanKind;
+use crate::pages::shelf::{Shelf, note_holes};
+use crate::pages::span::{Span, SpanKind};
 use crate::pages::supply::Supply;
 use crate::persistent::holes;
 use crate::persistent::slab::Slabs;
@@ -296,19 +296,33 @@ impl Store {
 /// the others.
 fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Magazine {
     let mut others = Magazine::EMPTY;
-    for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
-        let span = supply.span_of_free_persistent(block);
-        if span.kind() == SpanKind::Region {
-            let hole = Hole { bytes: class.stride_bytes(), is_in_use: false };
-            leave_hole(&Raw, block, hole);
-            note_hole(supply, span, hole.bytes);
+    // Neighbours mostly come one after the other: they are counted off together.
+    let mut run: Option<(&Span, u64)> = None;
+    let finish = |run: Option<(&Span, u64)>| {
+        if let Some((span, count)) = run.filter(|&(_, count)| count > 0) {
+            note_holes(supply, span, count as usize * class.stride_bytes());
             // Nothing of the span is touched afterwards.
-            reap_one(&Shelf(supply), span);
+            reap(&Shelf(supply), span, count);
+        }
+    };
+    for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
+        let (span, count) = match run {
+            Some((span, count)) if (span.base()..span.end()).contains(&block) => (span, count),
+            _ => {
+                finish(run);
+                (supply.span_of_free_persistent(block), 0)
+            }
+        };
+        let is_adopted = span.kind() == SpanKind::Region;
+        if is_adopted {
+            leave_hole(&Raw, block, Hole { bytes: class.stride_bytes(), is_in_use: false });
         } else {
             Raw.set_link(block, others.head);
             others = Magazine { head: block, count: others.count + 1 };
         }
+        run = Some((span, count + u64::from(is_adopted)));
     }
+    finish(run);
     others
 }
 

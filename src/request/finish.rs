@@ -130,7 +130,7 @@ fn settle<S: Host>(
         control.exchange.forget_handed_on();
     }
     for lane in control.lanes() {
-        lane.retire_range();
+        lane.close_range();
         lane.take_lent().for_each(|span| settle_lent(control, supply, span, Some(&mut survey)));
         for region in lane.take_regions() {
             settle_region(control, supply, lane, region, &mut survey);

@@ -22,6 +22,7 @@ use crate::base::sync::{AtomicPtr, Gauge, Ordering};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
+use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifecycle::Occupancy;
 use crate::pages::span::Span;
 use crate::request::span_list::SpanList;
@@ -199,6 +200,21 @@ impl Lane {
             // Not into larger classes, whose blocks usually have spans of their own.
             self.bins.cut_free(class.min(Class::LAST_SHARED));
         }
+        self.leave_range();
+    }
+
+    /// Cuts nothing more, for the closer, who leaves memory alone that was never used. What is left of a
+    /// piece, or of a hole, is a hole.
+    pub fn close_range(&self) {
+        let left_bytes = self.bins.left_bytes();
+        if self.range_region.get().is_null() && left_bytes > 0 {
+            let rest = Hole { bytes: left_bytes, is_in_use: false };
+            leave_hole(&Raw, self.bins.bump() + HEADER_BYTES, rest);
+        }
+        self.leave_range();
+    }
+
+    fn leave_range(&self) {
         self.cut_bytes.add(self.bins.bump() - self.range_start.get());
         // SAFETY: null, or the descriptor of a region (M1).
         if let Some(span) = unsafe { self.range_region.get().as_ref() } {
@@ -304,9 +320,8 @@ impl Lane {
         place.set(span);
     }
 
-    /// Takes all regions off the lane, for the closer.
+    /// Takes all regions off the lane, for the closer, who has closed the range.
     pub fn take_regions(&self) -> SpanList<'_> {
-        self.retire_range();
         let regions = self.regions.replace(null());
         self.forget_blocks();
         list(regions)
