@@ -82,7 +82,8 @@ typedef struct rq_report {
      * not counted. */
     uint64_t surviving_blocks;
     size_t surviving_bytes;
-    /* Bytes of the spans of pages and of the mappings that survivors are in. */
+    /* Bytes of the pages and mappings that survivors are in, or of what the request was given of pages
+     * that others survive in. */
     size_t span_bytes;
     /* Bytes of those between the survivors: later requests allocate from them. */
     size_t reusable_bytes;

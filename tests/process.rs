@@ -779,7 +779,7 @@ fn survivors_pin_pages_and_no_more() {
         assert_eq!(report.surviving_blocks, 1);
         pinned += report.span_bytes;
     }
-    assert_eq!(pinned, 256 * 16 * 1024);
+    assert!(pinned <= 256 * 16 * 1024, "a page each, if no other survivor is in it: {pinned}");
     trim();
     // Each keeps its control block, too.
     let during = stats().in_use_bytes;

@@ -27,7 +27,8 @@ pub struct Report {
     pub surviving_blocks: u64,
     /// Their bytes.
     pub surviving_bytes: usize,
-    /// Bytes of the spans of pages and of the mappings that survivors are in.
+    /// Bytes of the pages and mappings that survivors are in, or of what the request was given of pages
+    /// that others survive in.
     pub span_bytes: usize,
     /// Bytes of those between the survivors: later requests allocate from them.
     pub reusable_bytes: usize,

@@ -9,7 +9,7 @@ use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory};
-use crate::lockfree::hole::{Hole, find_hole};
+use crate::lockfree::hole::{Hole, find_hole, leave_hole};
 use crate::pages::span::Span;
 
 /// Holes that are shorter are left to grow.
@@ -144,4 +144,29 @@ pub fn next_hole(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Opti
         }
     }
     None
+}
+
+/// Takes a hole, whose blocks are behind its word from now on. By the lessee of the span.
+pub fn take_hole(span: &Span, start: usize, bytes: usize) {
+    let block = start + HEADER_BYTES;
+    Raw.set_link(block, span.region.last_taken.get() as usize);
+    leave_hole(&Raw, block, Hole { bytes, is_in_use: true });
+    span.region.last_taken.set((start - span.base()) as u32);
+}
+
+/// Returns the holes that the lessee of a span took, which are its to settle: where each begins, and its length.
+pub fn release_taken(span: &Span) -> impl Iterator<Item = (usize, usize)> + use<'_> {
+    let mut next = span.region.last_taken.replace(0) as usize;
+    core::iter::from_fn(move || {
+        if next == 0 {
+            return None;
+        }
+        let start = span.base() + next;
+        let header = Header(Raw.header(start + HEADER_BYTES).load(Ordering::Relaxed));
+        let Some(hole) = Hole::of(header).filter(|hole| hole.is_in_use) else {
+            fatal::header_overwritten(start + HEADER_BYTES, header.0);
+        };
+        next = Raw.link(start + HEADER_BYTES);
+        Some((start, hole.bytes))
+    })
 }

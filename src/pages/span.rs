@@ -8,10 +8,10 @@
 //! | all | `kind`, `class`, `base`, `bytes`, `owner` | the thread that describes the span, before it is published; of a mapping, its block's owner | any thread |
 //! | all | `next`, `previous` | the holder of the list: the class's lock; the lane's occupant, then the closer; the request's lock of large blocks; the store of mappings | the same |
 //! | `slab` | all | under the class's lock | the same |
-//! | `region` | `cut_end`, `warm_bytes` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
+//! | `region` | `cut_end`, `is_charged_as_warm` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
-//! | `region` | `held_pages`, `hole_offset`, `listed` | the token's holder; `listed` under the store's lock | the same |
+//! | `region` | `held_pages`, `hole_offset`, `last_taken`, `listed` | the token's holder; `listed` under the store's lock | the same |
 //! | `region` | `reaped_since_full` | the token's holder; threads that reap a block of it | the same; only a hint |
 //! | `own` | `header_id` | the thread that makes the block | anybody |
 //! | `own` | `charged_bytes` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
@@ -72,13 +72,16 @@ pub struct RegionState {
     pub has_persisted: AtomicBool,
     /// Adopted: how far from the base the next hole is looked for; 0: from the start; `NOWHERE`.
     hole_offset: Cell<u32>,
+    /// Adopted: how far from the base the hole is that its lessee took last; 0: it took none. Each leads to
+    /// the one before it.
+    pub last_taken: Cell<u32>,
     /// Adopted: 0: there may be holes; else one more than the bytes of holes that were left in it since a walk
     /// from its start found none.
     reaped_since_full: AtomicU32,
     /// Adopted: whether it is listed in the store.
     pub listed: Cell<bool>,
-    /// Bytes that its control block is charged for as warm memory.
-    pub warm_bytes: Gauge,
+    /// Whether its control block is charged for it as warm memory.
+    pub is_charged_as_warm: Cell<bool>,
 }
 
 /// In an adopted span no hole is looked for.
@@ -182,7 +185,8 @@ impl Span {
         self.region.has_persisted.store(false, Ordering::Relaxed);
         self.region.listed.set(false);
         self.region.look_again();
-        self.region.warm_bytes.set(0);
+        self.region.last_taken.set(0);
+        self.region.is_charged_as_warm.set(false);
         self.own.charged_bytes.set(0);
         self.own.traced_bytes.store(0, Ordering::Relaxed);
         self.own.header_id.store(0, Ordering::Relaxed);

@@ -4,7 +4,9 @@
 //! Blocks with a span of their own are not kept here: the span of a free one goes back at once.
 
 use crate::base::fatal;
-use crate::base::size_class::{Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET};
+use crate::base::size_class::{
+    Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES,
+};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
@@ -297,33 +299,49 @@ impl Store {
 fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Magazine {
     let mut others = Magazine::EMPTY;
     // Neighbours mostly come one after the other: they are counted off together.
-    let mut run: Option<(&Span, u64)> = None;
-    let finish = |run: Option<(&Span, u64)>| {
-        if let Some((span, count)) = run.filter(|&(_, count)| count > 0) {
-            note_holes(supply, span, count as usize * class.stride_bytes());
-            // Nothing of the span is touched afterwards.
-            reap(&Shelf(supply), span, count);
-        }
-    };
+    let mut run: Option<Run<'_>> = None;
     for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
-        let (span, count) = match run {
-            Some((span, count)) if (span.base()..span.end()).contains(&block) => (span, count),
+        let page = (block - HEADER_BYTES) / PAGE_BYTES;
+        let run = match &mut run {
+            Some(run) if run.page == page => run,
             _ => {
-                finish(run);
-                (supply.span_of_free_persistent(block), 0)
+                let span = supply.span_of_free_persistent(block);
+                let count = match run.take() {
+                    Some(run) if core::ptr::eq(run.span, span) => run.count,
+                    other => {
+                        finish_run(class, other, supply);
+                        0
+                    }
+                };
+                run.insert(Run { span, page, count })
             }
         };
-        let is_adopted = span.kind() == SpanKind::Region;
-        if is_adopted {
+        if run.span.kind() == SpanKind::Region {
             leave_hole(&Raw, block, Hole { bytes: class.stride_bytes(), is_in_use: false });
+            run.count += 1;
         } else {
             Raw.set_link(block, others.head);
             others = Magazine { head: block, count: others.count + 1 };
         }
-        run = Some((span, count + u64::from(is_adopted)));
     }
-    finish(run);
+    finish_run(class, run, supply);
     others
+}
+
+/// Blocks of one span that were reaped and still count. (A page that the span gave back may be another
+/// span's, so one is known by its pages only.)
+struct Run<'s> {
+    span: &'s Span,
+    page: usize,
+    count: u64,
+}
+
+fn finish_run<S: Supply>(class: Class, run: Option<Run<'_>>, supply: &S) {
+    if let Some(Run { span, count, .. }) = run.filter(|run| run.count > 0) {
+        note_holes(supply, span, count as usize * class.stride_bytes());
+        // Nothing of the span is touched afterwards.
+        reap(&Shelf(supply), span, count);
+    }
 }
 
 /// The header of a free block, where live ones of class 0 have this tag.

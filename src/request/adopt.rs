@@ -7,7 +7,7 @@ use super::lane::{Lane, Out};
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{Cell, Ids, cells, cells_outside, runs};
+use crate::blocks::region::{Cell, Ids, cells, release_taken};
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifetime::{Adoption, adopt_at_close};
@@ -23,9 +23,9 @@ pub struct Survey {
     left: usize,
     /// Blocks that were adopted.
     pub adopted: Out,
-    /// Bytes of pages of the spans in which blocks stay.
+    /// Bytes of the pages, and of the holes of earlier spans, in which blocks stay.
     pub span_bytes: usize,
-    /// Bytes of their holes.
+    /// Bytes of what is between them.
     pub reusable_bytes: usize,
 }
 
@@ -86,8 +86,8 @@ pub fn settle_region<S: Host>(
     let holes = &mut Holes::new(region, &mut settled);
     let start = region.base() + HEADER_BYTES;
     holes.run = (start, end);
-    let seen_end = settle_run(control.ids(), start, cut_end, survey, holes);
-    holes.note(seen_end, end - seen_end);
+    settle_run(control.ids(), start, cut_end, survey, holes);
+    holes.note(cut_end, end - cut_end);
     holes.flush();
     survey.adopted.blocks += settled.adopted as isize;
     if settled.staying == 0 {
@@ -116,64 +116,67 @@ fn release_region<S: Host>(control: &Control, supply: &S, lane: &Lane, region: &
     }
 }
 
-/// Ends a lane's use of a span that it was lent: its blocks are adopted, or holes. Without a survey nothing
-/// stays, and only the words of holes are written.
+/// Ends a lane's use of a span that it was lent: what it cut from holes is adopted, or a hole again. Without a
+/// survey nothing stays, and only the words of holes are written.
 pub fn settle_lent<S: Host>(
     control: &Control,
     supply: &S,
     span: &Span,
     survey: Option<&mut Survey>,
 ) {
-    let ids = control.ids();
+    let mut first = usize::MAX;
+    let taken = release_taken(span).inspect(|&(start, _)| first = first.min(start));
     match survey {
         Some(survey) if survey.must_walk(span) => {
             let mut settled = Settled::default();
             let holes = &mut Holes::new(span, &mut settled);
-            for (start, end) in runs(span) {
-                holes.run = (start, end);
-                let seen_end = settle_run(ids, start, end, survey, holes);
-                holes.note(seen_end, end - seen_end);
+            for (start, bytes) in taken {
+                let end = start + bytes;
+                holes.run = edges(span, start, end);
+                let before = (holes.settled.adopted, holes.settled.hole_bytes);
+                holes.note(start, Hole::WORD_BYTES);
+                settle_run(control.ids(), start + Hole::WORD_BYTES, end, survey, holes);
                 holes.flush();
+                if holes.settled.adopted > before.0 {
+                    survey.span_bytes += bytes;
+                    survey.reusable_bytes += holes.settled.hole_bytes - before.1;
+                }
             }
             survey.adopted.blocks += settled.adopted as isize;
-            let held = span.region.held_pages.load(Ordering::Relaxed) & !settled.free_pages;
+            let held = span.region.held_pages.load(Ordering::Relaxed);
             // Nothing may be left of it: then the last to count gives back what is held now.
-            let gone = span.region.held_pages.load(Ordering::Relaxed) & settled.free_pages;
-            span.region.held_pages.store(held, Ordering::Relaxed);
-            give_adopted_pages(supply, span, gone);
-            survey.note_span(&settled, held);
+            span.region.held_pages.store(held & !settled.free_pages, Ordering::Relaxed);
+            give_adopted_pages(supply, span, held & settled.free_pages);
             span.region.has_persisted.store(false, Ordering::Relaxed);
             span.region.count.add(settled.adopted as u64);
         }
-        _ => runs(span).for_each(|(start, end)| release_holes(ids, start, end)),
+        _ => {
+            for (start, bytes) in taken {
+                leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: false });
+            }
+        }
     }
-    if !span.region.is_full() {
-        span.region.look_again();
+    // Before that place there was none, when the lane looked.
+    if first != usize::MAX {
+        span.set_hole_start(first);
     }
     span.set_owner(0);
     publish(&Shelf(supply), span);
 }
 
-/// Whole holes are free again: nothing looks at the blocks that were cut from them.
-fn release_holes(ids: Ids, start: usize, end: usize) {
-    for (at, bytes, cell) in cells_outside(start, end, ids) {
-        if matches!(cell, Cell::Word(_)) {
-            leave_hole(&Raw, at + HEADER_BYTES, Hole { bytes, is_in_use: false });
-        }
-    }
+/// Where a hole begins and ends, if a run of held pages does so there; else 0.
+fn edges(span: &Span, start: usize, end: usize) -> (usize, usize) {
+    let held = span.region.held_pages.load(Ordering::Relaxed);
+    let is_held = |page: usize| held.checked_shr(page as u32).is_some_and(|rest| rest & 1 == 1);
+    let (first, last) = (start - HEADER_BYTES - span.base(), end + HEADER_BYTES - span.base());
+    let is_start = first % PAGE_BYTES == 0 && (first == 0 || !is_held(first / PAGE_BYTES - 1));
+    let is_end = last % PAGE_BYTES == 0 && !is_held(last / PAGE_BYTES);
+    (if is_start { start } else { 0 }, if is_end { end } else { 0 })
 }
 
-/// Adopts what is live from `start` to `end`, and notes what is not as holes. Where the look ended: further
-/// on nothing stays.
-fn settle_run(
-    ids: Ids,
-    start: usize,
-    end: usize,
-    survey: &mut Survey,
-    holes: &mut Holes<'_>,
-) -> usize {
+/// Adopts what is live from `start` to `end`, and notes what is not as holes.
+fn settle_run(ids: Ids, start: usize, end: usize, survey: &mut Survey, holes: &mut Holes<'_>) {
     let persistent = Header::tag(ids.persistent, LIVE);
-    let mut seen_end = start;
     for (at, bytes, cell) in cells(start, end, ids) {
         let stays = match cell {
             Cell::Own(header, _) if header.has(LIVE) && survey.adopts => {
@@ -195,9 +198,7 @@ fn settle_run(
         } else {
             holes.note(at, bytes);
         }
-        seen_end = at + bytes;
     }
-    seen_end
 }
 
 /// Neighbours that become one hole, in one run of a span's pages.

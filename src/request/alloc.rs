@@ -5,7 +5,7 @@ use super::{Host, Shortage};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, next_hole};
+use crate::blocks::region::{MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, next_hole, take_hole};
 use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::pages::page_heap::Taken;
@@ -208,7 +208,7 @@ impl Control {
                     Hole { bytes: rest_bytes, is_in_use: false },
                 );
             }
-            leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: true });
+            take_hole(span, start, bytes);
             span.set_hole_start(start + bytes);
             lane.cut_from_hole(start + Hole::WORD_BYTES, start + bytes);
             self.pace.note_range(bytes);

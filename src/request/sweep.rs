@@ -15,7 +15,7 @@ use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{Cell, Ids, cells, cells_outside, runs, walk};
+use crate::blocks::region::{Cell, Ids, cells, release_taken, runs, take_hole, walk};
 use crate::lockfree::header::{Block, Header, Memory, SWEPT, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::pages::span::{Span, SpanKind};
@@ -156,17 +156,12 @@ fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize 
     gained + swept.lent().map(|span| sweep_lent(control, swept, span)).sum::<usize>()
 }
 
-/// Sweeps the holes of a lent span: one that only swept blocks are in is free again.
+/// Sweeps the holes that a lane took in a lent span: one that only swept blocks are in is free again.
 fn sweep_lent(control: &Control, lane: &Lane, span: &Span) -> usize {
-    let ids = control.ids();
     span.region.sweeper.store(0, Ordering::Relaxed);
     let mut gained = 0;
-    for (start, end) in runs(span) {
-        for (at, bytes, cell) in cells_outside(start, end, ids) {
-            if matches!(cell, Cell::Word(_)) {
-                gained += sweep_hole(control, lane, span, at, bytes);
-            }
-        }
+    for (start, bytes) in release_taken(span) {
+        gained += sweep_hole(control, lane, span, start, bytes);
     }
     gained
 }
@@ -182,6 +177,7 @@ fn sweep_hole(control: &Control, lane: &Lane, span: &Span, start: usize, bytes: 
         span.region.look_again();
         return bytes;
     }
+    take_hole(span, start, bytes);
     let mut gained = 0;
     let mut piece = Piece::default();
     for (at, bytes, cell) in inside() {

@@ -27,12 +27,12 @@ impl Warm {
     /// block and of the process allow it.
     pub fn keeps<S: Host>(&self, region: &Span, supply: &S) -> bool {
         let bytes = region.bytes();
-        let is_charged = region.region.warm_bytes.get() != 0;
+        let is_charged = region.region.is_charged_as_warm.get();
         let stays = is_charged
             || (self.bytes.load(Ordering::Relaxed) + bytes <= MAX_WARM_BYTES
                 && supply.charge_warm(bytes));
         if stays && !is_charged {
-            region.region.warm_bytes.set(bytes);
+            region.region.is_charged_as_warm.set(true);
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         stays
@@ -40,11 +40,9 @@ impl Warm {
 
     /// Notes that a region leaves the control block for good.
     pub fn let_go<S: Host>(&self, region: &Span, supply: &S) {
-        let charged = region.region.warm_bytes.get();
-        if charged != 0 {
-            region.region.warm_bytes.set(0);
-            self.bytes.fetch_sub(charged, Ordering::Relaxed);
-            supply.refund_warm(charged);
+        if region.region.is_charged_as_warm.replace(false) {
+            self.bytes.fetch_sub(region.bytes(), Ordering::Relaxed);
+            supply.refund_warm(region.bytes());
         }
     }
 }
