@@ -308,6 +308,7 @@ pub unsafe fn owner_of(payload: *const u8) -> Option<RequestId> {
     if payload == NONE {
         return None;
     }
-    let owner = HEAP.find(payload).owner()?;
+    // A block of a request that is being closed is as good as persistent.
+    let owner = HEAP.find(payload).owner().filter(|owner| owner.is_open())?;
     owner.control().number_of_past(owner.serial.generation()).map(RequestId)
 }

@@ -46,6 +46,11 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Whether it is open: else its live blocks are survivors.
+    pub fn is_open(self) -> bool {
+        self.stub.state.look().is_open(self.serial.generation())
+    }
+
     /// Its control block, which is the request's as long as something else keeps it.
     pub fn control(self) -> &'static Control {
         Control::of(self.stub)

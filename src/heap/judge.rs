@@ -16,11 +16,16 @@ use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 
 impl Heap {
-    /// Returns whether a block was a request's and is persistent now.
+    /// Returns whether a block was a request's and is persistent now, or as soon as the thread that closes
+    /// the request comes to it.
     pub fn is_adopted(&self, found: &Found<'_>) -> bool {
-        found.owner().is_none()
-            && (matches!(found.place, Place::Adopted(_))
-                || found.header.id() != self.persistent_tag().id())
+        match found.owner() {
+            Some(owner) => !owner.is_open(),
+            None => {
+                matches!(found.place, Place::Adopted(_))
+                    || found.header.id() != self.persistent_tag().id()
+            }
+        }
     }
 
     /// Whether the page or mapping of this payload is this heap's.

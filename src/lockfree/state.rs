@@ -92,7 +92,7 @@ impl Snapshot {
     }
 
     /// Whether it is open and of this generation.
-    const fn is_open(self, generation: u32) -> bool {
+    pub const fn is_open(self, generation: u32) -> bool {
         matches!(self.phase(), Phase::Open) && self.generation() == generation
     }
 }

@@ -243,7 +243,8 @@ fn visit_lane<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> O
     })?
 }
 
-/// Makes a live block persistent, in place. One whose request is closing is a survivor of it.
+/// Makes a live block persistent, in place. One whose request is being closed is a survivor already: whoever
+/// closes it need not have come to the block.
 pub fn persist(payload: usize) {
     let thread = current_or_start();
     loop {
