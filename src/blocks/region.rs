@@ -126,9 +126,18 @@ pub fn cells_outside(
     })
 }
 
-/// The first hole at or behind `from` that has `least_bytes`, with the holes that follow on it: where it begins,
-/// and its length. Nobody else takes holes of the span.
-pub fn next_hole(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
+/// The next hole of a span that has `least_bytes`, with the holes that follow on it: where it begins, and its
+/// length. Nobody else takes holes of the span.
+pub fn next_hole(span: &Span, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
+    loop {
+        let found = hole_from(span, span.hole_start(), least_bytes, ids);
+        if found.is_some() || !span.looks_again() {
+            return found;
+        }
+    }
+}
+
+fn hole_from(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
     for (start, end) in runs(span).filter(|&(_, end)| end > from) {
         let (mut hole_start, mut hole_bytes) = (0, 0);
         for (at, bytes, cell) in cells_outside(start.max(from), end, ids) {

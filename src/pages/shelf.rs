@@ -3,7 +3,7 @@
 use crate::base::size_class::PAGE_BYTES;
 use crate::base::sync::Ordering;
 use crate::lockfree::token::{AdoptedCount, Store, publish};
-use crate::pages::span::Span;
+use crate::pages::span::{Span, WORTH_A_WALK_DIVISOR};
 use crate::pages::supply::Supply;
 
 /// The store as `lockfree/token` knows it, with where a span goes that nothing is left of.
@@ -31,9 +31,6 @@ impl<S: Supply> Store for Shelf<'_, S> {
     }
 }
 
-/// Bytes that are reaped in a full span before it is worth a walk again.
-const WORTH_A_WALK_BYTES: usize = 4096;
-
 /// Notes that holes were left by a thread that reaps blocks, which still count. A full span that has
 /// room again is listed first.
 pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize) {
@@ -41,7 +38,9 @@ pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize) {
     if !region.is_full() {
         return;
     }
-    if region.note_reaped(bytes) > WORTH_A_WALK_BYTES && supply.adopted().unlist(span) {
+    if region.note_reaped(bytes) > span.bytes() / WORTH_A_WALK_DIVISOR
+        && supply.adopted().unlist(span)
+    {
         region.look_again();
         publish(&Shelf(supply), span);
     }

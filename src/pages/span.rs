@@ -11,7 +11,7 @@
 //! | `region` | `cut_end`, `is_charged_as_warm` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
-//! | `region` | `held_pages`, `hole_offset`, `last_taken`, `listed` | the token's holder; `listed` under the store's lock | the same |
+//! | `region` | `held_pages`, `hole_offset`, `found_bytes`, `last_taken`, `listed` | the token's holder; `listed` under the store's lock | the same |
 //! | `region` | `reaped_since_full` | the token's holder; threads that reap a block of it | the same; only a hint |
 //! | `own` | `header_id` | the thread that makes the block | anybody |
 //! | `own` | `charged_bytes` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
@@ -72,11 +72,13 @@ pub struct RegionState {
     pub has_persisted: AtomicBool,
     /// Adopted: how far from the base the next hole is looked for; 0: from the start; `NOWHERE`.
     hole_offset: Cell<u32>,
+    /// Adopted: bytes of holes that were found since it was looked through from the start.
+    found_bytes: Cell<u32>,
     /// Adopted: how far from the base the hole is that its lessee took last; 0: it took none. Each leads to
     /// the one before it.
     pub last_taken: Cell<u32>,
     /// Adopted: 0: there may be holes; else one more than the bytes of holes that were left in it since a walk
-    /// from its start found none.
+    /// through it was not worth while.
     reaped_since_full: AtomicU32,
     /// Adopted: whether it is listed in the store.
     pub listed: Cell<bool>,
@@ -84,11 +86,14 @@ pub struct RegionState {
     pub is_charged_as_warm: Cell<bool>,
 }
 
+/// The part of a span that a walk from its start to its end must find in holes.
+pub const WORTH_A_WALK_DIVISOR: usize = 8;
+
 /// In an adopted span no hole is looked for.
 const NOWHERE: u32 = u32::MAX;
 
 impl RegionState {
-    /// Whether a walk from its start found no hole.
+    /// Whether a walk through it was not worth while.
     pub fn is_full(&self) -> bool {
         self.reaped_since_full.load(Ordering::Relaxed) != 0
     }
@@ -106,6 +111,7 @@ impl RegionState {
     /// There may be holes anywhere: the next one is looked for from the start. By the token's holder.
     pub fn look_again(&self) {
         self.hole_offset.set(0);
+        self.found_bytes.set(0);
         self.reaped_since_full.store(0, Ordering::Relaxed);
     }
 }
@@ -271,16 +277,25 @@ impl Span {
         self.base() + self.region.hole_offset.get() as usize
     }
 
-    /// There is no hole before this place. By the token's holder.
-    pub fn set_hole_start(&self, start: usize) {
-        self.region.hole_offset.set((start - self.base()) as u32);
+    /// A hole of so many bytes was found that ends there. By the token's holder.
+    pub fn note_hole(&self, bytes: usize, end: usize) {
+        let region = &self.region;
+        region.hole_offset.set((end - self.base()) as u32);
+        region.found_bytes.set(region.found_bytes.get() + bytes as u32);
     }
 
-    /// No hole was found where it was looked for. By the token's holder.
-    pub fn note_no_hole(&self) {
-        if self.region.hole_offset.replace(NOWHERE) == 0 {
-            self.region.reaped_since_full.store(1, Ordering::Relaxed);
+    /// No further hole was found; whether to look again, from the start. If there were few, that is not worth
+    /// a walk before others are left; and who took some has them. By the token's holder.
+    pub fn looks_again(&self) -> bool {
+        let region = &self.region;
+        let found_few = (region.found_bytes.get() as usize) < self.bytes() / WORTH_A_WALK_DIVISOR;
+        let looks_again = !found_few && region.last_taken.get() == 0;
+        region.look_again();
+        if !looks_again {
+            region.hole_offset.set(NOWHERE);
         }
+        region.reaped_since_full.store(u32::from(found_few), Ordering::Relaxed);
+        looks_again
     }
 
     /// Returns one past the last address.

@@ -40,9 +40,7 @@ fn cut_from(span: &Span, class: Class, want: u32, free_header: Header, cut: &mut
     let ids = Ids::of_persistent(free_header.id());
     while cut.count < want {
         let least_bytes = stride.max(MIN_HOLE_BYTES);
-        let Some((start, bytes)) = next_hole(span, span.hole_start(), least_bytes, ids) else {
-            return span.note_no_hole();
-        };
+        let Some((start, bytes)) = next_hole(span, least_bytes, ids) else { return };
         let count = (bytes / stride).min((want - cut.count) as usize);
         let end = start + count * stride;
         if end < start + bytes {
@@ -55,6 +53,6 @@ fn cut_from(span: &Span, class: Class, want: u32, free_header: Header, cut: &mut
             Raw.set_link(block, cut.head);
             *cut = Magazine { head: block, count: cut.count + 1 };
         }
-        span.set_hole_start(end);
+        span.note_hole(end - start, end);
     }
 }

@@ -124,8 +124,7 @@ pub fn settle_lent<S: Host>(
     span: &Span,
     survey: Option<&mut Survey>,
 ) {
-    let mut first = usize::MAX;
-    let taken = release_taken(span).inspect(|&(start, _)| first = first.min(start));
+    let taken = release_taken(span);
     match survey {
         Some(survey) if survey.must_walk(span) => {
             let mut settled = Settled::default();
@@ -155,10 +154,6 @@ pub fn settle_lent<S: Host>(
                 leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: false });
             }
         }
-    }
-    // Before that place there was none, when the lane looked.
-    if first != usize::MAX {
-        span.set_hole_start(first);
     }
     span.set_owner(0);
     publish(&Shelf(supply), span);

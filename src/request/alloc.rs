@@ -186,9 +186,7 @@ impl Control {
                     None => return false,
                 },
             };
-            let Some((start, bytes)) = next_hole(span, span.hole_start(), least_bytes, self.ids())
-            else {
-                span.note_no_hole();
+            let Some((start, bytes)) = next_hole(span, least_bytes, self.ids()) else {
                 continue;
             };
             // No more at once than a region would have, or than the request may have.
@@ -209,7 +207,7 @@ impl Control {
                 );
             }
             take_hole(span, start, bytes);
-            span.set_hole_start(start + bytes);
+            span.note_hole(bytes, start + bytes);
             lane.cut_from_hole(start + Hole::WORD_BYTES, start + bytes);
             self.pace.note_range(bytes);
             return true;
