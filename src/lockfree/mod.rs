@@ -1,12 +1,15 @@
 //! Words that several threads change without a lock, and nothing else. `loom-tests` compiles this
 //! folder as it is: its files name `core`, `base::sync` and one another, and have no statics.
 
+pub mod once;
+pub mod table;
 pub mod bitmap;
 pub mod budget;
 pub mod header;
 pub mod depot;
 pub mod lifecycle;
 pub mod looseness;
+pub mod mapping;
 pub mod pool;
 pub mod refusals;
 pub mod run_index;

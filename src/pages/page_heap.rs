@@ -9,15 +9,16 @@ use crate::base::os;
 use crate::base::size_class::{
     FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, MAX_CLASS_BYTES, PAGE_BYTES, pages_for,
 };
-use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::base::sync::{AtomicU64, AtomicUsize, Ordering};
 use crate::lockfree::bitmap::{longest_run, runs};
+use crate::lockfree::once::{Once, OnceList};
 use crate::lockfree::pool::Pool;
 use crate::lockfree::run_index::RunIndex;
 use crate::pages::chunk::{CHUNK_BYTES, Chunk, PAGES_PER_CHUNK};
 use crate::pages::descriptors::DescriptorMemory;
 use crate::pages::registry::{Backing, Registry};
 use crate::pages::span::{Span, SpanKind, SpanMemory};
-use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
 const CHUNKS_PER_GROUP: usize = 64;
 /// A group describes 256 MiB of chunks; all groups, 1 TiB.
@@ -72,8 +73,7 @@ pub struct PageHeap {
     /// Memory for descriptors.
     pub descriptors: DescriptorMemory,
     spans: Pool,
-    groups: [AtomicPtr<Group>; GROUP_COUNT],
-    group_count: AtomicUsize,
+    groups: OnceList<Group, GROUP_COUNT>,
     chunk_count: AtomicUsize,
     hint: AtomicUsize,
 }
@@ -85,19 +85,10 @@ impl PageHeap {
             registry: Registry::new(),
             descriptors: DescriptorMemory::new(),
             spans: Pool::new(),
-            groups: [const { AtomicPtr::new(null_mut()) }; GROUP_COUNT],
-            group_count: AtomicUsize::new(0),
+            groups: OnceList { places: [const { Once::new() }; GROUP_COUNT] },
             chunk_count: AtomicUsize::new(0),
             hint: AtomicUsize::new(0),
         }
-    }
-
-    fn groups(&self) -> impl Iterator<Item = &Group> {
-        let count = self.group_count.load(Ordering::Acquire);
-        self.groups[..count].iter().filter_map(|slot| {
-            // SAFETY: null, or a group: zeroed memory is one, and is published once (M1).
-            unsafe { slot.load(Ordering::Acquire).as_ref() }
-        })
     }
 
     /// Takes a descriptor, which is the caller's alone. `None`: the system has no more memory.
@@ -126,7 +117,7 @@ impl PageHeap {
     ) -> Option<Taken<'_>> {
         let span = self.take_descriptor()?;
         let length_index = usize::from(LENGTH_INDEX[pages]);
-        for group in self.groups() {
+        for group in self.groups.all() {
             let mut candidates = group.index.candidates(length_index);
             while candidates != 0 {
                 let slot = candidates.trailing_zeros();
@@ -167,7 +158,7 @@ impl PageHeap {
             unsafe { os::unmap(base, CHUNK_BYTES) };
             return false;
         };
-        let Some(group) = self.groups().nth(number / CHUNKS_PER_GROUP) else { return false };
+        let Some(group) = self.groups.get(number / CHUNKS_PER_GROUP) else { return false };
         let slot = (number % CHUNKS_PER_GROUP) as u32;
         let chunk = &group.chunks[slot as usize];
         chunk.place(base, number);
@@ -181,7 +172,8 @@ impl PageHeap {
     /// Claims the number of a chunk that does not exist.
     fn claim_slot(&self) -> Option<usize> {
         loop {
-            for (index, group) in self.groups().enumerate() {
+            let mut group_count = 0;
+            for (index, group) in self.groups.all().enumerate() {
                 let taken = group.taken.load(Ordering::Relaxed);
                 if taken != u64::MAX {
                     let slot = (!taken).trailing_zeros();
@@ -189,40 +181,21 @@ impl PageHeap {
                         return Some(index * CHUNKS_PER_GROUP + slot as usize);
                     }
                 }
+                group_count = index + 1;
             }
-            if !self.add_group() {
+            let fresh =
+                || self.descriptors.take(size_of::<Group>()).map(with_exposed_provenance_mut);
+            // SAFETY: zeroed memory is a group without chunks.
+            if !unsafe { self.groups.make_next(group_count, fresh) } {
                 return None;
             }
         }
     }
 
-    /// Adds a group, unless another thread just did.
-    fn add_group(&self) -> bool {
-        let count = self.group_count.load(Ordering::Acquire);
-        let Some(slot) = self.groups.get(count) else { return false };
-        if slot.load(Ordering::Acquire).is_null() {
-            let Some(fresh) = self.descriptors.take(size_of::<Group>()) else { return false };
-            let _ = slot.compare_exchange(
-                null_mut(),
-                with_exposed_provenance_mut(fresh),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-        }
-        let _ = self.group_count.compare_exchange(
-            count,
-            count + 1,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-        true
-    }
-
     fn group_of(&self, chunk: &Chunk) -> Option<(&Group, u32)> {
         let number = chunk.number();
-        let group = self.groups.get(number / CHUNKS_PER_GROUP)?.load(Ordering::Acquire);
-        // SAFETY: as in `groups`.
-        Some((unsafe { group.as_ref()? }, (number % CHUNKS_PER_GROUP) as u32))
+        let group = self.groups.get(number / CHUNKS_PER_GROUP)?;
+        Some((group, (number % CHUNKS_PER_GROUP) as u32))
     }
 
     /// Returns the chunk that an address of ours is in.
@@ -279,7 +252,7 @@ impl PageHeap {
     /// Chunks that are wholly free go back to the system. Returns the bytes given back.
     pub fn purge(&self, aged_only: bool) -> usize {
         let mut bytes = 0;
-        for group in self.groups() {
+        for group in self.groups.all() {
             let mut taken = group.taken.load(Ordering::Relaxed);
             while taken != 0 {
                 let slot = taken.trailing_zeros();
@@ -341,7 +314,7 @@ impl PageHeap {
 
     /// Returns the bytes of free pages, and of those among them that are backed by memory.
     pub fn free_bytes(&self) -> (usize, usize) {
-        self.groups().flat_map(|group| &group.chunks).fold((0, 0), |(free, dirty), chunk| {
+        self.groups.all().flat_map(|group| &group.chunks).fold((0, 0), |(free, dirty), chunk| {
             (free + chunk.free.free_count() * PAGE_BYTES, dirty + chunk.dirty_bytes())
         })
     }
@@ -351,7 +324,7 @@ impl PageHeap {
     /// take and give pages meanwhile.
     pub fn check(&self) {
         self.registry.check();
-        for chunk in self.groups().flat_map(|group| &group.chunks) {
+        for chunk in self.groups.all().flat_map(|group| &group.chunks) {
             for page in 0..PAGES_PER_CHUNK {
                 let Some(span) = chunk.span(page) else { continue };
                 let is_still_named =
