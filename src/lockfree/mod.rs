@@ -1,6 +1,7 @@
 //! Words that several threads change without a lock, and nothing else. `loom-tests` compiles this
 //! folder as it is: its files name `core`, `base::sync` and one another, and have no statics.
 
+pub mod grow_list;
 pub mod once;
 pub mod table;
 pub mod bitmap;

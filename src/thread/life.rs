@@ -63,14 +63,9 @@ fn take_thread() -> Option<&'static Thread> {
         &*place
     };
     thread.entries.settle();
-    let mut first = ALL.load(Ordering::Relaxed);
-    loop {
-        thread.all_next.set(first);
-        match ALL.compare_exchange_weak(first, place, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => return Some(thread),
-            Err(now) => first = now,
-        }
-    }
+    // SAFETY: written above, and its memory is for the life of the process.
+    unsafe { ALL.push(place) };
+    Some(thread)
 }
 
 // ---- exit ------------------------------------------------------------------------------------
