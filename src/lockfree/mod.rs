@@ -5,6 +5,8 @@ pub mod grow_list;
 pub mod once;
 pub mod table;
 pub mod bitmap;
+pub mod chunk_pages;
+pub mod chunk_slots;
 pub mod budget;
 pub mod header;
 pub mod depot;
