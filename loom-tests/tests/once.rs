@@ -71,7 +71,7 @@ fn not_made_without_memory() {
 #[test]
 fn next_one_made_by_two() {
     explore(3, || {
-        let list = Arc::new(OnceList { places: [const { () }; 3].map(|()| Once::new()) });
+        let list = Arc::new(OnceList { places: std::array::from_fn(|_| Once::new()) });
         let add = |list: &OnceList<Thing, 3>, maker: u32| {
             let count = list.all().count();
             // SAFETY: a whole thing, leaked.

@@ -184,7 +184,7 @@ impl Heap {
     }
 
     /// The request with this serial, unless it is over; `None` for that of persistent blocks too.
-    fn owner(&self, serial: Serial) -> Option<Owner> {
+    pub(super) fn owner(&self, serial: Serial) -> Option<Owner> {
         let stub = self.controls.stubs.find(serial.index())?;
         stub.has(serial.generation()).then_some(Owner { stub, serial })
     }

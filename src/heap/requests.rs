@@ -3,9 +3,10 @@
 use super::Heap;
 use super::found::{Found, Owner, Place};
 use crate::base::size_class::Class;
-use crate::base::sync::{Ordering, step};
+use crate::base::sync::{Lock, Ordering};
 use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
+use crate::lockfree::large;
 use crate::lockfree::lifetime::adopt_at_once;
 use crate::lockfree::token::reap_one;
 use crate::pages::shelf::Shelf;
@@ -66,10 +67,10 @@ impl Heap {
             let is_done = match found.place {
                 Place::Slab(_) | Place::Adopted(_) => true,
                 Place::Region(class, owner) => self.adopt_in_region(&found, class, owner),
-                Place::Large(_, owner) | Place::Mapped(owner) => owner.is_none_or(|owner| {
-                    self.detach(found.span, owner);
+                Place::Large(..) | Place::Mapped(_) => {
+                    self.detach(found.span);
                     true
-                }),
+                }
             };
             if is_done {
                 return;
@@ -96,13 +97,11 @@ impl Heap {
     }
 
     /// Takes a large or mapped block from its request, if it still has it: the block is persistent.
-    pub(super) fn detach(&self, span: &Span, owner: Owner) {
-        let _guard = self.controls.large_lock(owner.serial).lock();
-        if span.owner() == owner.serial.0 {
-            span.set_owner(0);
-            step();
-            owner.control().unlink_large(span);
-        }
+    pub(super) fn detach(&self, span: &Span) {
+        let lock_of = |owner| self.controls.large_lock(Serial(owner));
+        large::detach(span, lock_of, |owner| {
+            self.owner(Serial(owner)).map(|owner| owner.control().large_blocks())
+        });
     }
 }
 
@@ -115,8 +114,7 @@ impl Host for Heap {
         self.controls.refund_warm(bytes);
     }
 
-    fn with_large_lock<R>(&self, owner: Serial, change: impl FnOnce() -> R) -> R {
-        let _guard = self.controls.large_lock(owner).lock();
-        change()
+    fn large_lock(&self, owner: Serial) -> &Lock<()> {
+        self.controls.large_lock(owner)
     }
 }

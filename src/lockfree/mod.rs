@@ -10,6 +10,7 @@ pub mod chunk_slots;
 pub mod budget;
 pub mod header;
 pub mod depot;
+pub mod large;
 pub mod lifecycle;
 pub mod looseness;
 pub mod mapping;

@@ -21,6 +21,7 @@
 
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::lockfree::header::Block;
+use crate::lockfree::large::LargeBlock;
 use crate::lockfree::looseness::Looseness;
 use crate::lockfree::pool::Successors;
 use crate::lockfree::token::AdoptedCount;
@@ -235,6 +236,12 @@ impl Span {
     /// Returns one past the last address.
     pub fn end(&self) -> usize {
         self.base() + self.bytes()
+    }
+}
+
+impl LargeBlock for Span {
+    fn owner(&self) -> &AtomicU64 {
+        &self.owner
     }
 }
 

@@ -94,9 +94,8 @@ impl Control {
                 }
             }
         });
-        supply.with_large_lock(self.serial(), || {
-            self.large.spans().for_each(|span| visit(Leak::of_span(span)));
-        });
+        let _guard = supply.large_lock(self.serial()).lock();
+        self.large.spans().for_each(|span| visit(Leak::of_span(span)));
     }
 
     fn check_lane(&self, lane: &Lane) {
