@@ -9,6 +9,7 @@ use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::needed_size;
 use crate::lockfree::header::{ALIGNED, Block, FREED, Header, Hole, LARGE, LIVE, Memory, TRACED};
+use crate::lockfree::judged::has_changed;
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
@@ -199,7 +200,7 @@ impl Heap {
         header: Header,
     ) -> Option<Found<'h>> {
         let serial = self.identity.serial_of(header.id());
-        if Raw.header(block).load(Ordering::Acquire) != header.0 {
+        if has_changed(&Raw, block, header) {
             return None;
         }
         if self.controls.stubs.was_issued(serial) {

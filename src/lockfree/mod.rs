@@ -1,4 +1,4 @@
-//! Words that several threads change without a lock, and nothing else. `loom-tests` compiles this
+//! Words that several threads change without a lock, and the order of steps that joins them. `loom-tests` compiles this
 //! folder as it is: its files name `core`, `base::sync` and one another, and have no statics.
 
 pub mod grow_list;
@@ -9,6 +9,10 @@ pub mod chunk_pages;
 pub mod chunk_slots;
 pub mod budget;
 pub mod header;
+pub mod counted;
+pub mod judged;
+pub mod said;
+pub mod traced;
 pub mod depot;
 pub mod large;
 pub mod lifecycle;

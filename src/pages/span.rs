@@ -24,6 +24,7 @@ use crate::lockfree::header::Block;
 use crate::lockfree::large::LargeBlock;
 use crate::lockfree::looseness::Looseness;
 use crate::lockfree::pool::Successors;
+use crate::lockfree::said::Said;
 use crate::lockfree::token::AdoptedCount;
 use core::cell::Cell;
 use core::ptr::{null, with_exposed_provenance};
@@ -84,7 +85,7 @@ pub struct OwnState {
     pub charged_bytes: Gauge,
     /// Bytes of the block at the end of which its `Trace` is, from when that is written; 0: there
     /// is none.
-    pub traced_bytes: AtomicUsize,
+    pub traced_bytes: Said,
     /// The id that the block's header was made with.
     pub header_id: AtomicU64,
 }
@@ -155,7 +156,7 @@ impl Span {
         self.region.had_no_room.set(false);
         self.region.warm_bytes.set(0);
         self.own.charged_bytes.set(0);
-        self.own.traced_bytes.store(0, Ordering::Relaxed);
+        self.own.traced_bytes.reset();
         self.own.header_id.store(0, Ordering::Relaxed);
         self.mapping.asked_bytes.set(0);
         self.mapping.cached_at.set(0);
