@@ -1,5 +1,5 @@
-//! `large`: large blocks are freed and persisted from outside while their request is closed, and its
-//! control block is the next request's.
+//! `large`: large blocks are freed and persisted from outside while their request is closed, and
+//! its control block is the next request's.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -137,8 +137,8 @@ impl LargeBlocks for &Model {
     }
 }
 
-/// L4, L5: blocks come back from outside while their request is closed. A closer that reads a count of
-/// 0 does without the lock. Then the control block has the next request.
+/// L4, L5: blocks come back from outside while their request is closed. A closer that reads a count
+/// of 0 does without the lock. Then the control block has the next request.
 #[test]
 fn large_blocks_freed_against_close() {
     explore(3, || {
@@ -159,7 +159,8 @@ fn large_blocks_freed_against_close() {
     });
 }
 
-/// L5: a block is persisted from outside while its request is closed: it is persistent, by one of them.
+/// L5: a block is persisted from outside while its request is closed: it is persistent, by one of
+/// them.
 #[test]
 fn large_block_persisted_against_close() {
     explore(3, || {

@@ -99,8 +99,8 @@ fn counted_late_for_the_next_request() {
     });
 }
 
-/// Y3: a block is judged by its header while its request is closed and adopts it. It is no block of an
-/// ended request.
+/// Y3: a block is judged by its header while its request is closed and adopts it. It is no block of
+/// an ended request.
 #[test]
 fn judged_against_close() {
     const PERSISTENT: Header = Header::tag(0xfff, LIVE);

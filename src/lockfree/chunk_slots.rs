@@ -2,10 +2,10 @@
 //!
 //! Compiled by `loom-tests`.
 //!
-//! - **B7** A slot is one chunk's from its claim until that chunk is unmapped; whoever claims it next
-//!   sees all that was done to it.
-//! - **B8** A chunk is described and registered before a page of it is free, and forgotten before it
-//!   is unmapped (X3). Who gives it back has claimed every page.
+//! - **B7** A slot is one chunk's from its claim until that chunk is unmapped; whoever claims it
+//!   next sees all that was done to it.
+//! - **B8** A chunk is described and registered before a page of it is free, and forgotten before
+//!   it is unmapped (X3). Who gives it back has claimed every page.
 
 use crate::base::sync::{AtomicU64, Ordering};
 

@@ -7,7 +7,8 @@
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 
-/// `generation : 8 | count : 24 | bytes : 32`, the bytes in units. Beyond 16 million blocks or 64 GiB the figure stays where it is.
+/// `generation : 8 | count : 24 | bytes : 32`, the bytes in units. Beyond 16 million blocks or 64
+/// GiB the figure stays where it is.
 pub struct CountedBytes(AtomicU64);
 
 /// Every stride is a multiple of it.

@@ -3,10 +3,10 @@
 //!
 //! Compiled by `loom-tests`.
 //!
-//! - **L4** A large block's request is not over before its count is off, and whoever sees it off sees
-//!   the list without the block.
-//! - **L5** A block with an owner is on that request's list. Whoever sees, without the lock, that it has
-//!   none, sees it off the list.
+//! - **L4** A large block's request is not over before its count is off, and whoever sees it off
+//!   sees the list without the block.
+//! - **L5** A block with an owner is on that request's list. Whoever sees, without the lock, that
+//!   it has none, sees it off the list.
 
 use crate::base::sync::{AtomicU64, Lock, Ordering, const_fn, step};
 
@@ -82,9 +82,9 @@ pub fn link<L: LargeBlocks>(lock: &Lock<()>, list: &L, block: &L::Block) {
     step();
 }
 
-/// Takes a block from its request, if it has one: it is persistent afterwards, and its descriptor the
-/// caller's, who frees or persists it. `lock_of` and `list_of` lead from the owner to its list; the
-/// latter only if it still has the block, and so is not over.
+/// Takes a block from its request, if it has one: it is persistent afterwards, and its descriptor
+/// the caller's, who frees or persists it. `lock_of` and `list_of` lead from the owner to its list;
+/// the latter only if it still has the block, and so is not over.
 pub fn detach<'l, L: LargeBlocks>(
     block: &L::Block,
     lock_of: impl FnOnce(u64) -> &'l Lock<()>,

@@ -1,5 +1,6 @@
-//! Words that several threads change without a lock, and the order of steps that joins them. `loom-tests` compiles this
-//! folder as it is: its files name `core`, `base::sync` and one another, and have no statics.
+//! Words that several threads change without a lock, and the order of steps that joins them.
+//! `loom-tests` compiles this folder as it is: its files name `core`, `base::sync` and one another,
+//! and have no statics.
 
 pub mod grow_list;
 pub mod once;

@@ -2,8 +2,8 @@
 //!
 //! Compiled by `loom-tests`.
 //!
-//! - **Y2** The record is written before the header tells of it. Others that look at a request's blocks
-//!   read it from then on.
+//! - **Y2** The record is written before the header tells of it. Others that look at a request's
+//!   blocks read it from then on.
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 use crate::lockfree::header::{Header, TRACED};

@@ -104,8 +104,8 @@ impl Space for Mapper<'_> {
     }
 
     fn unmap(&self, base: usize, bytes: usize) {
-        // SAFETY: addresses of a mapping that is the caller's, or whose end it has claimed (U2), and
-        // nothing refers to them any more.
+        // SAFETY: addresses of a mapping that is the caller's, or whose end it has claimed (U2),
+        // and nothing refers to them any more.
         unsafe { os::unmap(base, bytes) };
     }
 

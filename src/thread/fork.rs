@@ -17,8 +17,8 @@ pub static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
 
 static IS_HANDLED: AtomicBool = AtomicBool::new(false);
 
-/// A word that is 1 in the process that wrote it, and 0 in a child that has not recovered yet; not made
-/// where the system does not have such memory.
+/// A word that is 1 in the process that wrote it, and 0 in a child that has not recovered yet; not
+/// made where the system does not have such memory.
 static WITNESS: Once<AtomicU32> = Once::new();
 
 /// Registers the child's handler, once. Without memory for it (`ENOMEM`), a lock of a thread that
