@@ -78,17 +78,18 @@ pub fn this_thread() -> usize {
     unsafe { libc::pthread_self() as usize }
 }
 
-/// What a thread calls while it waits long for a lock: a `fn()`, or null.
+/// What a thread calls while it waits long for a lock: a `fn()`, or null. `Relaxed`: a function is
+/// there before the program runs, and what it needs it hears of by itself.
 static LONG_WAIT: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Makes threads that wait long for a lock call `look`. In a forked process whose handlers have not
 /// run, it opens the locks of the threads that are not there.
 pub fn set_long_wait(look: fn()) {
-    LONG_WAIT.store(look as *mut (), Ordering::Release);
+    LONG_WAIT.store(look as *mut (), Ordering::Relaxed);
 }
 
 fn wait_long() {
-    let look = LONG_WAIT.load(Ordering::Acquire);
+    let look = LONG_WAIT.load(Ordering::Relaxed);
     if !look.is_null() {
         // SAFETY: only `set_long_wait` stores there, and it stores a function of this type.
         let look = unsafe { core::mem::transmute::<*mut (), fn()>(look) };

@@ -7,6 +7,7 @@
 
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lockfree::header::{Header, ID_BITS, ID_MASK, LIVE};
+use crate::lockfree::said::Said;
 use crate::lockfree::state::GENERATION_BITS;
 
 /// Odd, so that multiplication by it is a bijection modulo 2^48.
@@ -50,7 +51,7 @@ impl Serial {
 
 /// What tells the lifetimes of a heap apart. All zero: no cookie is chosen.
 pub struct Identity {
-    cookie: AtomicU64,
+    cookie: Said,
     /// Numbers of requests that were drawn.
     drawn_count: AtomicU64,
 }
@@ -58,7 +59,7 @@ pub struct Identity {
 impl Identity {
     /// No cookie is chosen.
     pub const fn new() -> Self {
-        Self { cookie: AtomicU64::new(0), drawn_count: AtomicU64::new(0) }
+        Self { cookie: Said::new(), drawn_count: AtomicU64::new(0) }
     }
 
     /// Draws numbers of requests for a thread: `NUMBERS_PER_DRAW` from the one returned.
@@ -69,16 +70,16 @@ impl Identity {
     /// Returns whether the cookie is chosen. A thread that sees the choice sees everything done
     /// before it.
     pub fn is_chosen(&self) -> bool {
-        self.cookie.load(Ordering::Acquire) != 0
+        self.cookie.hear() != 0
     }
 
     /// Chooses the cookie, once and not 0.
     pub fn choose(&self, cookie: u64) {
-        self.cookie.store(cookie, Ordering::Release);
+        self.cookie.say(cookie);
     }
 
     fn cookie(&self) -> u64 {
-        self.cookie.load(Ordering::Relaxed)
+        self.cookie.peek()
     }
 
     /// Returns the id in the headers of the lifetime with this serial.

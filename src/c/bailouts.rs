@@ -8,14 +8,15 @@ use crate::api::bailout::Bailout;
 use crate::base::failure;
 use crate::base::fatal;
 use crate::base::line::{Line, valid_part};
-use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
+use crate::base::sync::{AtomicBool, Ordering};
 use crate::c::state::State;
 use crate::c::tries::{TryFrame, stack_here};
+use crate::lockfree::said::Said;
 use crate::thread::callbacks::without_limit;
 use crate::thread::life::current_or_start;
 use crate::thread::{self, Thread};
 use core::ffi::{CStr, c_char, c_int, c_void};
-use core::ptr::null_mut;
+use core::ptr::with_exposed_provenance_mut;
 
 unsafe extern "C" {
     fn siglongjmp(place: *mut c_void, value: c_int) -> !;
@@ -23,20 +24,20 @@ unsafe extern "C" {
 
 type ErrorHandler = extern "C" fn(*const c_char);
 
-/// An `ErrorHandler`, or null.
-static ERROR_HANDLER: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+/// The address of an `ErrorHandler`; 0: there is none.
+static ERROR_HANDLER: Said = Said::new();
 
 /// Sets the error handler.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_set_error_handler(handler: Option<ErrorHandler>) {
-    let handler = handler.map_or(null_mut(), |handler| handler as *mut c_void);
-    ERROR_HANDLER.store(handler, Ordering::Release);
+    let address = |handler: ErrorHandler| (handler as *const c_void).expose_provenance();
+    ERROR_HANDLER.say(handler.map_or(0, address) as u64);
 }
 
 fn tell_error_handler(thread: Option<&'static Thread>, line: &Line) {
     /// Whether a thread without memory for a state is running the handler.
     static IS_TELLING_WITHOUT_STATE: AtomicBool = AtomicBool::new(false);
-    let handler = ERROR_HANDLER.load(Ordering::Acquire);
+    let handler = with_exposed_provenance_mut::<c_void>(ERROR_HANDLER.hear() as usize);
     if handler.is_null() {
         return;
     }

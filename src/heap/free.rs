@@ -37,8 +37,8 @@ impl Heap {
                 self.free_persistent(found.block, class, cache);
             }
             Place::Region(class, owner) => self.free_in_region(found, class, owner, cache, lane),
-            Place::Large(_, owner) => self.free_large(found, owner, |span| self.give_span(span)),
-            Place::Mapped(owner) => self.free_large(found, owner, |span| self.give_mapping(span)),
+            Place::Large(..) => self.free_large(found, |span| self.give_span(span)),
+            Place::Mapped(_) => self.free_large(found, |span| self.give_mapping(span)),
         }
     }
 
@@ -93,16 +93,14 @@ impl Heap {
     }
 
     /// Frees a large or mapped block, whose pages go by `give`.
-    fn free_large(&self, found: &Found<'_>, owner: Option<Owner>, give: impl FnOnce(&Span)) {
+    fn free_large(&self, found: &Found<'_>, give: impl FnOnce(&Span)) {
         let live = found.header;
         let free = live.without(OF_LIVE).0;
         let word = Raw.header(found.block);
         if word.compare_exchange(live.0, free, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             fatal::double_free(found.block);
         }
-        if let Some(owner) = owner {
-            self.detach(found.span, owner);
-        }
+        self.detach(found.span);
         give(found.span);
     }
 }

@@ -10,6 +10,7 @@ use crate::blocks::memory::Raw;
 use crate::blocks::trace::needed_size;
 use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, TRACED};
 use crate::lockfree::hole::Hole;
+use crate::lockfree::judged::has_changed;
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
@@ -190,7 +191,7 @@ impl Heap {
     }
 
     /// The request with this serial, unless it is over; `None` for that of persistent blocks too.
-    fn owner(&self, serial: Serial) -> Option<Owner> {
+    pub(super) fn owner(&self, serial: Serial) -> Option<Owner> {
         let stub = self.controls.stubs.find(serial.index())?;
         stub.has(serial.generation()).then_some(Owner { stub, serial })
     }
@@ -205,7 +206,7 @@ impl Heap {
         header: Header,
     ) -> Option<Found<'h>> {
         let serial = self.identity.serial_of(header.id());
-        if Raw.header(block).load(Ordering::Acquire) != header.0 {
+        if has_changed(&Raw, block, header) {
             return None;
         }
         if self.controls.stubs.was_issued(serial) {

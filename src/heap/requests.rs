@@ -2,10 +2,11 @@
 
 use super::Heap;
 use super::found::{Found, Owner, Place};
-use crate::base::sync::{Ordering, step};
+use crate::base::sync::{Lock, Ordering};
 use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::blocks::region::Ids;
+use crate::lockfree::large;
 use crate::lockfree::lifetime::persist;
 use crate::lockfree::token::reap;
 use crate::pages::shelf::Shelf;
@@ -62,7 +63,7 @@ impl Heap {
     /// it. `false`: the header is another one by now.
     pub fn persist(&self, found: &Found<'_>, owner: Owner) -> bool {
         let Place::Region(class, _) = found.place else {
-            self.detach(found.span, owner);
+            self.detach(found.span);
             return true;
         };
         let region = &found.span.region;
@@ -78,13 +79,11 @@ impl Heap {
     }
 
     /// Takes a large or mapped block from its request, if it still has it: the block is persistent.
-    pub(super) fn detach(&self, span: &Span, owner: Owner) {
-        let _guard = self.controls.large_lock(owner.serial).lock();
-        if span.owner() == owner.serial.0 {
-            span.set_owner(0);
-            step();
-            owner.control().unlink_large(span);
-        }
+    pub(super) fn detach(&self, span: &Span) {
+        let lock_of = |owner| self.controls.large_lock(Serial(owner));
+        large::detach(span, lock_of, |owner| {
+            self.owner(Serial(owner)).map(|owner| owner.control().large_blocks())
+        });
     }
 }
 
@@ -97,8 +96,7 @@ impl Host for Heap {
         self.controls.refund_warm(bytes);
     }
 
-    fn with_large_lock<R>(&self, owner: Serial, change: impl FnOnce() -> R) -> R {
-        let _guard = self.controls.large_lock(owner).lock();
-        change()
+    fn large_lock(&self, owner: Serial) -> &Lock<()> {
+        self.controls.large_lock(owner)
     }
 }

@@ -230,7 +230,7 @@ impl State {
     #[inline]
     pub fn retire(&self) {
         let generation = self.look().generation();
-        self.0.store(Snapshot::new(generation, Phase::Over, 0, 0).0, Ordering::Relaxed);
+        self.0.store(Snapshot::new(generation, Phase::Over, 0, 0).0, Ordering::Release);
     }
 
     /// Calls `f` as a visitor of the request with this generation, from outside, by a thread that holds a

@@ -13,6 +13,7 @@ use crate::base::fatal;
 use crate::base::os::{self, MAX_PAGE_BYTES, Resized};
 use crate::base::size_class::{FIRST_PAYLOAD_OFFSET, PAGE_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::{AtomicUsize, Lock, Ordering, step, this_thread, wait_for};
+use crate::lockfree::mapping::{self, Change, Space};
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::page_heap::PageHeap;
 use crate::pages::registry::Backing;
@@ -64,11 +65,72 @@ pub struct Mapped<'h> {
     pub zeroed: bool,
 }
 
-/// Forgets the chunk numbers that belong only to the end of a mapping, which is about to go.
-fn forget_end(pages: &PageHeap, base: usize, old: usize, new: usize) {
-    let first = (base + new).next_multiple_of(CHUNK_BYTES);
-    if first < base + old {
-        pages.registry.remove(first, base + old - first);
+/// The mappings and the page heap whose registry and descriptors they use.
+struct Mapper<'h>(&'h Mappings, &'h PageHeap);
+
+impl Space for Mapper<'_> {
+    type Mapping = Span;
+
+    fn extent(&self, span: &Span) -> (usize, usize) {
+        (span.base(), span.bytes())
+    }
+
+    fn set_extent(&self, span: &Span, base: usize, bytes: usize) {
+        span.describe_mapping(base, bytes);
+    }
+
+    fn register(&self, span: &Span) {
+        self.1.registry.add_mapping(span);
+    }
+
+    fn forget(&self, base: usize, bytes: usize) {
+        self.1.registry.remove(base, bytes);
+    }
+
+    fn forget_end(&self, base: usize, old: usize, new: usize) {
+        // A chunk's number goes with the last of its addresses.
+        let first = (base + new).next_multiple_of(CHUNK_BYTES);
+        if first < base + old {
+            self.forget(first, base + old - first);
+        }
+    }
+
+    fn count(&self, added: usize, gone: usize) {
+        self.0.mapped_bytes.fetch_add(added.wrapping_sub(gone), Ordering::Relaxed);
+    }
+
+    fn give_descriptor(&self, span: &Span) {
+        self.1.give_descriptor(span);
+    }
+
+    fn unmap(&self, base: usize, bytes: usize) {
+        // SAFETY: addresses of a mapping that is the caller's, or whose end it has claimed (U2),
+        // and nothing refers to them any more.
+        unsafe { os::unmap(base, bytes) };
+    }
+
+    fn change(&self, base: usize, old: usize, new: usize) -> Change {
+        // SAFETY: the mapping is the caller's.
+        match unsafe { os::resize(base, old, new) } {
+            Resized::Done => Change::Done,
+            Resized::NoRoom => Change::NoRoom,
+            Resized::Fixed => Change::Fixed,
+        }
+    }
+
+    fn map(&self, bytes: usize) -> Option<usize> {
+        let base = os::map_aligned(bytes, CHUNK_BYTES, 0)?;
+        if !self.1.registry.prepare(&self.1.descriptors, base, bytes) {
+            // SAFETY: just mapped, unknown to anybody.
+            unsafe { os::unmap(base, bytes) };
+            return None;
+        }
+        Some(base)
+    }
+
+    fn move_pages(&self, base: usize, old: usize, target: usize, new: usize) -> bool {
+        // SAFETY: both mappings are the caller's.
+        unsafe { os::move_pages(base, old, target, new) }
     }
 }
 
@@ -123,19 +185,14 @@ impl Mappings {
             self.release(pages, span);
         }
         let span = pages.take_descriptor()?;
-        let Some(base) = os::map_aligned(bytes, CHUNK_BYTES, 0) else {
+        let mapper = Mapper(self, pages);
+        let Some(base) = mapper.map(bytes) else {
             pages.give_descriptor(span);
             return None;
         };
-        if !pages.registry.prepare(&pages.descriptors, base, bytes) {
-            // SAFETY: just mapped, unknown to anybody.
-            unsafe { os::unmap(base, bytes) };
-            pages.give_descriptor(span);
-            return None;
-        }
-        span.describe(SpanKind::Mapped, 0, base, bytes, owner);
-        pages.registry.add_mapping(span);
-        self.mapped_bytes.fetch_add(bytes, Ordering::Relaxed);
+        mapping::enter(&mapper, span, || {
+            span.describe(SpanKind::Mapped, 0, base, bytes, owner);
+        });
         Some(Mapped { span, zeroed: true })
     }
 
@@ -197,18 +254,8 @@ impl Mappings {
 
     /// Gives back the excess of a loose mapping, which the caller has claimed.
     fn tighten(&self, pages: &PageHeap, span: &Span) {
-        let (base, old, wanted) = (span.base(), span.bytes(), span.mapping.needed_bytes.get());
-        // What is registered must be mapped; and a process forked before the pages are gone leaks
-        // them, where it would otherwise give them back twice.
-        forget_end(pages, base, old, wanted);
-        step();
-        span.set_bytes(wanted);
-        step();
-        self.mapped_bytes.fetch_sub(old - wanted, Ordering::Relaxed);
-        step();
-        // SAFETY: the end of a mapping, which the caller has claimed (U2).
-        unsafe { os::unmap(base + wanted, old - wanted) };
-        span.mapping.looseness.settle();
+        let wanted = span.mapping.needed_bytes.get();
+        mapping::tighten(&Mapper(self, pages), span, &span.mapping.looseness, wanted);
     }
 
     /// Makes a mapping whose block is freed or resized tight again (U2).
@@ -257,12 +304,7 @@ impl Mappings {
     }
 
     fn release(&self, pages: &PageHeap, span: &Span) {
-        let (base, bytes) = (span.base(), span.bytes());
-        pages.registry.remove(base, bytes);
-        pages.give_descriptor(span);
-        self.mapped_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        // SAFETY: the mapping is the caller's, and nothing refers to it any more.
-        unsafe { os::unmap(base, bytes) };
+        mapping::release(&Mapper(self, pages), span);
     }
 
     /// Gives back to the system the mappings that were put into the store long before `now`, and
@@ -336,48 +378,7 @@ impl Mappings {
         if !is_prepared {
             return false;
         }
-        // What is registered must be mapped: an end that goes is forgotten before, one that comes
-        // is entered after. The entries that stay are not touched: the block may be freed
-        // meanwhile.
-        if new < old {
-            forget_end(pages, base, old, new);
-        }
-        // SAFETY: the mapping is the caller's.
-        let is_done = match unsafe { os::resize(base, old, new) } {
-            Resized::Done => {
-                span.set_bytes(new);
-                true
-            }
-            Resized::NoRoom => new > old && self.relocate(pages, span, new),
-            Resized::Fixed => false,
-        };
-        pages.registry.add_mapping(span);
-        if is_done {
-            self.mapped_bytes.fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
-        }
-        is_done
-    }
-
-    /// Moves a mapping's pages to a longer one without copying. The new addresses are not
-    /// registered yet.
-    fn relocate(&self, pages: &PageHeap, span: &Span, new: usize) -> bool {
-        let (base, old) = (span.base(), span.bytes());
-        let Some(target) = os::map_aligned(new, CHUNK_BYTES, 0) else { return false };
-        if !pages.registry.prepare(&pages.descriptors, target, new) {
-            // SAFETY: mapped above, unknown to anybody.
-            unsafe { os::unmap(target, new) };
-            return false;
-        }
-        // The old addresses may be anybody's as soon as the pages have moved: forget them before
-        // that.
-        pages.registry.remove(base, old);
-        // SAFETY: both mappings are the caller's.
-        let moved = unsafe { os::move_pages(base, old, target, new) };
-        if moved {
-            span.describe_mapping(target, new);
-        }
-        // On failure the addresses at `target` are lost: they may be anybody's already.
-        moved
+        mapping::resize(&Mapper(self, pages), span, new)
     }
 
     /// Makes the store whole in a process that was just forked.

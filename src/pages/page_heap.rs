@@ -9,15 +9,17 @@ use crate::base::os;
 use crate::base::size_class::{
     FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, MAX_CLASS_BYTES, PAGE_BYTES, pages_for,
 };
-use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use crate::lockfree::bitmap::{longest_run, runs};
+use crate::base::sync::{AtomicUsize, Ordering};
+use crate::lockfree::bitmap::longest_run;
+use crate::lockfree::chunk_slots::{self, ChunkSlots, Chunks};
+use crate::lockfree::once::{Once, OnceList};
 use crate::lockfree::pool::Pool;
 use crate::lockfree::run_index::RunIndex;
 use crate::pages::chunk::{CHUNK_BYTES, Chunk, PAGES_PER_CHUNK};
 use crate::pages::descriptors::DescriptorMemory;
 use crate::pages::registry::{Backing, Registry};
 use crate::pages::span::{Span, SpanKind, SpanMemory};
-use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
 const CHUNKS_PER_GROUP: usize = 64;
 /// A group describes 256 MiB of chunks; all groups, 1 TiB.
@@ -47,13 +49,13 @@ const _: () = assert!(
     "a block of the largest class has a span"
 );
 
-const _: () = assert!(CHUNKS_PER_GROUP == u64::BITS as usize, "`taken` has a bit for every chunk");
+const _: () = assert!(CHUNKS_PER_GROUP == u64::BITS as usize, "`slots` has a bit for every chunk");
 
 #[repr(C, align(64))]
 struct Group {
     index: RunIndex<{ RUN_LENGTHS.len() }>,
     /// Which chunks exist, or are being opened or released.
-    taken: AtomicU64,
+    slots: ChunkSlots,
     chunks: [Chunk; CHUNKS_PER_GROUP],
 }
 
@@ -72,8 +74,7 @@ pub struct PageHeap {
     /// Memory for descriptors.
     pub descriptors: DescriptorMemory,
     spans: Pool,
-    groups: [AtomicPtr<Group>; GROUP_COUNT],
-    group_count: AtomicUsize,
+    groups: OnceList<Group, GROUP_COUNT>,
     chunk_count: AtomicUsize,
     hint: AtomicUsize,
 }
@@ -85,19 +86,10 @@ impl PageHeap {
             registry: Registry::new(),
             descriptors: DescriptorMemory::new(),
             spans: Pool::new(),
-            groups: [const { AtomicPtr::new(null_mut()) }; GROUP_COUNT],
-            group_count: AtomicUsize::new(0),
+            groups: OnceList { places: [const { Once::new() }; GROUP_COUNT] },
             chunk_count: AtomicUsize::new(0),
             hint: AtomicUsize::new(0),
         }
-    }
-
-    fn groups(&self) -> impl Iterator<Item = &Group> {
-        let count = self.group_count.load(Ordering::Acquire);
-        self.groups[..count].iter().filter_map(|slot| {
-            // SAFETY: null, or a group: zeroed memory is one, and is published once (M1).
-            unsafe { slot.load(Ordering::Acquire).as_ref() }
-        })
     }
 
     /// Takes a descriptor, which is the caller's alone. `None`: the system has no more memory.
@@ -126,34 +118,25 @@ impl PageHeap {
     ) -> Option<Taken<'_>> {
         let span = self.take_descriptor()?;
         let length_index = usize::from(LENGTH_INDEX[pages]);
-        for group in self.groups() {
+        for group in self.groups.all() {
             let mut candidates = group.index.candidates(length_index);
             while candidates != 0 {
                 let slot = candidates.trailing_zeros();
                 candidates &= candidates - 1;
                 let chunk = &group.chunks[slot as usize];
-                if let Some((first, zeroed)) = chunk.take(pages, || publish(group, slot)) {
-                    self.describe(span, chunk, first, pages, (kind, class, owner));
+                let describe = |first| {
+                    let base = chunk.base() + first * PAGE_BYTES;
+                    span.describe(kind, class, base, pages * PAGE_BYTES, owner);
+                    (named_pages(span), span)
+                };
+                let publish = || group.publish(slot);
+                if let Some(zeroed) = chunk.pages.take(pages, describe, publish) {
                     return Some(Taken { span, zeroed });
                 }
-                publish(group, slot);
             }
         }
         self.give_descriptor(span);
         None
-    }
-
-    fn describe(
-        &self,
-        span: &Span,
-        chunk: &Chunk,
-        first: usize,
-        pages: usize,
-        (kind, class, owner): (SpanKind, usize, u64),
-    ) {
-        let base = chunk.base() + first * PAGE_BYTES;
-        span.describe(kind, class, base, pages * PAGE_BYTES, owner);
-        chunk.set_span(first, named_pages(span), Some(span));
     }
 
     /// Maps one more chunk. `false`: the system has no more memory, or every slot is in use.
@@ -162,67 +145,45 @@ impl PageHeap {
         let Some(base) = os::map_aligned(CHUNK_BYTES, CHUNK_BYTES, hint) else { return false };
         self.hint.store(base.wrapping_sub(CHUNK_BYTES), Ordering::Relaxed);
         let prepared = self.registry.prepare(&self.descriptors, base, CHUNK_BYTES);
-        let Some(number) = prepared.then(|| self.claim_slot()).flatten() else {
+        let Some((opener, slot)) = prepared.then(|| self.claim_slot()).flatten() else {
             // SAFETY: just mapped, unknown to anybody.
             unsafe { os::unmap(base, CHUNK_BYTES) };
             return false;
         };
-        let Some(group) = self.groups().nth(number / CHUNKS_PER_GROUP) else { return false };
-        let slot = (number % CHUNKS_PER_GROUP) as u32;
-        let chunk = &group.chunks[slot as usize];
-        chunk.place(base, number);
-        self.registry.add_chunk(chunk);
-        self.chunk_count.fetch_add(1, Ordering::Relaxed);
-        chunk.free.give(0, PAGES_PER_CHUNK);
-        publish(group, slot);
+        chunk_slots::open(&opener, slot, base);
         true
     }
 
-    /// Claims the number of a chunk that does not exist.
-    fn claim_slot(&self) -> Option<usize> {
+    /// Claims the slot of a chunk that does not exist.
+    fn claim_slot(&self) -> Option<(Opener<'_>, u32)> {
         loop {
-            for (index, group) in self.groups().enumerate() {
-                let taken = group.taken.load(Ordering::Relaxed);
-                if taken != u64::MAX {
-                    let slot = (!taken).trailing_zeros();
-                    if group.taken.fetch_or(1 << slot, Ordering::Acquire) & (1 << slot) == 0 {
-                        return Some(index * CHUNKS_PER_GROUP + slot as usize);
-                    }
+            let mut group_count = 0;
+            for (index, group) in self.groups.all().enumerate() {
+                if let Some(slot) = group.slots.claim() {
+                    return Some((Opener { heap: self, group, index }, slot));
                 }
+                group_count = index + 1;
             }
-            if !self.add_group() {
+            let fresh =
+                || self.descriptors.take(size_of::<Group>()).map(with_exposed_provenance_mut);
+            // SAFETY: zeroed memory is a group without chunks.
+            if !unsafe { self.groups.make_next(group_count, fresh) } {
                 return None;
             }
         }
     }
 
-    /// Adds a group, unless another thread just did.
-    fn add_group(&self) -> bool {
-        let count = self.group_count.load(Ordering::Acquire);
-        let Some(slot) = self.groups.get(count) else { return false };
-        if slot.load(Ordering::Acquire).is_null() {
-            let Some(fresh) = self.descriptors.take(size_of::<Group>()) else { return false };
-            let _ = slot.compare_exchange(
-                null_mut(),
-                with_exposed_provenance_mut(fresh),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-        }
-        let _ = self.group_count.compare_exchange(
-            count,
-            count + 1,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-        true
-    }
-
     fn group_of(&self, chunk: &Chunk) -> Option<(&Group, u32)> {
         let number = chunk.number();
-        let group = self.groups.get(number / CHUNKS_PER_GROUP)?.load(Ordering::Acquire);
-        // SAFETY: as in `groups`.
-        Some((unsafe { group.as_ref()? }, (number % CHUNKS_PER_GROUP) as u32))
+        let group = self.groups.get(number / CHUNKS_PER_GROUP)?;
+        Some((group, (number % CHUNKS_PER_GROUP) as u32))
+    }
+
+    /// Brings the hints of a chunk up to date.
+    fn publish(&self, chunk: &Chunk) {
+        if let Some((group, slot)) = self.group_of(chunk) {
+            group.publish(slot);
+        }
     }
 
     /// Returns the chunk that an address of ours is in.
@@ -237,24 +198,15 @@ impl PageHeap {
     pub fn give_span(&self, span: &Span) {
         let (base, bytes, named) = (span.base(), span.bytes(), named_pages(span));
         let Some(chunk) = self.chunk_of(base) else { return };
-        chunk.set_span(chunk.page_of(base), named, None);
-        self.give_descriptor(span);
-        self.give_unnamed(chunk, chunk.page_of(base), bytes / PAGE_BYTES);
+        let (first, let_go) = (chunk.page_of(base), || self.give_descriptor(span));
+        chunk.pages.give(first, bytes / PAGE_BYTES, named, let_go, || self.publish(chunk));
     }
 
     /// Gives back pages whose descriptor goes on without them.
     pub fn give_pages(&self, base: usize, pages: usize) {
         let Some(chunk) = self.chunk_of(base) else { return };
         let first = chunk.page_of(base);
-        chunk.set_span(first, pages, None);
-        self.give_unnamed(chunk, first, pages);
-    }
-
-    fn give_unnamed(&self, chunk: &Chunk, first: usize, pages: usize) {
-        chunk.give(first, pages);
-        if let Some((group, slot)) = self.group_of(chunk) {
-            publish(group, slot);
-        }
+        chunk.pages.give(first, pages, pages, || (), || self.publish(chunk));
     }
 
     /// Makes a span of one block longer by the pages behind it, if they are free.
@@ -265,10 +217,7 @@ impl PageHeap {
         if pages <= have {
             return true;
         }
-        if !chunk.take_at(first, pages - have) {
-            if let Some((group, slot)) = self.group_of(chunk) {
-                publish(group, slot);
-            }
+        if !chunk.pages.take_at(first, pages - have, || self.publish(chunk)) {
             return false;
         }
         span.set_bytes(pages * PAGE_BYTES);
@@ -279,59 +228,35 @@ impl PageHeap {
     /// Chunks that are wholly free go back to the system. Returns the bytes given back.
     pub fn purge(&self, aged_only: bool) -> usize {
         let mut bytes = 0;
-        for group in self.groups() {
-            let mut taken = group.taken.load(Ordering::Relaxed);
-            while taken != 0 {
-                let slot = taken.trailing_zeros();
-                taken &= taken - 1;
-                bytes += self.purge_chunk(group, slot, aged_only);
+        for (index, group) in self.groups.all().enumerate() {
+            let mut slots = group.slots.claimed();
+            while slots != 0 {
+                let slot = slots.trailing_zeros();
+                slots &= slots - 1;
+                bytes += self.purge_chunk(&Opener { heap: self, group, index }, slot, aged_only);
             }
         }
         bytes
     }
 
-    fn purge_chunk(&self, group: &Group, slot: u32, aged_only: bool) -> usize {
+    fn purge_chunk(&self, opener: &Opener<'_>, slot: u32, aged_only: bool) -> usize {
+        let group = opener.group;
         let chunk = &group.chunks[slot as usize];
-        if (!aged_only || chunk.is_idle()) && self.release(group, slot) {
+        let may_go = !aged_only || chunk.pages.is_idle();
+        if may_go && chunk_slots::release(opener, &group.slots, slot) {
             return CHUNK_BYTES;
         }
-        let mask = chunk.purgeable(aged_only);
-        let bytes: usize = runs(&mask)
-            .map(|(first, count)| {
-                // Where the system's pages are longer than ours, the ends of a run stay.
-                let base = chunk.base();
-                let (from, bytes) = os::whole_pages(base + first * PAGE_BYTES, count * PAGE_BYTES);
-                let (first, count) = ((from - base) / PAGE_BYTES, bytes / PAGE_BYTES);
-                if count == 0 {
-                    return 0;
-                }
-                chunk.purge_run(first, count, |address, bytes| {
-                    // SAFETY: the pages are claimed by this call, and were free until then.
-                    unsafe { os::purge(address, bytes) }
-                })
-            })
-            .sum();
-        // Also for claims that were rolled back (B3).
-        publish(group, slot);
-        bytes
-    }
-
-    /// Gives a chunk back to the system if all of it is free.
-    fn release(&self, group: &Group, slot: u32) -> bool {
-        let chunk = &group.chunks[slot as usize];
-        let base = chunk.base();
-        if base == 0 || !chunk.free.take_all() {
-            return false;
-        }
-        // It may have been released and opened anew before the claim: then `base` has changed.
-        let base = chunk.base();
-        publish(group, slot);
-        self.registry.remove(base, CHUNK_BYTES);
-        self.chunk_count.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: every page is claimed by this call.
-        unsafe { os::unmap(base, CHUNK_BYTES) };
-        group.taken.fetch_and(!(1 << slot), Ordering::Release);
-        true
+        let address = |page: usize| chunk.base() + page * PAGE_BYTES;
+        // Where the system's pages are longer than ours, the ends of a run stay.
+        let trim = |first: usize, count: usize| {
+            let (from, bytes) = os::whole_pages(address(first), count * PAGE_BYTES);
+            ((from - chunk.base()) / PAGE_BYTES, bytes / PAGE_BYTES)
+        };
+        let purge = |first: usize, count: usize| {
+            // SAFETY: the pages are claimed by this call, and were free until then.
+            unsafe { os::purge(address(first), count * PAGE_BYTES) }
+        };
+        chunk.pages.purge(aged_only, trim, purge, || group.publish(slot)) * PAGE_BYTES
     }
 
     /// Returns the bytes of mapped chunks.
@@ -341,8 +266,9 @@ impl PageHeap {
 
     /// Returns the bytes of free pages, and of those among them that are backed by memory.
     pub fn free_bytes(&self) -> (usize, usize) {
-        self.groups().flat_map(|group| &group.chunks).fold((0, 0), |(free, dirty), chunk| {
-            (free + chunk.free.free_count() * PAGE_BYTES, dirty + chunk.dirty_bytes())
+        self.groups.all().flat_map(|group| &group.chunks).fold((0, 0), |(free, dirty), chunk| {
+            let pages = &chunk.pages;
+            (free + pages.free.free_count() * PAGE_BYTES, dirty + pages.dirty_count() * PAGE_BYTES)
         })
     }
 
@@ -351,7 +277,7 @@ impl PageHeap {
     /// take and give pages meanwhile.
     pub fn check(&self) {
         self.registry.check();
-        for chunk in self.groups().flat_map(|group| &group.chunks) {
+        for chunk in self.groups.all().flat_map(|group| &group.chunks) {
             for page in 0..PAGES_PER_CHUNK {
                 let Some(span) = chunk.span(page) else { continue };
                 let is_still_named =
@@ -380,7 +306,56 @@ fn named_pages(span: &Span) -> usize {
     }
 }
 
-fn publish(group: &Group, slot: u32) {
-    let chunk = &group.chunks[slot as usize];
-    group.index.publish(slot, &RUN_LENGTHS, || longest_run(&chunk.free.snapshot()));
+impl Group {
+    /// Brings the hints of a chunk up to date.
+    fn publish(&self, slot: u32) {
+        let pages = &self.chunks[slot as usize].pages;
+        self.index.publish(slot, &RUN_LENGTHS, || longest_run(&pages.free.snapshot()));
+    }
+}
+
+/// A group of the page heap in which chunks come and go.
+struct Opener<'h> {
+    heap: &'h PageHeap,
+    group: &'h Group,
+    /// Which of the groups it is.
+    index: usize,
+}
+
+impl Chunks for Opener<'_> {
+    fn base(&self, slot: u32) -> usize {
+        self.group.chunks[slot as usize].base()
+    }
+
+    fn place(&self, slot: u32, base: usize) {
+        let number = self.index * CHUNKS_PER_GROUP + slot as usize;
+        self.group.chunks[slot as usize].place(base, number);
+    }
+
+    fn register(&self, slot: u32) {
+        self.heap.registry.add_chunk(&self.group.chunks[slot as usize]);
+        self.heap.chunk_count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn forget(&self, base: usize) {
+        self.heap.registry.remove(base, CHUNK_BYTES);
+        self.heap.chunk_count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn unmap(&self, base: usize) {
+        // SAFETY: every page is claimed by this call.
+        unsafe { os::unmap(base, CHUNK_BYTES) };
+    }
+
+    fn take_all(&self, slot: u32) -> bool {
+        self.group.chunks[slot as usize].pages.free.take_all()
+    }
+
+    fn give_all(&self, slot: u32) {
+        self.group.chunks[slot as usize].pages.free.give(0, PAGES_PER_CHUNK);
+    }
+
+    fn publish(&self, slot: u32) {
+        self.group.publish(slot);
+    }
 }

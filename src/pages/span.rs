@@ -22,8 +22,10 @@
 
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::lockfree::header::Block;
+use crate::lockfree::large::LargeBlock;
 use crate::lockfree::looseness::Looseness;
 use crate::lockfree::pool::Successors;
+use crate::lockfree::said::Said;
 use crate::lockfree::token::AdoptedCount;
 use core::cell::Cell;
 use core::ptr::{null, with_exposed_provenance};
@@ -122,7 +124,7 @@ pub struct OwnState {
     pub charged_bytes: Gauge,
     /// Bytes of the block at the end of which its `Trace` is, from when that is written; 0: there
     /// is none.
-    pub traced_bytes: AtomicUsize,
+    pub traced_bytes: Said,
     /// The id that the block's header was made with.
     pub header_id: AtomicU64,
 }
@@ -194,7 +196,7 @@ impl Span {
         self.region.last_taken.set(0);
         self.region.is_charged_as_warm.set(false);
         self.own.charged_bytes.set(0);
-        self.own.traced_bytes.store(0, Ordering::Relaxed);
+        self.own.traced_bytes.reset();
         self.own.header_id.store(0, Ordering::Relaxed);
         self.mapping.asked_bytes.set(0);
         self.mapping.cached_at.set(0);
@@ -301,6 +303,12 @@ impl Span {
     /// Returns one past the last address.
     pub fn end(&self) -> usize {
         self.base() + self.bytes()
+    }
+}
+
+impl LargeBlock for Span {
+    fn owner(&self) -> &AtomicU64 {
+        &self.owner
     }
 }
 

@@ -22,6 +22,7 @@ use crate::blocks::region::Ids;
 use crate::blocks::request_id::RequestId;
 use crate::lockfree::budget::Marked;
 use crate::lockfree::header::{Header, LIVE};
+use crate::lockfree::large;
 use crate::lockfree::pool::Successors;
 use crate::lockfree::stack::Stack;
 use crate::pages::span::Span;
@@ -29,7 +30,7 @@ use crate::request::exchange::Exchange;
 use crate::request::footprint::Footprint;
 use crate::request::lane::{Lane, Out};
 use crate::request::lanes::Lanes;
-use crate::request::large_list::LargeList;
+use crate::request::large_list::{LargeList, ListOf};
 use crate::request::pace::Pace;
 use crate::request::stub::Stub;
 use crate::request::warm::Warm;
@@ -299,13 +300,13 @@ impl Control {
 
     /// Puts the span of a large block, charged `charged_bytes`, on the request's list.
     pub fn link_large<S: Host>(&self, span: &Span, charged_bytes: usize, supply: &S) {
-        supply.with_large_lock(self.serial(), || self.large.link(span, charged_bytes));
+        span.own.charged_bytes.set(charged_bytes);
+        large::link(supply.large_lock(self.serial()), &self.large_blocks(), span);
     }
 
-    /// Takes a large block's span off the list and counts it out. The caller has the lock, and has seen under
-    /// it that the span is still this request's. Afterwards the request may be over (L4).
-    pub fn unlink_large(&self, span: &Span) {
-        self.large.unlink(span, &self.footprint);
+    /// The request's large blocks.
+    pub fn large_blocks(&self) -> ListOf<'_> {
+        self.large.of(&self.footprint)
     }
 
     /// Notes that a large block needs `new_bytes` now; `growth_bytes` more are already charged.

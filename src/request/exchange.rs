@@ -3,22 +3,22 @@
 //!
 //! | field | written by | read by |
 //! |---|---|---|
-//! | `lists` | who enters a second lane, once; stays with the control block | who is inside |
+//! | `lists` | see `once`: who enters a second lane; stays with the control block | who is inside |
 //! | `by_class` | see `stack`: who is inside a lane pushes and drains | |
 
 use crate::base::size_class::{CLASS_COUNT, Class};
-use crate::base::sync::{AtomicPtr, Ordering};
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::NONE;
+use crate::lockfree::once::Once;
 use crate::lockfree::pool::ALIGN;
 use crate::lockfree::stack::Stack;
 use crate::request::figures::Pending;
 use crate::request::lane::{Lane, shared_cap};
-use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::ptr::with_exposed_provenance_mut;
 
 /// The lists, once there are any.
 pub struct Exchange {
-    lists: AtomicPtr<Lists>,
+    lists: Once<Lists>,
 }
 
 /// Free blocks by class.
@@ -33,29 +33,19 @@ const _: () = assert!(align_of::<Lists>() <= ALIGN, "descriptor memory is aligne
 impl Exchange {
     /// Creates an exchange without lists.
     pub const fn new() -> Self {
-        Self { lists: AtomicPtr::new(null_mut()) }
+        Self { lists: Once::new() }
     }
 
     /// Makes the lists, if there are none yet, of what `memory` returns: zeroed memory for the life
     /// of the process. Without it bins are not bounded, and only memory is lost.
     pub fn provide(&self, memory: &impl Fn(usize) -> Option<usize>) {
-        if self.lists().is_some() {
-            return;
-        }
-        if let Some(address) = memory(size_of::<Lists>()) {
-            // The loser of a race leaves its own lists unused.
-            let _ = self.lists.compare_exchange(
-                null_mut(),
-                with_exposed_provenance_mut(address),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-        }
+        let fresh = || memory(size_of::<Lists>()).map(with_exposed_provenance_mut);
+        // SAFETY: zeros are lists.
+        unsafe { self.lists.make(fresh) };
     }
 
     fn lists(&self) -> Option<&Lists> {
-        // SAFETY: null, or the lists of this control block, which are never freed; zeros are lists.
-        unsafe { self.lists.load(Ordering::Acquire).as_ref() }
+        self.lists.get()
     }
 
     /// A lane's bin is over its cap: what came last goes round to the other lanes. What the bin

@@ -14,6 +14,7 @@ use super::adopt::{Survey, settle_lent, settle_region};
 use super::control::Control;
 use super::lane::{Lane, Out};
 use crate::base::sync::Ordering;
+use crate::lockfree::large;
 use crate::pages::span::{Span, SpanKind};
 
 /// Which blocks stay.
@@ -160,13 +161,10 @@ fn settle_large<S: Host>(
         outcome.freed_bytes += bytes;
         return release_large(control, supply);
     }
-    supply.with_large_lock(control.serial(), || {
-        for span in control.large.take_all() {
-            // By the descriptor: the block's owner may be moving its pages.
-            outcome.surviving_blocks += 1;
-            outcome.surviving_bytes += span.own.charged_bytes.get();
-            outcome.span_bytes += span.bytes();
-            span.set_owner(0);
-        }
+    large::adopt_all(supply.large_lock(control.serial()), &control.large_blocks(), |span| {
+        // By the descriptor: the block's owner may be moving its pages.
+        outcome.surviving_blocks += 1;
+        outcome.surviving_bytes += span.own.charged_bytes.get();
+        outcome.span_bytes += span.bytes();
     });
 }

@@ -8,7 +8,7 @@
 //! | `entry_count` | the occupant | the same |
 //! | `regions`, `warm`, `cut_bytes`, `range_..` | the occupant, else the closer | the same |
 //! | `pieces`, `limit_is_suspended` | the occupant, else the closer | the same |
-//! | `next` | the thread that adds a lane, before it is published | any thread |
+//! | `next` | see `grow_list` | |
 //!
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of
 //!   a free block. When the range is retired, the blocks of every region on `regions` follow one
@@ -18,9 +18,10 @@
 
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for};
-use crate::base::sync::{AtomicPtr, Gauge, Ordering};
+use crate::base::sync::{Gauge, Ordering};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
+use crate::lockfree::grow_list::{Link, Linked};
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifecycle::Occupancy;
@@ -73,11 +74,17 @@ pub struct Lane {
     /// up.
     pub limit_is_suspended: Cell<bool>,
     /// The request's next lane.
-    pub next: AtomicPtr<Lane>,
+    next: Link<Lane>,
 }
 
 // SAFETY: see the table at the head of the module; `occupancy` orders one occupant after the other.
 unsafe impl Sync for Lane {}
+
+impl Linked for Lane {
+    fn link(&self) -> &Link<Self> {
+        &self.next
+    }
+}
 
 /// Most bytes that a bin of one of several lanes keeps, and most blocks.
 const SHARED_CAP_BYTES: usize = 8 * 1024;

@@ -3,23 +3,24 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `first`, further lanes | see `lane` | |
-//! | `others` | the thread that adds a lane; lanes stay with the control block | any thread |
+//! | `others` | see `grow_list`: the thread that adds a lane; lanes stay with the control block | any thread |
 //! | `shared` | the opener of the request; the thread that enters a second lane | any thread |
 
-use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
+use crate::base::sync::{AtomicBool, Ordering};
 use crate::blocks::bin::Kind;
+use crate::lockfree::grow_list::GrowList;
 use crate::lockfree::header::Header;
 use crate::lockfree::pool::ALIGN;
 use crate::request::lane::{Lane, Out};
-use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::ptr::with_exposed_provenance_mut;
 
 /// The lanes of a request.
 #[repr(C)]
 pub struct Lanes {
     /// The only lane of a request that one thread at a time is in.
     pub first: Lane,
-    /// The others, linked by `Lane::next`.
-    others: AtomicPtr<Lane>,
+    /// The others.
+    others: GrowList<Lane>,
     /// Whether more than one lane was entered.
     shared: AtomicBool,
 }
@@ -29,11 +30,7 @@ const _: () = assert!(align_of::<Lane>() <= ALIGN, "descriptor memory is aligned
 impl Lanes {
     /// Creates one lane, of no request.
     pub fn new() -> Self {
-        Self {
-            first: Lane::new(),
-            others: AtomicPtr::new(null_mut()),
-            shared: AtomicBool::new(false),
-        }
+        Self { first: Lane::new(), others: GrowList::new(), shared: AtomicBool::new(false) }
     }
 
     /// Opens the first lane for a new request that no other thread knows yet; `tag` is the header
@@ -62,17 +59,7 @@ impl Lanes {
     /// Returns all lanes, those of earlier requests included.
     #[inline]
     pub fn all(&self) -> impl Iterator<Item = &Lane> {
-        let mut next: *const Lane = &raw const self.first;
-        let mut first = true;
-        core::iter::from_fn(move || {
-            // SAFETY: null, or a lane: in the control block or in memory of its own (M1), published
-            // whole.
-            let lane = unsafe { next.as_ref()? };
-            let link = if first { &self.others } else { &lane.next };
-            first = false;
-            next = link.load(Ordering::Acquire);
-            Some(lane)
-        })
+        core::iter::once(&self.first).chain(self.others.all())
     }
 
     /// Enters the first lane if it is idle.
@@ -109,19 +96,9 @@ impl Lanes {
         lane.bins.open(Kind::Lane, tag);
         lane.set_shared(true);
         lane.occupancy.try_enter();
-        let mut first = self.others.load(Ordering::Relaxed);
-        loop {
-            lane.next.store(first, Ordering::Relaxed);
-            match self.others.compare_exchange_weak(
-                first,
-                place,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some(lane),
-                Err(now) => first = now,
-            }
-        }
+        // SAFETY: written above, and its memory is for the life of the process.
+        unsafe { self.others.push(place) };
+        Some(lane)
     }
 
     /// Returns what all lanes together have outside their bins.

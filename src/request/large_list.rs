@@ -8,7 +8,7 @@
 //! | `bytes` | the same, and the owner that resizes its block: by read-modify-write | any thread |
 
 use crate::base::sync::{AtomicUsize, Ordering, step};
-use crate::lockfree::lifecycle::LargeCount;
+use crate::lockfree::large::{LargeBlocks, LargeCount};
 use crate::pages::span::Span;
 use crate::request::footprint::Footprint;
 use crate::request::span_list::SpanList;
@@ -36,49 +36,6 @@ impl LargeList {
         self.bytes.store(0, Ordering::Relaxed);
     }
 
-    /// Puts the span of a large block, charged `charged_bytes`, on the list.
-    pub fn link(&self, span: &Span, charged_bytes: usize) {
-        let second = self.first.get();
-        span.previous.set(null());
-        span.next.set(second);
-        span.own.charged_bytes.set(charged_bytes);
-        step();
-        self.first.set(span);
-        step();
-        // SAFETY: null, or a descriptor (M1), on the list that the lock guards.
-        if let Some(second) = unsafe { second.as_ref() } {
-            second.previous.set(span);
-            step();
-        }
-        self.count.add();
-        step();
-        self.bytes.fetch_add(charged_bytes, Ordering::Relaxed);
-        step();
-    }
-
-    /// Takes a large block's span off the list, its bytes off the footprint and then counts it out.
-    /// Afterwards the request may be over (L4).
-    pub fn unlink(&self, span: &Span, footprint: &Footprint) {
-        let (previous, next) = (span.previous.get(), span.next.get());
-        // SAFETY: null, or a neighbour on the list, which the lock guards.
-        match unsafe { previous.as_ref() } {
-            Some(previous) => previous.next.set(next),
-            None => self.first.set(next),
-        }
-        step();
-        // SAFETY: as above.
-        if let Some(next) = unsafe { next.as_ref() } {
-            next.previous.set(previous);
-            step();
-        }
-        let bytes = span.own.charged_bytes.get();
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        step();
-        footprint.refund(bytes);
-        step();
-        self.count.drop_one();
-    }
-
     /// Notes that a large block needs `new_bytes` now; `growth_bytes` more are already charged.
     /// Called without the lock, by the block's owner.
     pub fn recharge(
@@ -92,6 +49,11 @@ impl LargeList {
         span.own.charged_bytes.set(new_bytes);
         self.bytes.fetch_add(new_bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
         footprint.refund(old_bytes + growth_bytes - new_bytes);
+    }
+
+    /// The list, with the footprint of its request.
+    pub fn of<'l>(&'l self, footprint: &'l Footprint) -> ListOf<'l> {
+        ListOf { list: self, footprint }
     }
 
     /// Rebuilds, in a process that was just forked, what follows from the list, which is whole from
@@ -129,5 +91,63 @@ impl LargeList {
     /// Returns the bytes charged for the blocks.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The list of a request. Callers have the lock.
+pub struct ListOf<'l> {
+    list: &'l LargeList,
+    footprint: &'l Footprint,
+}
+
+impl LargeBlocks for ListOf<'_> {
+    type Block = Span;
+
+    fn insert(&self, span: &Span) {
+        let second = self.list.first.get();
+        span.previous.set(null());
+        span.next.set(second);
+        step();
+        self.list.first.set(span);
+        step();
+        // SAFETY: null, or a descriptor (M1), on the list that the lock guards.
+        if let Some(second) = unsafe { second.as_ref() } {
+            second.previous.set(span);
+            step();
+        }
+    }
+
+    fn remove(&self, span: &Span) {
+        let (previous, next) = (span.previous.get(), span.next.get());
+        // SAFETY: null, or a neighbour on the list, which the lock guards.
+        match unsafe { previous.as_ref() } {
+            Some(previous) => previous.next.set(next),
+            None => self.list.first.set(next),
+        }
+        step();
+        // SAFETY: as above.
+        if let Some(next) = unsafe { next.as_ref() } {
+            next.previous.set(previous);
+            step();
+        }
+    }
+
+    fn charge(&self, span: &Span) {
+        self.list.bytes.fetch_add(span.own.charged_bytes.get(), Ordering::Relaxed);
+    }
+
+    fn refund(&self, span: &Span) {
+        let bytes = span.own.charged_bytes.get();
+        self.list.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        step();
+        self.footprint.refund(bytes);
+    }
+
+    fn count(&self) -> &LargeCount {
+        &self.list.count
+    }
+
+    fn take_all(&self) -> impl Iterator<Item = &Span> {
+        self.list.take_all()
     }
 }

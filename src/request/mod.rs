@@ -23,6 +23,7 @@ mod adopt;
 pub mod finish;
 pub mod leaks;
 
+use crate::base::sync::Lock;
 use crate::blocks::identity::Serial;
 use crate::pages::supply::Supply;
 
@@ -42,6 +43,6 @@ pub trait Host: Supply {
     fn charge_warm(&self, bytes: usize) -> bool;
     /// Notes that `bytes` less stay with pooled control blocks.
     fn refund_warm(&self, bytes: usize);
-    /// Runs `change` on the list of large blocks of the request with this serial, alone.
-    fn with_large_lock<R>(&self, owner: Serial, change: impl FnOnce() -> R) -> R;
+    /// Returns the lock of the list of large blocks of the request with this serial.
+    fn large_lock(&self, owner: Serial) -> &Lock<()>;
 }

@@ -10,9 +10,11 @@
 //! - **U3** Stubs are type-stable (M1), so a stale header can always be looked up; what it finds has another
 //!   generation then, or is not open.
 
-use super::figures::{CountedBytes, Pending};
-use crate::base::sync::{AtomicPtr, AtomicU32, Lock, Ordering};
+use super::figures::Pending;
+use crate::base::sync::{AtomicPtr, Lock, Ordering};
 use crate::blocks::identity::{MAX_GENERATION, Serial};
+use crate::lockfree::counted::CountedBytes;
+use crate::lockfree::said::Said;
 use crate::lockfree::state::{Phase, State};
 use crate::lockfree::stray::StrayList;
 use core::cell::Cell;
@@ -91,7 +93,7 @@ struct Leaf([Stub; LEAF_STUBS]);
 pub struct Stubs {
     leaves: [AtomicPtr<Leaf>; LEAF_COUNT],
     /// Stubs that were made; the first one has index 1, because index 0 is the persistent lifetime.
-    count: AtomicU32,
+    count: Said,
     making: Lock<()>,
 }
 
@@ -100,7 +102,7 @@ impl Stubs {
     pub const fn new() -> Self {
         Self {
             leaves: [const { AtomicPtr::new(null_mut()) }; LEAF_COUNT],
-            count: AtomicU32::new(0),
+            count: Said::new(),
             making: Lock::new(()),
         }
     }
@@ -108,7 +110,7 @@ impl Stubs {
     /// The stub with this index, if there is one.
     #[inline]
     pub fn find(&self, index: u32) -> Option<&'static Stub> {
-        if index == 0 || index > self.count.load(Ordering::Acquire) {
+        if index == 0 || u64::from(index) > self.count.hear() {
             return None;
         }
         let leaf = self.leaves[index as usize / LEAF_STUBS].load(Ordering::Relaxed);
@@ -132,7 +134,7 @@ impl Stubs {
         memory: impl Fn(usize) -> Option<usize>,
     ) -> Option<&'static Stub> {
         loop {
-            let wanted = self.count.load(Ordering::Relaxed) + 1;
+            let wanted = self.count.peek() as u32 + 1;
             let leaf = self.leaves.get(wanted as usize / LEAF_STUBS)?;
             // Nothing maps memory under a lock.
             let fresh = if leaf.load(Ordering::Relaxed).is_null() {
@@ -145,7 +147,7 @@ impl Stubs {
                 leaf.store(fresh, Ordering::Relaxed);
             }
             // Another thread may have made stubs meanwhile, and a leaf of ours may be lost to one of theirs.
-            if self.count.load(Ordering::Relaxed) + 1 != wanted {
+            if self.count.peek() as u32 + 1 != wanted {
                 continue;
             }
             let leaf = leaf.load(Ordering::Relaxed);
@@ -156,7 +158,7 @@ impl Stubs {
             let place = unsafe { &raw mut (*leaf).0[wanted as usize % LEAF_STUBS] };
             // SAFETY: as above.
             unsafe { place.write(Stub::new(control, wanted)) };
-            self.count.store(wanted, Ordering::Release);
+            self.count.say(u64::from(wanted));
             // SAFETY: written above, and never unmapped.
             return Some(unsafe { &*place });
         }
@@ -164,7 +166,7 @@ impl Stubs {
 
     /// Every stub there is.
     pub fn all(&self) -> impl Iterator<Item = &'static Stub> + '_ {
-        (1..=self.count.load(Ordering::Acquire)).filter_map(|index| self.find(index))
+        (1..=self.count.hear() as u32).filter_map(|index| self.find(index))
     }
 
     /// Makes the table whole in a process that was just forked: it is at every step.

@@ -3,9 +3,9 @@
 use super::Host;
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET};
-use crate::base::sync::{Ordering, fence};
 use crate::blocks::region::walk;
-use crate::lockfree::header::{Block, FREED, LIVE, TRACED};
+use crate::lockfree::header::{Block, FREED, LIVE};
+use crate::lockfree::traced;
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::lane::Lane;
@@ -29,7 +29,7 @@ impl Leak {
         let class = (span.kind() == SpanKind::Large)
             .then(|| Class::from_index(span.class_index()))
             .flatten();
-        let traced_bytes = span.own.traced_bytes.load(Ordering::Acquire);
+        let traced_bytes = span.own.traced_bytes.hear() as usize;
         Self {
             block: span.base() + FIRST_PAYLOAD_OFFSET,
             block_bytes: class.map_or(span.mapping.asked_bytes.get(), Class::payload_bytes),
@@ -82,21 +82,18 @@ impl Control {
                     if !header.has(LIVE) || header.has(FREED) {
                         continue;
                     }
-                    // The flag is set after the record is written.
-                    fence(Ordering::Acquire);
                     let block_bytes = class.payload_bytes();
                     visit(Leak {
                         block,
                         block_bytes,
                         class: Some(class),
-                        traced_bytes: header.has(TRACED).then_some(block_bytes),
+                        traced_bytes: traced::is_told(header).then_some(block_bytes),
                     });
                 }
             }
         });
-        supply.with_large_lock(self.serial(), || {
-            self.large.spans().for_each(|span| visit(Leak::of_span(span)));
-        });
+        let _guard = supply.large_lock(self.serial()).lock();
+        self.large.spans().for_each(|span| visit(Leak::of_span(span)));
     }
 
     fn check_lane(&self, lane: &Lane) {

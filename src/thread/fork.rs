@@ -8,17 +8,18 @@
 
 use super::{HEAP, RUNNING_COUNT, current};
 use crate::base::os;
-use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, Lock, Ordering, set_long_wait};
-use core::ptr::{null, null_mut, with_exposed_provenance_mut};
+use crate::base::sync::{AtomicBool, AtomicU32, Lock, Ordering, set_long_wait};
+use crate::lockfree::once::Once;
+use core::ptr::{null, with_exposed_provenance_mut};
 
 /// Held while the key for thread exits is made.
 pub static EXIT_KEY_LOCK: Lock<()> = Lock::new(());
 
 static IS_HANDLED: AtomicBool = AtomicBool::new(false);
 
-/// A word that is 1 in the process that wrote it, and 0 in a child that has not recovered yet; null
-/// where the system does not have such memory.
-static WITNESS: AtomicPtr<AtomicU32> = AtomicPtr::new(null_mut());
+/// A word that is 1 in the process that wrote it, and 0 in a child that has not recovered yet; not
+/// made where the system does not have such memory.
+static WITNESS: Once<AtomicU32> = Once::new();
 
 /// Registers the child's handler, once. Without memory for it (`ENOMEM`), a lock of a thread that
 /// the child does not have is opened by the thread that waits for it.
@@ -32,7 +33,8 @@ pub fn handle() {
             let witness = with_exposed_provenance_mut::<AtomicU32>(address);
             // SAFETY: zeroed memory that is never given back.
             unsafe { &*witness }.store(1, Ordering::Relaxed);
-            WITNESS.store(witness, Ordering::Release);
+            // SAFETY: a word, written above.
+            unsafe { WITNESS.make(|| Some(witness)) };
             // For other handlers that run before ours, and for children in which ours does not run.
             set_long_wait(recover_if_forked);
         } else {
@@ -44,20 +46,15 @@ pub fn handle() {
     unsafe { libc::pthread_atfork(None, None, Some(recover)) };
 }
 
-fn witness() -> Option<&'static AtomicU32> {
-    // SAFETY: null, or a word that is never unmapped.
-    unsafe { WITNESS.load(Ordering::Acquire).as_ref() }
-}
-
 fn recover_if_forked() {
-    if witness().is_some_and(|witness| witness.load(Ordering::Relaxed) == 0) {
+    if WITNESS.get().is_some_and(|witness| witness.load(Ordering::Relaxed) == 0) {
         recover();
     }
 }
 
 /// Makes everything whole, on the child's only thread.
 extern "C" fn recover() {
-    if let Some(witness) = witness() {
+    if let Some(witness) = WITNESS.get() {
         witness.store(1, Ordering::Relaxed);
     }
     // SAFETY: a child has one thread, this one.

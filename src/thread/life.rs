@@ -5,9 +5,10 @@ use super::local;
 use super::persistent::free_persistent;
 use super::sentinels::EXITED;
 use super::{ALL, HEAP, RUNNING_COUNT, Thread, current, fork, has_exited, pin};
-use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU64, Ordering};
 use crate::blocks::trace::Site;
 use crate::lockfree::pool::{Pool, Successors};
+use crate::lockfree::said::Said;
 use crate::request::control::Control;
 use core::cell::Cell;
 use core::ptr::{null, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
@@ -63,20 +64,15 @@ fn take_thread() -> Option<&'static Thread> {
         &*place
     };
     thread.entries.settle();
-    let mut first = ALL.load(Ordering::Relaxed);
-    loop {
-        thread.all_next.set(first);
-        match ALL.compare_exchange_weak(first, place, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => return Some(thread),
-            Err(now) => first = now,
-        }
-    }
+    // SAFETY: written above, and its memory is for the life of the process.
+    unsafe { ALL.push(place) };
+    Some(thread)
 }
 
 // ---- exit ------------------------------------------------------------------------------------
 
 /// The key whose destructor runs at thread exit, plus one; 0: not made yet.
-static EXIT_KEY: AtomicUsize = AtomicUsize::new(0);
+static EXIT_KEY: Said = Said::new();
 
 /// Registers the thread's exit. Without a key (a process may have 1024), or where this code may be
 /// unloaded earlier, the cache of an exiting thread stays as it is: memory is lost, nothing breaks.
@@ -89,19 +85,19 @@ fn on_exit(thread: &'static Thread) {
 }
 
 fn exit_key() -> Option<libc::pthread_key_t> {
-    if EXIT_KEY.load(Ordering::Acquire) == 0 {
+    if EXIT_KEY.hear() == 0 {
         let _guard = fork::EXIT_KEY_LOCK.lock();
-        if EXIT_KEY.load(Ordering::Relaxed) == 0 {
+        if EXIT_KEY.peek() == 0 {
             let mut key = 0;
             // SAFETY: `key` is writable; the destructor takes what `pthread_setspecific` was given.
             let result = unsafe { libc::pthread_key_create(&raw mut key, Some(exit)) };
             if result != 0 {
                 return None;
             }
-            EXIT_KEY.store(key as usize + 1, Ordering::Release);
+            EXIT_KEY.say(key as u64 + 1);
         }
     }
-    Some((EXIT_KEY.load(Ordering::Relaxed) - 1) as libc::pthread_key_t)
+    Some((EXIT_KEY.peek() - 1) as libc::pthread_key_t)
 }
 
 /// A `DropHandle`; null: no request was ever opened.

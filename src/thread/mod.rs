@@ -40,21 +40,21 @@ pub mod route;
 
 pub use entries::EntryKind;
 
-use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Gauge, Ordering};
+use crate::base::sync::{AtomicU64, AtomicUsize, Gauge};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::trace::Site;
 use crate::heap::Heap;
+use crate::lockfree::grow_list::{GrowList, Link, Linked};
 use crate::persistent::cache::Cache;
 use crate::request::control::Control;
 use core::cell::Cell;
-use core::ptr::null_mut;
 use entries::Entries;
 
 /// The process's heap.
 pub static HEAP: Heap = Heap::new();
 
 /// The list of all threads there have ever been.
-static ALL: AtomicPtr<Thread> = AtomicPtr::new(null_mut());
+static ALL: GrowList<Thread> = GrowList::new();
 static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// How many pooled control blocks a thread keeps for itself.
@@ -66,7 +66,7 @@ pub struct Thread {
     /// The thread's cache.
     pub cache: Cache,
     successor: AtomicU64,
-    all_next: Cell<*const Thread>,
+    all_next: Link<Thread>,
     next_number: Cell<u64>,
     end_number: Cell<u64>,
     stash: [Cell<*const Control>; MAX_STASHED],
@@ -89,6 +89,12 @@ pub struct Thread {
     pub extension: Cell<*const Extension>,
     /// The call site of the current allocation, if its caller gave it.
     pub site: Cell<Site>,
+}
+
+impl Linked for Thread {
+    fn link(&self) -> &Link<Self> {
+        &self.all_next
+    }
 }
 
 /// The head of what a higher wing keeps for a thread. It stays with the thread's memory (M1): the
@@ -136,13 +142,8 @@ pub fn each_cache(mut visit: impl FnMut(&Cache)) {
     each_thread(|thread| visit(&thread.cache));
 }
 
-fn each_thread(mut visit: impl FnMut(&Thread)) {
-    let mut next: *const Thread = ALL.load(Ordering::Acquire);
-    // SAFETY: null, or a thread (M1); their list only grows.
-    while let Some(thread) = unsafe { next.as_ref() } {
-        visit(thread);
-        next = thread.all_next.get();
-    }
+fn each_thread(visit: impl FnMut(&Thread)) {
+    ALL.all().for_each(visit);
 }
 
 /// Gives the idle memory of this thread and of the process back to the system. Returns the bytes

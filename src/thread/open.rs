@@ -5,17 +5,17 @@ use super::requests::count_opened_without_thread;
 use super::{HEAP, Thread, finish};
 use crate::base::environment;
 use crate::base::fatal;
-use crate::base::sync::{AtomicU8, Ordering};
+use crate::lockfree::said::Said;
 use crate::lockfree::state::MAX_HANDLES;
 use crate::request::control::{Control, Opening};
 
 pub use super::requests::open_count;
 
 /// What the environment sets for all requests, as these flags; 0: not read yet.
-static OF_ALL_REQUESTS: AtomicU8 = AtomicU8::new(0);
-const IS_KNOWN: u8 = 1;
-const ARE_TRACED: u8 = 2;
-const HIDE_LIMITS: u8 = 4;
+static OF_ALL_REQUESTS: Said = Said::new();
+const IS_KNOWN: u64 = 1;
+const ARE_TRACED: u64 = 2;
+const HIDE_LIMITS: u64 = 4;
 
 /// Opens a request with one handle, the caller's. `None`: out of memory.
 #[inline(always)]
@@ -48,7 +48,7 @@ fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
 #[inline(always)]
 fn open_as(control: &Control, number: u64, opening: &Opening) -> Option<()> {
     // Whoever sees the flags sees what was stored before: how handles are dropped.
-    if OF_ALL_REQUESTS.load(Ordering::Acquire) == IS_KNOWN {
+    if OF_ALL_REQUESTS.hear() == IS_KNOWN {
         return HEAP.open_request(control, number, opening);
     }
     open_slow(control, number, opening)
@@ -68,7 +68,7 @@ fn open_slow(control: &Control, number: u64, opening: &Opening) -> Option<()> {
     if environment::flag(c"RQMALLOC_ADOPT") == Some(false) {
         HEAP.pin_survivors();
     }
-    OF_ALL_REQUESTS.store(flags, Ordering::Release);
+    OF_ALL_REQUESTS.say(flags);
     let mut opening = *opening;
     opening.leaks.traced |= flags & ARE_TRACED != 0;
     opening.leaks.reported |= flags & ARE_TRACED != 0;

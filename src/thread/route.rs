@@ -13,7 +13,8 @@ use crate::blocks::memory::Raw;
 use crate::blocks::trace::{Site, Trace, needed_size};
 use crate::heap::found::{Found, Owner};
 use crate::heap::idle::TICK_MILLISECONDS;
-use crate::lockfree::header::{Block, Header, Memory, NONE, TRACED};
+use crate::lockfree::header::{Block, Memory, NONE, TRACED};
+use crate::lockfree::traced;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::ptr::null;
@@ -116,12 +117,10 @@ fn alloc_traced(
     let class = Class::of(needed);
     write_trace(allocated.block, class, needed, size, thread.site.get());
     // Others that look at the request's blocks read the record as soon as the header tells of it.
-    let header = Raw.header(allocated.block);
-    let traced = Header(header.load(Ordering::Relaxed)).with(TRACED);
-    header.store(traced.0, Ordering::Release);
+    traced::tell(Raw.header(allocated.block));
     if class.is_none_or(Class::is_large) {
         let span = HEAP.find(allocated.block).span;
-        span.own.traced_bytes.store(traced_block_bytes(class, needed), Ordering::Release);
+        span.own.traced_bytes.say(traced_block_bytes(class, needed) as u64);
     }
     align_block(allocated, align)
 }

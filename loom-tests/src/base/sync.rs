@@ -1,6 +1,8 @@
 //! The crate's `base::sync`, made of loom's types.
 
-pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub use loom::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 use loom::sync::{Mutex, MutexGuard};
 
 /// Declares an ordinary function: loom's types cannot be made in constants.

@@ -1,0 +1,263 @@
+//! `chunk_slots`: chunks that come and go while their pages are taken, and while others come to the
+//! same slot or the same addresses.
+
+use loom::sync::Arc;
+use loom::thread;
+use rqmalloc_loom_tests::base::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
+use rqmalloc_loom_tests::lockfree::bitmap::{PageBitmap, longest_run};
+use rqmalloc_loom_tests::lockfree::chunk_slots::{ChunkSlots, Chunks, open, release};
+use rqmalloc_loom_tests::lockfree::run_index::RunIndex;
+use rqmalloc_loom_tests::model::{Plain, explore};
+
+const SLOTS: usize = 2;
+/// Addresses are 1 and 2; 0 is none.
+const BASES: usize = 3;
+const PAGES: usize = 64;
+
+struct Chunk {
+    base: AtomicUsize,
+    /// What only the owner of all pages may touch.
+    plain: Plain<usize>,
+    pages: PageBitmap<1>,
+}
+
+struct Model {
+    slots: ChunkSlots,
+    index: RunIndex<1>,
+    chunks: [Chunk; SLOTS],
+    /// Which addresses are mapped; the system's own.
+    mapped: Lock<[bool; BASES]>,
+    memory: [Plain<u32>; BASES],
+    /// The registry: slot + 1.
+    registry: [AtomicUsize; BASES],
+}
+
+impl Model {
+    fn new() -> Arc<Self> {
+        let chunk = |_| Chunk {
+            base: AtomicUsize::new(0),
+            plain: Plain::new(0),
+            pages: PageBitmap { free: [AtomicU64::new(0)] },
+        };
+        Arc::new(Self {
+            slots: ChunkSlots(AtomicU64::new(0)),
+            index: RunIndex { words: [AtomicU64::new(0)] },
+            chunks: std::array::from_fn(chunk),
+            mapped: Lock::new([true, false, false]),
+            memory: std::array::from_fn(|_| Plain::new(0)),
+            registry: std::array::from_fn(|_| AtomicUsize::new(0)),
+        })
+    }
+
+    /// Maps a chunk and opens it. `false`: there are no addresses, or no slot.
+    fn grow(&self) -> bool {
+        let mut mapped = self.mapped.lock();
+        let Some(base) = mapped.iter().position(|mapped| !mapped) else { return false };
+        mapped[base] = true;
+        drop(mapped);
+        let Some(slot) = self.slots.claim().filter(|slot| (*slot as usize) < SLOTS) else {
+            return false;
+        };
+        open(self, slot, base);
+        true
+    }
+
+    /// Takes a page where a hint leads, and uses it.
+    fn take_page(&self) -> Option<u32> {
+        let mut candidates = self.index.candidates(0);
+        while candidates != 0 {
+            let slot = candidates.trailing_zeros();
+            candidates &= candidates - 1;
+            let chunk = &self.chunks[slot as usize];
+            if chunk.pages.take(1, || self.publish(slot)).is_some() {
+                self.use_page(slot);
+                return Some(slot);
+            }
+            self.publish(slot);
+        }
+        None
+    }
+
+    /// What the owner of a page may rely on.
+    fn use_page(&self, slot: u32) {
+        let base = self.base(slot);
+        assert!(base != 0, "B8: a page is free, so its chunk is described");
+        let there = self.registry[base].load(Ordering::Relaxed);
+        assert_eq!(there, slot as usize + 1, "B8: {base} is registered");
+        self.memory[base].write(|uses| *uses += 1);
+    }
+
+    fn give_page(&self, slot: u32) {
+        self.use_page(slot);
+        self.chunks[slot as usize].pages.give(0, 1);
+        self.publish(slot);
+    }
+
+    /// What must hold when nobody is at it: as many chunks, all free.
+    fn assert_whole(&self, count: usize) {
+        let mut claimed = self.slots.claimed();
+        assert_eq!(claimed.count_ones() as usize, count, "B7: claimed slots");
+        while claimed != 0 {
+            let slot = claimed.trailing_zeros();
+            claimed &= claimed - 1;
+            assert_eq!(self.index.candidates(0) >> slot & 1, 1, "R1");
+            assert!(self.take_all(slot), "no page is lost");
+            self.use_page(slot);
+            assert!(self.mapped.lock()[self.base(slot)], "B8: what is registered is mapped");
+        }
+        let registered = self.registry.iter().filter(|slot| slot.load(Ordering::Relaxed) != 0);
+        assert_eq!(registered.count(), count, "B8: what is not mapped is not registered");
+        assert_eq!(self.mapped.lock().iter().filter(|mapped| **mapped).count(), count + 1);
+    }
+}
+
+impl Chunks for Model {
+    fn base(&self, slot: u32) -> usize {
+        self.chunks[slot as usize].base.load(Ordering::Relaxed)
+    }
+
+    fn place(&self, slot: u32, base: usize) {
+        let chunk = &self.chunks[slot as usize];
+        chunk.plain.write(|plain| *plain = base);
+        chunk.base.store(base, Ordering::Relaxed);
+    }
+
+    fn register(&self, slot: u32) {
+        self.registry[self.base(slot)].store(slot as usize + 1, Ordering::Relaxed);
+    }
+
+    fn forget(&self, base: usize) {
+        // The chunk that is found there is still this one.
+        let slot = self.registry[base].load(Ordering::Relaxed) - 1;
+        self.chunks[slot].plain.read(|plain| assert_eq!(*plain, base, "B7"));
+        self.registry[base].store(0, Ordering::Relaxed);
+    }
+
+    fn unmap(&self, base: usize) {
+        let mut mapped = self.mapped.lock();
+        assert!(mapped[base], "{base} is unmapped twice");
+        mapped[base] = false;
+        self.memory[base].write(|uses| *uses = 0);
+    }
+
+    fn take_all(&self, slot: u32) -> bool {
+        let chunk = &self.chunks[slot as usize];
+        let is_taken = chunk.pages.take_all();
+        if is_taken {
+            chunk.plain.read(|plain| assert_eq!(*plain, self.base(slot), "B7"));
+        }
+        is_taken
+    }
+
+    fn give_all(&self, slot: u32) {
+        self.chunks[slot as usize].pages.give(0, PAGES);
+    }
+
+    fn publish(&self, slot: u32) {
+        let run = || longest_run(&self.chunks[slot as usize].pages.snapshot());
+        self.index.publish(slot, &[1], run);
+    }
+}
+
+/// Releases a chunk if it is free; whether it was.
+fn release_or_publish(model: &Model, slot: u32) -> bool {
+    let is_released = release(model, &model.slots, slot);
+    if !is_released {
+        model.publish(slot);
+    }
+    is_released
+}
+
+/// B8: a chunk goes, or a page of it is taken.
+#[test]
+fn chunk_released_against_page_taken() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow());
+        let other = model.clone();
+        let taker = thread::spawn(move || {
+            let taken = other.take_page();
+            taken.inspect(|&slot| other.give_page(slot));
+        });
+        let is_released = release_or_publish(&model, 0);
+        taker.join().unwrap();
+        model.assert_whole(usize::from(!is_released));
+    });
+}
+
+/// B7: a chunk goes, and another one comes to its slot or its addresses.
+#[test]
+fn chunk_released_against_another_opened() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow());
+        let other = model.clone();
+        let opener = thread::spawn(move || {
+            assert!(other.grow(), "there are addresses for two, and slots");
+            other.take_page().inspect(|&slot| other.give_page(slot));
+        });
+        let is_released = release_or_publish(&model, 0);
+        opener.join().unwrap();
+        model.assert_whole(2 - usize::from(is_released));
+    });
+}
+
+/// B7: a chunk that is being looked at goes and comes again elsewhere.
+#[test]
+fn chunk_released_against_released_and_opened_anew() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow());
+        let other = model.clone();
+        let opener = thread::spawn(move || {
+            other.mapped.lock()[2] = true;
+            let is_released = release_or_publish(&other, 0);
+            other.mapped.lock()[2] = false;
+            if is_released {
+                other.mapped.lock()[1] = true;
+                assert!(other.grow());
+                other.mapped.lock()[1] = false;
+            }
+            is_released
+        });
+        let here = release_or_publish(&model, 0);
+        let opened = opener.join().unwrap();
+        model.assert_whole(1 + usize::from(opened) - usize::from(opened) - usize::from(here));
+    });
+}
+
+/// B8: a page of a chunk is taken as soon as there is one.
+#[test]
+fn chunk_opened_against_page_taken() {
+    explore(3, || {
+        let model = Model::new();
+        let other = model.clone();
+        let taker = thread::spawn(move || {
+            let taken = other.take_page();
+            taken.inspect(|&slot| other.give_page(slot));
+        });
+        assert!(model.grow());
+        taker.join().unwrap();
+        model.assert_whole(1);
+    });
+}
+
+/// B7: two that open a chunk have two slots.
+#[test]
+fn two_chunks_opened() {
+    explore(3, || {
+        let model = Model::new();
+        let other = model.clone();
+        let opener = thread::spawn(move || {
+            let base = 2;
+            other.mapped.lock()[base] = true;
+            other.slots.claim().inspect(|&slot| open(&*other, slot, base))
+        });
+        let base = 1;
+        model.mapped.lock()[base] = true;
+        let here = model.slots.claim().inspect(|&slot| open(&*model, slot, base));
+        let there = opener.join().unwrap();
+        assert!(here.is_some() || there.is_some(), "one of them has it");
+        assert_ne!(here, there, "B7");
+    });
+}
