@@ -1,5 +1,5 @@
-//! `lifetime` and `stray`: a block comes back from outside while its request closes and adopts it, or
-//! another thread persists it; and the stub's next request.
+//! `lifetime` and `stray`: a block comes back from outside while its request closes and adopts it,
+//! or another thread persists it; and the stub's next request.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -164,7 +164,8 @@ fn the_next_request_of_a_stub_in_another_thread() {
     });
 }
 
-/// Of two frees of one block one is right and the other is found out, while the request closes or not.
+/// Of two frees of one block one is right and the other is found out, while the request closes or
+/// not.
 #[test]
 fn double_free_against_close() {
     explore(3, || {
@@ -191,8 +192,8 @@ fn double_free_against_close() {
     });
 }
 
-/// A block is persisted by one thread while another one frees it, which is a fault: whoever is second
-/// sees it.
+/// A block is persisted by one thread while another one frees it, which is a fault: whoever is
+/// second sees it.
 #[test]
 fn persist_against_free() {
     explore(3, || {
@@ -209,7 +210,8 @@ fn persist_against_free() {
     });
 }
 
-/// A block is persisted and handed to a thread that frees it by its header alone: it was counted before.
+/// A block is persisted and handed to a thread that frees it by its header alone: it was counted
+/// before.
 #[test]
 fn persist_before_free() {
     explore(3, || {
@@ -255,8 +257,9 @@ impl Callbacks for NoCallbacks {
     fn run(&self) {}
 }
 
-/// A block is persisted by a thread without a handle, as `src/thread/route.rs` does it, and then freed and
-/// reaped, while its request closes: it is counted once, and no hole while somebody has it.
+/// A block is persisted by a thread without a handle, as `src/thread/route.rs` does it, and then
+/// freed and reaped, while its request closes: it is counted once, and no hole while somebody has
+/// it.
 #[test]
 fn persist_against_close() {
     explore(3, || {

@@ -226,7 +226,8 @@ fn visit_against_close_and_the_next_request() {
     });
 }
 
-/// A visitor that got to know a block by another way than the request's opening sees what opened it.
+/// A visitor that got to know a block by another way than the request's opening sees what opened
+/// it.
 #[test]
 fn a_visitor_sees_what_opened_the_request() {
     explore(3, || {
@@ -254,8 +255,8 @@ fn visit_against_add_and_drop() {
     });
 }
 
-/// In a forked process a visitor that is lost keeps the request open for good; the one that is left ends
-/// its visit, and one that was not known ends none.
+/// In a forked process a visitor that is lost keeps the request open for good; the one that is left
+/// ends its visit, and one that was not known ends none.
 #[test]
 fn visitors_lost_in_a_fork() {
     explore(1, || {

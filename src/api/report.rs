@@ -22,13 +22,14 @@ pub struct Report {
     pub freed_blocks: u64,
     /// Their bytes.
     pub freed_bytes: usize,
-    /// Blocks that were live when the request was closed. They are persistent now, and stay valid until they
-    /// are freed, by any thread. (What [`persist`](crate::persist) was called on is not counted.)
+    /// Blocks that were live when the request was closed. They are persistent now, and stay valid
+    /// until they are freed, by any thread. (What [`persist`](crate::persist) was called on is not
+    /// counted.)
     pub surviving_blocks: u64,
     /// Their bytes.
     pub surviving_bytes: usize,
-    /// Bytes of the pages and mappings that survivors are in, or of what the request was given of pages
-    /// that others survive in.
+    /// Bytes of the pages and mappings that survivors are in, or of what the request was given of
+    /// pages that others survive in.
     pub span_bytes: usize,
     /// Bytes of those between the survivors: later requests allocate from them.
     pub reusable_bytes: usize,

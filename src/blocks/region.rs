@@ -1,8 +1,8 @@
 //! What lies in a region, from its start to its end.
 //!
-//! - **R2** A region that is not adopted is blocks from its start to `cut_end`. An adopted span, lent or not,
-//!   is its runs of held pages; each is blocks and holes from its first word to its end. A hole in use is its
-//!   word and blocks.
+//! - **R2** A region that is not adopted is blocks from its start to `cut_end`. An adopted span,
+//!   lent or not, is its runs of held pages; each is blocks and holes from its first word to its
+//!   end. A hole in use is its word and blocks.
 
 use crate::base::fatal;
 use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
@@ -15,7 +15,8 @@ use crate::pages::span::Span;
 /// Holes that are shorter are left to grow.
 pub const MIN_HOLE_BYTES: usize = 256;
 
-/// Blocks of longer strides are not cut from holes: a walk that finds no room for them says nothing of others.
+/// Blocks of longer strides are not cut from holes: a walk that finds no room for them says nothing
+/// of others.
 pub const MAX_STRIDE_IN_HOLES: usize = 1024;
 
 /// The ids that headers in a region may have.
@@ -69,8 +70,8 @@ pub fn runs(span: &Span) -> impl Iterator<Item = (usize, usize)> + use<> {
     })
 }
 
-/// What lies in one run, place by place, with its length. Fatal when a header was overwritten: the walk could
-/// not go on.
+/// What lies in one run, place by place, with its length. Fatal when a header was overwritten: the
+/// walk could not go on.
 pub fn cells(start: usize, end: usize, ids: Ids) -> impl Iterator<Item = (usize, usize, Cell)> {
     let mut at = start;
     core::iter::from_fn(move || {
@@ -126,8 +127,8 @@ pub fn cells_outside(
     })
 }
 
-/// The next hole of a span that has `least_bytes`, with the holes that follow on it: where it begins, and its
-/// length. Nobody else takes holes of the span.
+/// The next hole of a span that has `least_bytes`, with the holes that follow on it: where it
+/// begins, and its length. Nobody else takes holes of the span.
 pub fn next_hole(span: &Span, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
     loop {
         let found = hole_from(span, span.hole_start(), least_bytes, ids);
@@ -163,7 +164,8 @@ pub fn take_hole(span: &Span, start: usize, bytes: usize) {
     span.region.last_taken.set((start - span.base()) as u32);
 }
 
-/// Returns the holes that the lessee of a span took, which are its to settle: where each begins, and its length.
+/// Returns the holes that the lessee of a span took, which are its to settle: where each begins,
+/// and its length.
 pub fn release_taken(span: &Span) -> impl Iterator<Item = (usize, usize)> + use<'_> {
     let mut next = span.region.last_taken.replace(0) as usize;
     core::iter::from_fn(move || {

@@ -5,8 +5,8 @@ use core::fmt;
 
 /// The number of a request, never that of another request of the process.
 ///
-/// Threads draw numbers in batches, so the order of two numbers says which request was opened first only
-/// if one thread opened both.
+/// Threads draw numbers in batches, so the order of two numbers says which request was opened first
+/// only if one thread opened both.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(pub(crate) u64);
 

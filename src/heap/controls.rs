@@ -49,8 +49,8 @@ impl Controls {
         Some(control)
     }
 
-    /// Gives a control block that the caller has alone a new stub: it has none, or one whose generations
-    /// are used up.
+    /// Gives a control block that the caller has alone a new stub: it has none, or one whose
+    /// generations are used up.
     pub fn renew_stub(&self, control: &Control, memory: &DescriptorMemory) -> Option<()> {
         let address = core::ptr::from_ref(control).cast();
         control.set_stub(self.stubs.make(address, |bytes| memory.take(bytes))?);

@@ -35,8 +35,8 @@ pub enum Place {
     Mapped(Option<Owner>),
 }
 
-/// A request that has a block, as its stub and its serial. A live block keeps neither: the request may be over
-/// at any time, and the block is persistent then.
+/// A request that has a block, as its stub and its serial. A live block keeps neither: the request
+/// may be over at any time, and the block is persistent then.
 #[derive(Clone, Copy)]
 pub struct Owner {
     /// What its header leads to.

@@ -17,8 +17,8 @@ use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 
 impl Heap {
-    /// Returns whether a block was a request's and is persistent now, or as soon as the thread that closes
-    /// the request comes to it.
+    /// Returns whether a block was a request's and is persistent now, or as soon as the thread that
+    /// closes the request comes to it.
     pub fn is_adopted(&self, found: &Found<'_>) -> bool {
         match found.owner() {
             Some(owner) => !owner.is_open(),
@@ -196,8 +196,8 @@ impl Heap {
         stub.has(serial.generation()).then_some(Owner { stub, serial })
     }
 
-    /// The header of a block names a request that is over, or nothing that ever was. `None`: it has changed
-    /// meanwhile.
+    /// The header of a block names a request that is over, or nothing that ever was. `None`: it has
+    /// changed meanwhile.
     fn die_of_a_stale_header<'h>(
         &'h self,
         payload: usize,
@@ -221,8 +221,8 @@ impl Heap {
         fatal::header_overwritten(payload, header.0)
     }
 
-    /// A header of a request that its place does not belong to: the request is over, or the block had
-    /// been given back before.
+    /// A header of a request that its place does not belong to: the request is over, or the block
+    /// had been given back before.
     fn die_of_a_request(&self, payload: usize, serial: Serial, header: Header) -> ! {
         if header.has(LARGE) && !header.has(LIVE) {
             fatal::double_free(payload);
@@ -237,8 +237,8 @@ impl Heap {
         fatal::ended_request(payload, number)
     }
 
-    /// Whether a region's blocks, walked from its start, include this one. Only used to word a fatal error;
-    /// stops at the first word that is no header.
+    /// Whether a region's blocks, walked from its start, include this one. Only used to word a
+    /// fatal error; stops at the first word that is no header.
     fn is_cut(&self, span: &Span, block: Block) -> bool {
         let end = match self.owner(Serial(span.owner())) {
             Some(owner) => bump_in(span, owner.control()),

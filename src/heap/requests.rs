@@ -27,8 +27,8 @@ impl Heap {
         self.controls.put(control);
     }
 
-    /// Opens a request in a control block that is the caller's alone. `None`: it needs a new stub, and
-    /// there is no memory.
+    /// Opens a request in a control block that is the caller's alone. `None`: it needs a new stub,
+    /// and there is no memory.
     #[inline(always)]
     pub fn open_request(&self, control: &Control, number: u64, opening: &Opening) -> Option<()> {
         let serial = match control.stub().next_serial() {
@@ -59,8 +59,8 @@ impl Heap {
         finish::finish(control, self, survivors)
     }
 
-    /// Makes a live block of this request persistent, in place. The caller is inside the request, or visits
-    /// it. `false`: the header is another one by now.
+    /// Makes a live block of this request persistent, in place. The caller is inside the request,
+    /// or visits it. `false`: the header is another one by now.
     pub fn persist(&self, found: &Found<'_>, owner: Owner) -> bool {
         let Place::Region(class, _) = found.place else {
             self.detach(found.span);

@@ -13,10 +13,10 @@ use crate::request::Shortage;
 use crate::request::lane::Lane;
 
 impl Heap {
-    /// Makes a large or mapped block longer or shorter where it is, or moves its pages; the block, or
-    /// what stands in the way: only a limit may give way. The block's alignment is at most 16. `lane` is
-    /// the lane of the block's request that the caller is in, if any. A caller outside visits the request
-    /// meanwhile, if the block has one.
+    /// Makes a large or mapped block longer or shorter where it is, or moves its pages; the block,
+    /// or what stands in the way: only a limit may give way. The block's alignment is at most 16.
+    /// `lane` is the lane of the block's request that the caller is in, if any. A caller outside
+    /// visits the request meanwhile, if the block has one.
     pub fn resize_own_pages(
         &self,
         found: &Found<'_>,

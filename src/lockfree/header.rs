@@ -2,8 +2,8 @@
 //! from the top.
 //!
 //! - **H1** Every access to a header is a relaxed atomic load or store (plain moves on the
-//!   machine), because a closer or a sweeper on another thread may read it. What is more than that is
-//!   in `lifetime` and `hole`; besides, `TRACED` is set by a release, after the record.
+//!   machine), because a closer or a sweeper on another thread may read it. What is more than that
+//!   is in `lifetime` and `hole`; besides, `TRACED` is set by a release, after the record.
 //! - **H2** The class in a live header is `Class::of` the size that its `Layout` has now; a
 //!   `realloc` in place that changes the class rewrites it.
 //! - **H3** Freeing clears `LIVE`. A stray's free first sets `FREED`; the drain clears `LIVE`.
@@ -150,8 +150,8 @@ pub trait Memory {
     fn set_link(&self, block: Block, next: Block);
 }
 
-/// The blocks of a list from this one on. Each link is read before its block is handed out, so the caller
-/// may overwrite it.
+/// The blocks of a list from this one on. Each link is read before its block is handed out, so the
+/// caller may overwrite it.
 pub fn linked<'m, M: Memory>(
     memory: &'m M,
     first: Block,

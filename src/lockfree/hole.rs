@@ -1,5 +1,5 @@
-//! Holes: free memory between the blocks of an adopted span, found by walking. A word before it, where
-//! a block would have its header, says how long it is.
+//! Holes: free memory between the blocks of an adopted span, found by walking. A word before it,
+//! where a block would have its header, says how long it is.
 //!
 //! - **O1** Whoever finds a hole sees what everybody did with the memory before it was left.
 

@@ -13,8 +13,8 @@
 //! | live | persistent | who adopts | its free is that of a persistent block |
 //! | live, freed | persistent, freed | the closer | the free that claimed it frees it as a persistent one |
 //!
-//! A thread that persists a block is inside the request or visits it (`state`), so never while it is
-//! closed; where a free has claimed the block it lets it be.
+//! A thread that persists a block is inside the request or visits it (`state`), so never while it
+//! is closed; where a free has claimed the block it lets it be.
 
 use crate::base::sync::{Ordering, fence};
 use crate::lockfree::header::{Block, FREED, Header, LATE, LIVE, Memory, OF_ADOPTED, OF_LIVE};
@@ -83,8 +83,8 @@ pub enum Adoption {
     Hole,
 }
 
-/// Makes a live block persistent, in place, while its request is closed: no free from outside can push
-/// any more. `persistent` is the tag of persistent blocks.
+/// Makes a live block persistent, in place, while its request is closed: no free from outside can
+/// push any more. `persistent` is the tag of persistent blocks.
 pub fn adopt_at_close<M: Memory>(memory: &M, block: Block, persistent: Header) -> Adoption {
     let header = memory.header(block);
     let mut seen = header.load(Ordering::Relaxed);
@@ -105,9 +105,10 @@ pub fn adopt_at_close<M: Memory>(memory: &M, block: Block, persistent: Header) -
     }
 }
 
-/// Makes a live block persistent, in place, by a thread that is inside its request or visits it. It is
-/// counted in its span first: once it is persistent it may be reaped. `false`: the header is not the one that
-/// was judged any more, since somebody frees the block, and it is to be counted off again.
+/// Makes a live block persistent, in place, by a thread that is inside its request or visits it. It
+/// is counted in its span first: once it is persistent it may be reaped. `false`: the header is not
+/// the one that was judged any more, since somebody frees the block, and it is to be counted off
+/// again.
 pub fn persist<M: Memory>(
     memory: &M,
     count: &AdoptedCount,

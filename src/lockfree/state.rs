@@ -5,10 +5,10 @@
 //!
 //! - **L1** Of all transitions of one state, exactly one takes the last handle; it happens after
 //!   everything that every other handle's holder did before dropping it.
-//! - **L2** A visitor enters while the request is open and of the generation that its block names. Whoever
-//!   finishes waits until no visitor is left, and sees what each of them did.
-//! - **L3** Only a thread that has the stub to itself stores (`open`, `retire`); every other transition
-//!   compares what it found, or adds to it.
+//! - **L2** A visitor enters while the request is open and of the generation that its block names.
+//!   Whoever finishes waits until no visitor is left, and sees what each of them did.
+//! - **L3** Only a thread that has the stub to itself stores (`open`, `retire`); every other
+//!   transition compares what it found, or adds to it.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 
@@ -136,8 +136,8 @@ impl State {
         self.0.store(Snapshot::new(generation, Phase::Open, 0, 1).0, Ordering::Release);
     }
 
-    /// One more handle, for somebody who has one. Returns how many there were: more than `MAX_HANDLES`
-    /// are a fault.
+    /// One more handle, for somebody who has one. Returns how many there were: more than
+    /// `MAX_HANDLES` are a fault.
     #[inline]
     pub fn add_handle(&self) -> u32 {
         Snapshot(self.0.fetch_add(1, Ordering::Relaxed)).handles()
@@ -154,8 +154,8 @@ impl State {
         false
     }
 
-    /// The same if the caller's is the only handle. `false`: others are alive, and the caller still has
-    /// its own.
+    /// The same if the caller's is the only handle. `false`: others are alive, and the caller still
+    /// has its own.
     pub fn drop_only_handle<C: Callbacks>(&self, callbacks: &C) -> bool {
         while self.look_after_others().handles() == 1 {
             if self.run_or_close(callbacks) {
@@ -165,8 +165,8 @@ impl State {
         false
     }
 
-    /// Runs the callbacks that there are, else closes the request. The caller's is the only handle, and it has
-    /// seen what every other holder did. Whether the request is closing.
+    /// Runs the callbacks that there are, else closes the request. The caller's is the only handle,
+    /// and it has seen what every other holder did. Whether the request is closing.
     fn run_or_close<C: Callbacks>(&self, callbacks: &C) -> bool {
         if callbacks.is_empty() {
             return self.try_close();
@@ -199,8 +199,8 @@ impl State {
         false
     }
 
-    /// Takes the last handle, and the request from open to closing. `false`: it is not the only one,
-    /// and nothing has changed. The caller has seen what the others did.
+    /// Takes the last handle, and the request from open to closing. `false`: it is not the only
+    /// one, and nothing has changed. The caller has seen what the others did.
     #[inline]
     fn try_close(&self) -> bool {
         let mut seen = self.look();
@@ -219,8 +219,8 @@ impl State {
         false
     }
 
-    /// The request is closing and no visitor is left: it is the caller's, who has closed it. `None`:
-    /// wait.
+    /// The request is closing and no visitor is left: it is the caller's, who has closed it.
+    /// `None`: wait.
     pub fn try_own(&self) -> Option<()> {
         let seen = Snapshot(self.0.load(Ordering::Acquire));
         (seen.visitors() == 0).then_some(())
@@ -233,9 +233,9 @@ impl State {
         self.0.store(Snapshot::new(generation, Phase::Over, 0, 0).0, Ordering::Release);
     }
 
-    /// Calls `f` as a visitor of the request with this generation, from outside, by a thread that holds a
-    /// live block of it. `None`: it is closing or over, or the stub has another one. `wait` is called
-    /// again and again while there are as many visitors as can be counted.
+    /// Calls `f` as a visitor of the request with this generation, from outside, by a thread that
+    /// holds a live block of it. `None`: it is closing or over, or the stub has another one. `wait`
+    /// is called again and again while there are as many visitors as can be counted.
     pub fn visit<R>(
         &self,
         generation: u32,

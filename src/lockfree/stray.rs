@@ -4,8 +4,8 @@
 //! the request's generation, and the first block in sixteenths of bytes, or `CLOSED`.
 //!
 //! - **S1** After its compare-and-swap succeeds a pusher touches nothing of the request.
-//! - **S2** A push succeeds only while the request that the block names is open. (A pusher that sleeps
-//!   through exactly 2^20 requests of one stub would not be noticed.)
+//! - **S2** A push succeeds only while the request that the block names is open. (A pusher that
+//!   sleeps through exactly 2^20 requests of one stub would not be noticed.)
 //! - **S3** A swap sees all that every pusher whose block it takes did before.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
@@ -74,8 +74,8 @@ impl StrayList {
         self.0.store(word_of(generation, 0), Ordering::Release);
     }
 
-    /// Why a push would be refused now; `None`: it would not. Whoever sees another request here also
-    /// sees all that closing the one before did.
+    /// Why a push would be refused now; `None`: it would not. Whoever sees another request here
+    /// also sees all that closing the one before did.
     #[inline]
     pub fn look(&self, generation: u32) -> Option<Refusal> {
         refusal(self.0.load(Ordering::Acquire), generation)

@@ -1,8 +1,8 @@
-//! Adopted spans: regions whose request is over and in which persistent blocks are. The store lists those
-//! that are lent to nobody; see `lockfree/token` for who gives one back.
+//! Adopted spans: regions whose request is over and in which persistent blocks are. The store lists
+//! those that are lent to nobody; see `lockfree/token` for who gives one back.
 //!
-//! - **A4** A span is on the list exactly while `region.listed` is set. Both change under the store's lock,
-//!   which also guards `next` and `previous` of what is listed.
+//! - **A4** A span is on the list exactly while `region.listed` is set. Both change under the
+//!   store's lock, which also guards `next` and `previous` of what is listed.
 
 use crate::base::fatal;
 use crate::base::sync::{AtomicBool, AtomicUsize, Lock, Ordering, step};
@@ -39,7 +39,8 @@ impl AdoptedSpans {
         }
     }
 
-    /// Lists a span unless `is_empty` says, under the lock, that nothing is left of it; whether it did.
+    /// Lists a span unless `is_empty` says, under the lock, that nothing is left of it; whether it
+    /// did.
     pub fn list_unless(&self, span: &Span, is_empty: impl FnOnce() -> bool) -> bool {
         let mut listed = self.listed.lock();
         if is_empty() {
@@ -148,7 +149,8 @@ impl AdoptedSpans {
         }
     }
 
-    /// Makes the list whole in a process that was just forked: from its first span on it is at every step.
+    /// Makes the list whole in a process that was just forked: from its first span on it is at
+    /// every step.
     ///
     /// # Safety
     /// As `Lock::recover`.

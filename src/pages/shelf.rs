@@ -31,8 +31,8 @@ impl<S: Supply> Store for Shelf<'_, S> {
     }
 }
 
-/// Notes that holes were left by a thread that reaps blocks, which still count. A full span that has
-/// room again is listed first.
+/// Notes that holes were left by a thread that reaps blocks, which still count. A full span that
+/// has room again is listed first.
 pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize) {
     let region = &span.region;
     if !region.is_full() {

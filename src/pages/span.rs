@@ -76,11 +76,11 @@ pub struct RegionState {
     hole_offset: Cell<u32>,
     /// Adopted: bytes of holes that were found since it was looked through from the start.
     found_bytes: Cell<u32>,
-    /// Adopted: how far from the base the hole is that its lessee took last; 0: it took none. Each leads to
-    /// the one before it.
+    /// Adopted: how far from the base the hole is that its lessee took last; 0: it took none. Each
+    /// leads to the one before it.
     pub last_taken: Cell<u32>,
-    /// Adopted: 0: there may be holes; else one more than the bytes of holes that were left in it since a walk
-    /// through it was not worth while.
+    /// Adopted: 0: there may be holes; else one more than the bytes of holes that were left in it
+    /// since a walk through it was not worth while.
     reaped_since_full: AtomicU32,
     /// Adopted: whether it is listed in the store.
     pub listed: Cell<bool>,
@@ -110,7 +110,8 @@ impl RegionState {
         self.hole_offset.get() == NOWHERE
     }
 
-    /// There may be holes anywhere: the next one is looked for from the start. By the token's holder.
+    /// There may be holes anywhere: the next one is looked for from the start. By the token's
+    /// holder.
     pub fn look_again(&self) {
         self.hole_offset.set(0);
         self.found_bytes.set(0);
@@ -243,8 +244,8 @@ impl Span {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Serial of the request that the block of the span belongs to, or that cuts the region; 0: none, its
-    /// blocks are persistent.
+    /// Serial of the request that the block of the span belongs to, or that cuts the region; 0:
+    /// none, its blocks are persistent.
     pub fn owner(&self) -> u64 {
         self.owner.load(Ordering::Relaxed)
     }
@@ -286,8 +287,8 @@ impl Span {
         region.found_bytes.set(region.found_bytes.get() + bytes as u32);
     }
 
-    /// No further hole was found; whether to look again, from the start. If there were few, that is not worth
-    /// a walk before others are left; and who took some has them. By the token's holder.
+    /// No further hole was found; whether to look again, from the start. If there were few, that is
+    /// not worth a walk before others are left; and who took some has them. By the token's holder.
     pub fn looks_again(&self) -> bool {
         let region = &self.region;
         let found_few = (region.found_bytes.get() as usize) < self.bytes() / WORTH_A_WALK_DIVISOR;

@@ -19,8 +19,8 @@ pub trait Supply {
     /// Returns the span of a block that is free and on a list; fatal if it is not of this kind,
     /// because then a link was overwritten.
     fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span;
-    /// The span of a persistent block that is free and on a list: a slab or a region; fatal if it is
-    /// neither, because a link was overwritten then.
+    /// The span of a persistent block that is free and on a list: a slab or a region; fatal if it
+    /// is neither, because a link was overwritten then.
     fn span_of_free_persistent(&self, block: Block) -> &Span;
     /// The adopted spans that are lent to nobody.
     fn adopted(&self) -> &AdoptedSpans;

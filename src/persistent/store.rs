@@ -94,9 +94,9 @@ impl Store {
         &self.slabs[class.index()]
     }
 
-    /// Takes free blocks of `class`: a magazine of the depot, else at most `want` from a slab that has
-    /// some, from holes of adopted spans, or from a new slab.
-    /// `tag` is the header of live ones of class 0.
+    /// Takes free blocks of `class`: a magazine of the depot, else at most `want` from a slab that
+    /// has some, from holes of adopted spans, or from a new slab. `tag` is the header of live ones
+    /// of class 0.
     pub fn take<S: Supply>(&self, class: Class, want: u32, tag: Header, supply: &S) -> Magazine {
         let free_header = free_header(tag, class);
         if class.is_large() {
@@ -184,8 +184,8 @@ impl Store {
         }
     }
 
-    /// Returns free blocks to their slabs, and slabs that are whole again to the supply. Those that lie in
-    /// adopted spans become holes there.
+    /// Returns free blocks to their slabs, and slabs that are whole again to the supply. Those that
+    /// lie in adopted spans become holes there.
     fn reap<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
         let of_slabs = reap_adopted(class, magazine, supply);
         if of_slabs.is_empty() {
@@ -294,8 +294,8 @@ impl Store {
     }
 }
 
-/// Returns the blocks of a magazine that lie in adopted spans, or in regions whose request is open, to them;
-/// the others.
+/// Returns the blocks of a magazine that lie in adopted spans, or in regions whose request is open,
+/// to them; the others.
 fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Magazine {
     let mut others = Magazine::EMPTY;
     // Neighbours mostly come one after the other: they are counted off together.
@@ -328,8 +328,8 @@ fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Maga
     others
 }
 
-/// Blocks of one span that were reaped and still count. (A page that the span gave back may be another
-/// span's, so one is known by its pages only.)
+/// Blocks of one span that were reaped and still count. (A page that the span gave back may be
+/// another span's, so one is known by its pages only.)
 struct Run<'s> {
     span: &'s Span,
     page: usize,

@@ -1,5 +1,6 @@
-//! Regions of a request that is over, in which blocks stay: live ones are adopted, what lies between
-//! them are holes, pages without a block go back, and the span is published for others to cut from.
+//! Regions of a request that is over, in which blocks stay: live ones are adopted, what lies
+//! between them are holes, pages without a block go back, and the span is published for others to
+//! cut from.
 
 use super::Host;
 use super::control::Control;
@@ -116,8 +117,8 @@ fn release_region<S: Host>(control: &Control, supply: &S, lane: &Lane, region: &
     }
 }
 
-/// Ends a lane's use of a span that it was lent: what it cut from holes is adopted, or a hole again. Without a
-/// survey nothing stays, and only the words of holes are written.
+/// Ends a lane's use of a span that it was lent: what it cut from holes is adopted, or a hole
+/// again. Without a survey nothing stays, and only the words of holes are written.
 pub fn settle_lent<S: Host>(
     control: &Control,
     supply: &S,

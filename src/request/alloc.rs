@@ -159,8 +159,8 @@ impl Control {
         Some(span)
     }
 
-    /// Cuts from a hole of an adopted span, which is charged for (Q2): of one that the lane was lent, else
-    /// of the next in the store.
+    /// Cuts from a hole of an adopted span, which is charged for (Q2): of one that the lane was
+    /// lent, else of the next in the store.
     fn cut_from_hole<S: Host>(
         &self,
         lane: &Lane,

@@ -11,8 +11,8 @@
 //! | `begun_before` | the thread whose hook began the request | the same |
 //! | `successor` | see `pool` | |
 //!
-//! - **Q1** Only a handle, a visit or the stub's being closed by the caller keeps a request: a live block
-//!   does not.
+//! - **Q1** Only a handle, a visit or the stub's being closed by the caller keeps a request: a live
+//!   block does not.
 
 use super::Host;
 use crate::base::size_class::Class;
@@ -168,7 +168,8 @@ impl Control {
         }
     }
 
-    /// Gives a control block a stub, a new one or one in place of its last. The caller has it alone.
+    /// Gives a control block a stub, a new one or one in place of its last. The caller has it
+    /// alone.
     pub fn set_stub(&self, stub: &'static Stub) {
         self.stub.set(stub);
     }
@@ -379,7 +380,8 @@ impl Control {
         self.footprint.reset_peak();
     }
 
-    /// What is outside the lanes' bins and not in use by the request: free blocks, and persisted ones.
+    /// What is outside the lanes' bins and not in use by the request: free blocks, and persisted
+    /// ones.
     pub(super) fn gone(&self) -> Out {
         let (pending_blocks, pending_bytes) = self.stub().pending.figures();
         let (persisted_blocks, persisted_bytes) = self.stub().persisted.figures();

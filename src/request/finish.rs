@@ -1,12 +1,12 @@
-//! What becomes of a request's memory when it is over: *end* frees everything, *close* keeps what is still
-//! live, as persistent blocks.
+//! What becomes of a request's memory when it is over: *end* frees everything, *close* keeps what
+//! is still live, as persistent blocks.
 //!
 //! Close against a free from outside, step by step:
 //!
-//! 1. the stray list is closed; frees from outside leave their blocks to the closer from here on (S2);
-//! 2. what is on the list goes into a lane's bins, so that it does not look live;
-//! 3. each live block is adopted (`lockfree/lifetime`), or is a hole if its free was first;
-//! 4. the adopted blocks of a span are counted, then the span is published (`lockfree/token`): after that
+//! 1. the stray list is closed; frees from outside leave their blocks to the closer from here on
+//! (S2); 2. what is on the list goes into a lane's bins, so that it does not look live; 3. each
+//! live block is adopted (`lockfree/lifetime`), or is a hole if its free was first; 4. the adopted
+//! blocks of a span are counted, then the span is published (`lockfree/token`): after that
 //!    the closer does not touch it any more (T3).
 
 use super::Host;

@@ -114,8 +114,8 @@ impl Lane {
         lane
     }
 
-    /// Returns the pages of the next region, for a block of this stride: as much again as there is, within
-    /// bounds.
+    /// Returns the pages of the next region, for a block of this stride: as much again as there is,
+    /// within bounds.
     pub fn next_region_pages(&self, stride: usize) -> usize {
         let doubled = (self.taken_bytes.get() / PAGE_BYTES + 1).next_power_of_two();
         doubled.min(MAX_REGION_PAGES).max(pages_for(stride + HEADER_BYTES))
@@ -210,8 +210,8 @@ impl Lane {
         self.leave_range();
     }
 
-    /// Cuts nothing more, for the closer, who leaves memory alone that was never used. What is left of a
-    /// piece, or of a hole, is a hole.
+    /// Cuts nothing more, for the closer, who leaves memory alone that was never used. What is left
+    /// of a piece, or of a hole, is a hole.
     pub fn close_range(&self) {
         let left_bytes = self.bins.left_bytes();
         if self.range_region.get().is_null() && left_bytes > 0 {

@@ -1,5 +1,5 @@
-//! Stubs: what a header leads to. A header's id decodes to a serial, `index : 24 | generation : 24`; the
-//! index names a stub, and the generation which of the stub's requests it is.
+//! Stubs: what a header leads to. A header's id decodes to a serial, `index : 24 | generation :
+//! 24`; the index names a stub, and the generation which of the stub's requests it is.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | `pending`, `persisted` | see `figures` | |
 //! | `control`, `index` | the thread that makes the stub, before others know it | anybody |
 //!
-//! - **U3** Stubs are type-stable (M1), so a stale header can always be looked up; what it finds has another
-//!   generation then, or is not open.
+//! - **U3** Stubs are type-stable (M1), so a stale header can always be looked up; what it finds
+//!   has another generation then, or is not open.
 
 use super::figures::Pending;
 use crate::base::sync::{AtomicPtr, Lock, Ordering};
@@ -73,7 +73,8 @@ impl Stub {
         Serial::new(self.index.get(), self.state.look().generation())
     }
 
-    /// The serial of the next request. `None`: every generation is used up. The stub is the caller's.
+    /// The serial of the next request. `None`: every generation is used up. The stub is the
+    /// caller's.
     #[inline]
     pub fn next_serial(&self) -> Option<Serial> {
         let generation = self.state.look().generation();
@@ -114,7 +115,8 @@ impl Stubs {
             return None;
         }
         let leaf = self.leaves[index as usize / LEAF_STUBS].load(Ordering::Relaxed);
-        // SAFETY: a stub is counted after it was written to its leaf, and leaves are never unmapped.
+        // SAFETY: a stub is counted after it was written to its leaf, and leaves are never
+        // unmapped.
         Some(unsafe { &(&(*leaf).0)[index as usize % LEAF_STUBS] })
     }
 
@@ -126,8 +128,8 @@ impl Stubs {
                 .is_some_and(|stub| serial.generation() <= stub.state.look().generation())
     }
 
-    /// Makes a stub for a control block. `None`: there is no memory, or no index is left. `memory` gives
-    /// zeroed memory for the life of the process.
+    /// Makes a stub for a control block. `None`: there is no memory, or no index is left. `memory`
+    /// gives zeroed memory for the life of the process.
     pub fn make(
         &self,
         control: *const (),
@@ -146,7 +148,8 @@ impl Stubs {
             if leaf.load(Ordering::Relaxed).is_null() {
                 leaf.store(fresh, Ordering::Relaxed);
             }
-            // Another thread may have made stubs meanwhile, and a leaf of ours may be lost to one of theirs.
+            // Another thread may have made stubs meanwhile, and a leaf of ours may be lost to one
+            // of theirs.
             if self.count.peek() as u32 + 1 != wanted {
                 continue;
             }

@@ -156,7 +156,8 @@ fn sweep_regions<S: Host>(control: &Control, swept: &Lane, supply: &S) -> usize 
     gained + swept.lent().map(|span| sweep_lent(control, swept, span)).sum::<usize>()
 }
 
-/// Sweeps the holes that a lane took in a lent span: one that only swept blocks are in is free again.
+/// Sweeps the holes that a lane took in a lent span: one that only swept blocks are in is free
+/// again.
 fn sweep_lent(control: &Control, lane: &Lane, span: &Span) -> usize {
     span.region.sweeper.store(0, Ordering::Relaxed);
     let mut gained = 0;

@@ -211,8 +211,8 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
     }
 }
 
-/// Calls `f` as a visitor of a request that this thread is not inside: nothing of the request is finished
-/// here, and the thread that finishes it waits. `None`: it is closing, or over.
+/// Calls `f` as a visitor of a request that this thread is not inside: nothing of the request is
+/// finished here, and the thread that finishes it waits. `None`: it is closing, or over.
 fn visit<R>(thread: Option<&Thread>, owner: Owner, f: impl FnOnce() -> R) -> Option<R> {
     let note = |visited| {
         thread.inspect(|thread| thread.visited.set(visited));
@@ -230,8 +230,8 @@ fn visit<R>(thread: Option<&Thread>, owner: Owner, f: impl FnOnce() -> R) -> Opt
     )
 }
 
-/// Calls `f` in a lane, as a visitor. `None`: the request is closing or over, or there is no memory for
-/// a lane.
+/// Calls `f` in a lane, as a visitor. `None`: the request is closing or over, or there is no memory
+/// for a lane.
 fn visit_lane<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option<R> {
     visit(Some(thread), owner, || {
         let lane = owner.control().enter(|bytes| HEAP.take_descriptor_memory(bytes))?;
@@ -242,8 +242,8 @@ fn visit_lane<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> O
     })?
 }
 
-/// Makes a live block persistent, in place. One whose request is being closed is a survivor already: whoever
-/// closes it need not have come to the block.
+/// Makes a live block persistent, in place. One whose request is being closed is a survivor
+/// already: whoever closes it need not have come to the block.
 pub fn persist(payload: usize) {
     let thread = current_or_start();
     loop {

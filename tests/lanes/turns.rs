@@ -40,7 +40,8 @@ fn threads_that_hand_a_baton_round_share_one_lane() {
     let _together = together();
     const COUNT: u64 = 8;
     let request = Request::new();
-    // As many free blocks as one lane needs for all, in its bin; a second lane would take memory anew.
+    // As many free blocks as one lane needs for all, in its bin; a second lane would take memory
+    // anew.
     request.run(|| {
         let held: Vec<_> = (0..=2 * COUNT).map(|_| Held::new(200, 0)).collect();
         held.into_iter().for_each(Held::free);
