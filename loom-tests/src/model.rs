@@ -2,6 +2,7 @@
 
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lockfree::header::{Block, Header, Memory};
+use crate::lockfree::state::Callbacks;
 use loom::cell::UnsafeCell;
 
 /// Runs `scenario` in every interleaving with at most this many preemptions, and with every value
@@ -96,4 +97,15 @@ impl Memory for Blocks {
     fn set_link(&self, block: Block, next: Block) {
         self.words(block).payload.write(|word| *word = next);
     }
+}
+
+/// What a request has whose user gave it no callbacks.
+pub struct NoCallbacks;
+
+impl Callbacks for NoCallbacks {
+    fn is_empty(&self) -> bool {
+        true
+    }
+
+    fn run(&self) {}
 }

@@ -8,10 +8,10 @@ use rqmalloc_loom_tests::lockfree::header::{FREED, Header, LATE, LIVE, Memory};
 use rqmalloc_loom_tests::lockfree::lifetime::{
     Adoption, FreeOutside, adopt_at_close, free_outside, persist, settle_stray,
 };
-use rqmalloc_loom_tests::lockfree::state::{Callbacks, State};
+use rqmalloc_loom_tests::lockfree::state::State;
 use rqmalloc_loom_tests::lockfree::stray::StrayList;
 use rqmalloc_loom_tests::lockfree::token::AdoptedCount;
-use rqmalloc_loom_tests::model::{Blocks, Plain, explore};
+use rqmalloc_loom_tests::model::{Blocks, NoCallbacks, Plain, explore};
 
 const PERSISTENT: Header = Header::tag(0xfff, LIVE);
 
@@ -245,16 +245,6 @@ fn a_free_after_the_end() {
         assert!(model.list.is_empty());
         assert_eq!(free(), FreeOutside::Changed);
     });
-}
-
-struct NoCallbacks;
-
-impl Callbacks for NoCallbacks {
-    fn is_empty(&self) -> bool {
-        true
-    }
-
-    fn run(&self) {}
 }
 
 /// A block is persisted by a thread without a handle, as `src/thread/route.rs` does it, and then

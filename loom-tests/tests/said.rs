@@ -10,7 +10,7 @@ use rqmalloc_loom_tests::lockfree::lifetime::{Adoption, adopt_at_close};
 use rqmalloc_loom_tests::lockfree::said::Said;
 use rqmalloc_loom_tests::lockfree::state::{Phase, State};
 use rqmalloc_loom_tests::lockfree::traced;
-use rqmalloc_loom_tests::model::{Blocks, Plain, explore};
+use rqmalloc_loom_tests::model::{Blocks, NoCallbacks, Plain, explore};
 
 /// Y1: a thread that hears sees what was done before, and says it on.
 #[test]
@@ -118,7 +118,7 @@ fn judged_against_close() {
             }
         });
         let block = model.1.block(0);
-        assert!(model.0.try_close());
+        assert!(model.0.drop_only_handle(&NoCallbacks));
         assert_eq!(adopt_at_close(&model.1, block, PERSISTENT), Adoption::Adopted);
         model.0.retire();
         model.0.open(6);

@@ -28,6 +28,8 @@ const _: () = assert!(
     "generation, phase, visitors and handles are the whole word"
 );
 
+/// What it takes from the one phase to the other.
+const OPEN_TO_CLOSING: u64 = 1 << PHASE_SHIFT;
 const ONE_VISITOR: u64 = 1 << VISITOR_SHIFT;
 
 /// Handles that a request may have: half of what can be counted, so that threads which add one at
@@ -145,46 +147,37 @@ impl State {
 
     /// Drops the caller's handle, the last one after the callbacks have run: then the request is
     /// closing, and the caller's to finish. Whether it is.
+    #[inline]
     pub fn drop_handle<C: Callbacks>(&self, callbacks: &C) -> bool {
-        while !self.drop_shared() {
-            if self.run_or_close(callbacks) {
-                return true;
+        loop {
+            match self.drop_shared() {
+                None => return false,
+                Some(seen) if self.close_or_run(seen, callbacks) => return true,
+                Some(_) => {}
             }
         }
-        false
     }
 
     /// The same if the caller's is the only handle. `false`: others are alive, and the caller still
     /// has its own.
+    #[inline]
     pub fn drop_only_handle<C: Callbacks>(&self, callbacks: &C) -> bool {
-        while self.look_after_others().handles() == 1 {
-            if self.run_or_close(callbacks) {
+        loop {
+            let seen = Snapshot(self.0.load(Ordering::Acquire));
+            if seen.handles() != 1 {
+                return false;
+            }
+            if self.close_or_run(seen, callbacks) {
                 return true;
             }
         }
-        false
     }
 
-    /// Runs the callbacks that there are, else closes the request. The caller's is the only handle,
-    /// and it has seen what every other holder did. Whether the request is closing.
-    fn run_or_close<C: Callbacks>(&self, callbacks: &C) -> bool {
-        if callbacks.is_empty() {
-            return self.try_close();
-        }
-        callbacks.run();
-        false
-    }
-
-    /// What it is now, with all that was done by those who dropped their handles.
-    fn look_after_others(&self) -> Snapshot {
-        Snapshot(self.0.load(Ordering::Acquire))
-    }
-
-    /// Drops a handle unless it is the only one; `false`: it is, nothing has changed, and only the
-    /// caller, or what it runs, can add another.
+    /// Drops a handle unless it is the only one; what was seen then has what every other holder did
+    /// before it, and only the caller, or what it runs, can add another.
     #[inline]
-    fn drop_shared(&self) -> bool {
-        let mut seen = self.look_after_others();
+    fn drop_shared(&self) -> Option<Snapshot> {
+        let mut seen = Snapshot(self.0.load(Ordering::Acquire));
         while seen.handles() > 1 {
             match self.0.compare_exchange_weak(
                 seen.0,
@@ -192,23 +185,26 @@ impl State {
                 Ordering::Release,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return true,
+                Ok(_) => return None,
                 Err(now) => seen = Snapshot(now),
             }
         }
-        false
+        Some(seen)
     }
 
-    /// Takes the last handle, and the request from open to closing. `false`: it is not the only
-    /// one, and nothing has changed. The caller has seen what the others did.
+    /// Takes the last handle, the caller's, and the request from open to closing, unless there are
+    /// callbacks, which it runs. Whether the request is closing.
     #[inline]
-    fn try_close(&self) -> bool {
-        let mut seen = self.look();
-        while seen.handles() == 1 {
-            let closing = Snapshot::new(seen.generation(), Phase::Closing, seen.visitors(), 0);
+    fn close_or_run<C: Callbacks>(&self, mut seen: Snapshot, callbacks: &C) -> bool {
+        if !callbacks.is_empty() {
+            callbacks.run();
+            return false;
+        }
+        // Only visitors come and go meanwhile.
+        loop {
             match self.0.compare_exchange_weak(
                 seen.0,
-                closing.0,
+                seen.0 + OPEN_TO_CLOSING - 1,
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
@@ -216,7 +212,6 @@ impl State {
                 Err(now) => seen = Snapshot(now),
             }
         }
-        false
     }
 
     /// The request is closing and no visitor is left: it is the caller's, who has closed it.

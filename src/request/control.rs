@@ -263,6 +263,12 @@ impl Control {
         self.lanes.is_one()
     }
 
+    /// Whether nothing was ever cut for the request, and no large block is left.
+    #[inline]
+    pub(super) fn is_untouched(&self) -> bool {
+        self.has_one_lane() && self.lanes.first.is_untouched() && self.large.figures().0 == 0
+    }
+
     /// Returns the lanes that may have been entered: the first, and all once it was not enough.
     #[inline]
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {

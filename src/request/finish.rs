@@ -1,13 +1,14 @@
-//! What becomes of a request's memory when it is over: *end* frees everything, *close* keeps what
-//! is still live, as persistent blocks.
+//! What becomes of a request's memory when it is over: *end* frees everything, *close* keeps what is
+//! still live, as persistent blocks.
 //!
 //! Close against a free from outside, step by step:
 //!
 //! 1. the stray list is closed; frees from outside leave their blocks to the closer from here on
-//! (S2); 2. what is on the list goes into a lane's bins, so that it does not look live; 3. each
-//! live block is adopted (`lockfree/lifetime`), or is a hole if its free was first; 4. the adopted
-//! blocks of a span are counted, then the span is published (`lockfree/token`): after that
-//!    the closer does not touch it any more (T3).
+//!    (S2);
+//! 2. what is on the list goes into a lane's bins, so that it does not look live;
+//! 3. each live block is adopted (`lockfree/lifetime`), or is a hole if its free was first;
+//! 4. the adopted blocks of a span are counted, then the span is published (`lockfree/token`):
+//!    after that the closer does not touch it any more (T3).
 
 use super::Host;
 use super::adopt::{Survey, settle_lent, settle_region};
@@ -45,6 +46,9 @@ pub struct Outcome {
 
 /// Finishes a request that the caller has closed; nobody is in any of its lanes.
 pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
+    if control.is_untouched() {
+        return Outcome::default();
+    }
     let (stub, first) = (control.stub(), &control.lanes.first);
     let strays = stub.close_strays();
     let gone = if survivors == Survivors::Live {
@@ -78,7 +82,7 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
 
 /// Empties a lane; its regions stay with the control block as far as the caps allow.
 fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
-    if lane.is_untouched(control.has_one_lane()) {
+    if control.has_one_lane() && lane.is_untouched() {
         return;
     }
     lane.take_lent().for_each(|span| settle_lent(control, supply, span, None));

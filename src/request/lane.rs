@@ -347,8 +347,8 @@ impl Lane {
 
     /// Whether the lane has no region and, being the only one, nothing in its bins to forget
     /// either.
-    pub fn is_untouched(&self, alone: bool) -> bool {
-        alone && self.regions.get().is_null() && self.lent.get().is_null()
+    pub fn is_untouched(&self) -> bool {
+        self.regions.get().is_null() && self.lent.get().is_null()
     }
 
     /// Takes every region off the lane that `is_free` says has no block in use.

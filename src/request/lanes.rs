@@ -53,7 +53,9 @@ impl Lanes {
     /// Returns the lanes that may have been entered: the first, and all once it was not enough.
     #[inline]
     pub fn entered(&self) -> impl Iterator<Item = &Lane> {
-        self.all().take(if self.is_one() { 1 } else { usize::MAX })
+        let mut first = Some(&self.first);
+        let mut others = (!self.is_one()).then(|| self.others.all());
+        core::iter::from_fn(move || first.take().or_else(|| others.as_mut()?.next()))
     }
 
     /// Returns all lanes, those of earlier requests included.
