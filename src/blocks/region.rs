@@ -1,8 +1,8 @@
 //! What lies in a region, from its start to its end.
 //!
 //! - **R2** A region that is not adopted is blocks from its start to `cut_end`. An adopted span,
-//!   lent or not, is its runs of held pages; each is blocks and holes from its first word to its
-//!   end. A hole in use is its word and blocks.
+//!   lent or not, has its `cut_end` at its base, and is its runs of held pages, if any; each is
+//!   blocks and holes from its first word to its end. A hole in use is its word, blocks and holes.
 
 use crate::base::fatal;
 use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};

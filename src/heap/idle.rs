@@ -3,7 +3,7 @@
 use super::Heap;
 use crate::base::sync::Ordering;
 use crate::request::control::Control;
-use crate::request::finish;
+use crate::request::{adopt, finish};
 
 /// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
@@ -49,6 +49,8 @@ impl Heap {
     /// Returns the bytes that went.
     pub fn release_all_idle(&self) -> usize {
         self.store.release(self);
+        let persistent = self.persistent_tag().id();
+        self.adopted.take_all(|span| adopt::tidy_up(self, span, persistent));
         if self.controls.warm_bytes() != 0 {
             self.controls.each_pooled(|control| self.release_warm_of(control));
         }

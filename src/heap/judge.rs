@@ -241,8 +241,10 @@ impl Heap {
     /// fatal error; stops at the first word that is no header.
     fn is_cut(&self, span: &Span, block: Block) -> bool {
         let end = match self.owner(Serial(span.owner())) {
-            Some(owner) => bump_in(span, owner.control()),
-            None => span.end(),
+            Some(owner) if span.region.held_pages.load(Ordering::Relaxed) == 0 => {
+                bump_in(span, owner.control())
+            }
+            _ => span.end(),
         };
         let mut at = span.base() + FIRST_PAYLOAD_OFFSET;
         while at < block && at < end {

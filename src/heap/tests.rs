@@ -1,7 +1,7 @@
 //! What the tests of the heap share, and a fork at every step of every critical section.
 
 use super::Heap;
-use crate::base::size_class::{Class, FIRST_LARGE_CLASS, PAYLOAD_ALIGN};
+use crate::base::size_class::{Class, FIRST_LARGE_CLASS, PAGE_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
 use crate::base::sync::paused::{Pause, has_come, stop_at};
 use crate::blocks::identity::Serial;
@@ -368,4 +368,37 @@ fn a_full_span_is_looked_through_again_when_blocks_of_it_were_reaped() {
     assert_eq!(heap.adopted.held_bytes(), held_bytes);
     survivors.iter().for_each(|&block| free(heap, &cache, block));
     heap.check();
+}
+
+#[test]
+fn pages_that_are_free_between_survivors_go_back() {
+    let heap = new_heap();
+    heap.set_up();
+    let cache = new_cache(heap);
+    let control = heap.take_control().unwrap();
+    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
+    let lane = control.enter(|bytes| heap.take_descriptor_memory(bytes)).unwrap();
+    let class = Class::from_index(10).unwrap();
+    let blocks: Vec<Block> =
+        (0..20_000).map(|_| heap.alloc_of_request(control, lane, class, 1).block).collect();
+    lane.occupancy.leave();
+    assert!(control.stub().state.drop_only_handle(&NoCallbacks));
+    let outcome = heap.finish_request(control, Survivors::Live);
+    assert_eq!(outcome.surviving_blocks, blocks.len());
+    heap.recycle(control);
+    let held_bytes = heap.adopted.held_bytes();
+    assert!(held_bytes >= blocks.len() * class.stride_bytes());
+    let is_kept = |index: &usize| index % 5000 == 2500;
+    let (kept, freed): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(is_kept);
+    freed.iter().for_each(|&index| free(heap, &cache, blocks[index]));
+    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.release_all_idle();
+    assert_eq!(heap.adopted.held_bytes(), kept.len() * PAGE_BYTES, "a page for each");
+    heap.check();
+    // What is left of each page is used again.
+    use_class(heap, &cache, 2, 2000);
+    kept.iter().for_each(|&index| free(heap, &cache, blocks[index]));
+    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.release_all_idle();
+    assert_eq!(heap.adopted.held_bytes(), 0);
 }

@@ -124,6 +124,28 @@ impl AdoptedSpans {
         Some(span)
     }
 
+    /// Takes every token that is listed, and passes each on.
+    pub fn take_all(&self, mut use_token: impl FnMut(&Span)) {
+        if self.is_pinning.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut taken: *const Span = null();
+        loop {
+            let mut listed = self.listed.lock();
+            // SAFETY: null, or a listed descriptor (M1), guarded by the lock.
+            let Some(span) = (unsafe { listed.first.as_ref() }) else { break };
+            remove(&mut listed, span);
+            drop(listed);
+            span.next.set(taken);
+            taken = span;
+        }
+        // SAFETY: null, or descriptors whose tokens were taken above (M1).
+        while let Some(span) = unsafe { taken.as_ref() } {
+            taken = span.next.get();
+            use_token(span);
+        }
+    }
+
     /// Walks the list; fatal when it contradicts itself (A4).
     pub fn check(&self) {
         let listed = self.listed.lock();

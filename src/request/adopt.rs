@@ -8,7 +8,7 @@ use super::lane::{Lane, Out};
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{Cell, Ids, cells, release_taken};
+use crate::blocks::region::{Cell, Ids, cells, release_taken, runs};
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifetime::{Adoption, adopt_at_close};
@@ -98,6 +98,7 @@ pub fn settle_region<S: Host>(
     let all = u32::MAX >> (u32::BITS as usize - region.bytes() / PAGE_BYTES);
     let held = all & !settled.free_pages;
     region.region.held_pages.store(held, Ordering::Relaxed);
+    region.region.cut_end.set(region.base());
     give_pages_where(supply, region, settled.free_pages);
     survey.note_span(&settled, held);
     region.set_owner(0);
@@ -143,10 +144,7 @@ pub fn settle_lent<S: Host>(
                 }
             }
             survey.adopted.blocks += settled.adopted as isize;
-            let held = span.region.held_pages.load(Ordering::Relaxed);
-            // Nothing may be left of it: then the last to count gives back what is held now.
-            span.region.held_pages.store(held & !settled.free_pages, Ordering::Relaxed);
-            give_adopted_pages(supply, span, held & settled.free_pages);
+            give_free_pages(supply, span, &settled);
             span.region.has_persisted.store(false, Ordering::Relaxed);
             span.region.count.add(settled.adopted as u64);
         }
@@ -157,6 +155,34 @@ pub fn settle_lent<S: Host>(
         }
     }
     span.set_owner(0);
+    publish(&Shelf(supply), span);
+}
+
+/// Gives back the pages of an adopted span that nothing is left in. That may be all: blocks that were
+/// reaped may still count, and keep the descriptor.
+fn give_free_pages<S: Host>(supply: &S, span: &Span, settled: &Settled) {
+    let held = span.region.held_pages.load(Ordering::Relaxed);
+    span.region.held_pages.store(held & !settled.free_pages, Ordering::Relaxed);
+    give_adopted_pages(supply, span, held & settled.free_pages);
+}
+
+/// Looks through an adopted span that is lent to nobody, whose token the caller has: neighbouring
+/// holes are joined, and the pages that nothing is left in go back.
+pub fn tidy_up<S: Host>(supply: &S, span: &Span, persistent: u64) {
+    let mut settled = Settled::default();
+    let holes = &mut Holes::new(span, &mut settled);
+    for (start, end) in runs(span) {
+        holes.run = (start, end);
+        for (at, bytes, cell) in cells(start, end, Ids::of_persistent(persistent)) {
+            match cell {
+                Cell::Persistent => holes.flush(),
+                _ => holes.note(at, bytes),
+            }
+        }
+        holes.flush();
+    }
+    give_free_pages(supply, span, &settled);
+    span.region.look_again();
     publish(&Shelf(supply), span);
 }
 
