@@ -6,4 +6,5 @@ pub mod identity;
 pub mod request_id;
 pub mod bin;
 pub mod region;
+pub mod holes;
 pub mod trace;

@@ -2,8 +2,9 @@
 
 use super::Heap;
 use crate::base::sync::Ordering;
+use crate::blocks::holes::tidy_up;
 use crate::request::control::Control;
-use crate::request::{adopt, finish};
+use crate::request::finish;
 
 /// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
@@ -50,7 +51,7 @@ impl Heap {
     pub fn release_all_idle(&self) -> usize {
         self.store.release(self);
         let persistent = self.persistent_tag().id();
-        self.adopted.take_all(|span| adopt::tidy_up(self, span, persistent));
+        self.adopted.take_all(|span| tidy_up(self, span, persistent));
         if self.controls.warm_bytes() != 0 {
             self.controls.each_pooled(|control| self.release_warm_of(control));
         }

@@ -392,6 +392,8 @@ fn pages_that_are_free_between_survivors_go_back() {
     let (kept, freed): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(is_kept);
     freed.iter().for_each(|&index| free(heap, &cache, blocks[index]));
     cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    let by_itself = heap.adopted.held_bytes();
+    assert!(by_itself < held_bytes / 4, "{by_itself} of {held_bytes} bytes without a trim");
     heap.release_all_idle();
     assert_eq!(heap.adopted.held_bytes(), kept.len() * PAGE_BYTES, "a page for each");
     heap.check();

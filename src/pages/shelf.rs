@@ -2,8 +2,8 @@
 
 use crate::base::size_class::PAGE_BYTES;
 use crate::base::sync::Ordering;
-use crate::lockfree::token::{AdoptedCount, Store, publish};
-use crate::pages::span::{Span, WORTH_A_WALK_DIVISOR};
+use crate::lockfree::token::{AdoptedCount, Store};
+use crate::pages::span::Span;
 use crate::pages::supply::Supply;
 
 /// The store as `lockfree/token` knows it, with where a span goes that nothing is left of.
@@ -28,21 +28,6 @@ impl<S: Supply> Store for Shelf<'_, S> {
         let held = span.region.held_pages.load(Ordering::Relaxed);
         give_adopted_pages(self.0, span, held);
         self.0.give_descriptor(span);
-    }
-}
-
-/// Notes that holes were left by a thread that reaps blocks, which still count. A full span that
-/// has room again is listed first.
-pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize) {
-    let region = &span.region;
-    if !region.is_full() {
-        return;
-    }
-    if region.note_reaped(bytes) > span.bytes() / WORTH_A_WALK_DIVISOR
-        && supply.adopted().unlist(span)
-    {
-        region.look_again();
-        publish(&Shelf(supply), span);
     }
 }
 

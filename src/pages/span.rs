@@ -12,7 +12,7 @@
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
 //! | `region` | `held_pages`, `hole_offset`, `found_bytes`, `last_taken`, `listed` | the token's holder; `listed` under the store's lock | the same |
-//! | `region` | `reaped_since_full` | the token's holder; threads that reap a block of it | the same; only a hint |
+//! | `region` | `reaped_bytes`, `is_full` | the token's holder; the former by threads that reap a block, too | the same; only hints |
 //! | `own` | `header_id` | the thread that makes the block | anybody |
 //! | `own` | `charged_bytes` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
 //! | `own` | `traced_bytes` | the owner, after it has written the record | any thread |
@@ -79,9 +79,10 @@ pub struct RegionState {
     /// Adopted: how far from the base the hole is that its lessee took last; 0: it took none. Each
     /// leads to the one before it.
     pub last_taken: Cell<u32>,
-    /// Adopted: 0: there may be holes; else one more than the bytes of holes that were left in it
-    /// since a walk through it was not worth while.
-    reaped_since_full: AtomicU32,
+    /// Adopted: bytes of holes that were left in it since it was last looked through.
+    reaped_bytes: AtomicU32,
+    /// Adopted: whether a walk through it was not worth while.
+    is_full: AtomicBool,
     /// Adopted: whether it is listed in the store.
     pub listed: Cell<bool>,
     /// Whether its control block is charged for it as warm memory.
@@ -97,12 +98,17 @@ const NOWHERE: u32 = u32::MAX;
 impl RegionState {
     /// Whether a walk through it was not worth while.
     pub fn is_full(&self) -> bool {
-        self.reaped_since_full.load(Ordering::Relaxed) != 0
+        self.is_full.load(Ordering::Relaxed)
     }
 
     /// A hole was left in a full span. Returns the bytes of those that were since it is full.
     pub fn note_reaped(&self, bytes: usize) -> usize {
-        self.reaped_since_full.fetch_add(bytes as u32, Ordering::Relaxed) as usize + bytes
+        self.reaped_bytes.fetch_add(bytes as u32, Ordering::Relaxed) as usize + bytes
+    }
+
+    /// Something was done about the holes that were left.
+    pub fn forget_reaped(&self) {
+        self.reaped_bytes.store(0, Ordering::Relaxed);
     }
 
     /// Whether the token's holder has found no further hole.
@@ -115,7 +121,8 @@ impl RegionState {
     pub fn look_again(&self) {
         self.hole_offset.set(0);
         self.found_bytes.set(0);
-        self.reaped_since_full.store(0, Ordering::Relaxed);
+        self.is_full.store(false, Ordering::Relaxed);
+        self.forget_reaped();
     }
 }
 
@@ -297,7 +304,7 @@ impl Span {
         if !looks_again {
             region.hole_offset.set(NOWHERE);
         }
-        region.reaped_since_full.store(u32::from(found_few), Ordering::Relaxed);
+        region.is_full.store(found_few, Ordering::Relaxed);
         looks_again
     }
 

@@ -2,5 +2,5 @@
 
 pub mod slab;
 pub mod cache;
-pub mod holes;
+pub mod from_holes;
 pub mod store;

@@ -10,16 +10,17 @@ use crate::base::size_class::{
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
+use crate::blocks::holes::note_holes;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE, linked};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::token::reap;
 use crate::pages::page_heap::Taken;
-use crate::pages::shelf::{Shelf, note_holes};
+use crate::pages::shelf::Shelf;
 use crate::pages::span::{Span, SpanKind};
 use crate::pages::supply::Supply;
-use crate::persistent::holes;
+use crate::persistent::from_holes;
 use crate::persistent::slab::Slabs;
 use core::iter::from_fn;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
@@ -117,7 +118,7 @@ impl Store {
             if !recycled.is_empty() {
                 return recycled;
             }
-            let cut = holes::cut(class, want, free_header, supply);
+            let cut = from_holes::cut(class, want, free_header, supply);
             if !cut.is_empty() {
                 return cut;
             }
@@ -313,7 +314,8 @@ fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Maga
                         0
                     }
                 };
-                run.insert(Run { span, page, count })
+                let persistent = Header(Raw.header(block).load(Ordering::Relaxed)).id();
+                run.insert(Run { span, page, count, persistent })
             }
         };
         if run.span.kind() == SpanKind::Region {
@@ -334,11 +336,13 @@ struct Run<'s> {
     span: &'s Span,
     page: usize,
     count: u64,
+    /// The id of persistent blocks.
+    persistent: u64,
 }
 
 fn finish_run<S: Supply>(class: Class, run: Option<Run<'_>>, supply: &S) {
-    if let Some(Run { span, count, .. }) = run.filter(|run| run.count > 0) {
-        note_holes(supply, span, count as usize * class.stride_bytes());
+    if let Some(Run { span, count, persistent, .. }) = run.filter(|run| run.count > 0) {
+        note_holes(supply, span, count as usize * class.stride_bytes(), persistent);
         // Nothing of the span is touched afterwards.
         reap(&Shelf(supply), span, count);
     }

@@ -7,13 +7,14 @@ use super::control::Control;
 use super::lane::{Lane, Out};
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
+use crate::blocks::holes::{Holes, edges, give_free_pages};
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{Cell, Ids, cells, release_taken, runs};
+use crate::blocks::region::{Cell, Ids, cells, release_taken};
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifetime::{Adoption, adopt_at_close};
 use crate::lockfree::token::publish;
-use crate::pages::shelf::{Shelf, give_adopted_pages, give_pages_where};
+use crate::pages::shelf::{Shelf, give_pages_where};
 use crate::pages::span::Span;
 
 /// What is found and done in the regions of a request.
@@ -50,10 +51,10 @@ impl Survey {
     }
 
     /// Counts a span that survivors are in.
-    fn note_span(&mut self, settled: &Settled, held: u32) {
+    fn note_span(&mut self, settled: &Settled, held: u32, hole_bytes: usize) {
         if settled.adopted > 0 {
             self.span_bytes += held.count_ones() as usize * PAGE_BYTES;
-            self.reusable_bytes += settled.hole_bytes;
+            self.reusable_bytes += hole_bytes;
         }
     }
 }
@@ -64,9 +65,6 @@ struct Settled {
     adopted: usize,
     /// Persistent blocks, adopted now or before.
     staying: usize,
-    hole_bytes: usize,
-    /// Pages that no block lies in.
-    free_pages: u32,
 }
 
 /// Adopts what is live in a region of the request, or keeps or returns it if nothing is.
@@ -84,10 +82,10 @@ pub fn settle_region<S: Host>(
     let end = region.end() - HEADER_BYTES;
     let cut_end = region.region.cut_end.get();
     let mut settled = Settled::default();
-    let holes = &mut Holes::new(region, &mut settled);
+    let mut holes = Holes::new(region);
     let start = region.base() + HEADER_BYTES;
     holes.run = (start, end);
-    settle_run(control.ids(), start, cut_end, survey, holes);
+    settle_run(control.ids(), (start, cut_end), survey, &mut settled, &mut holes);
     holes.note(cut_end, end - cut_end);
     holes.flush();
     survey.adopted.blocks += settled.adopted as isize;
@@ -96,11 +94,11 @@ pub fn settle_region<S: Host>(
     }
     control.warm.let_go(region, supply);
     let all = u32::MAX >> (u32::BITS as usize - region.bytes() / PAGE_BYTES);
-    let held = all & !settled.free_pages;
+    let held = all & !holes.free_pages;
     region.region.held_pages.store(held, Ordering::Relaxed);
     region.region.cut_end.set(region.base());
-    give_pages_where(supply, region, settled.free_pages);
-    survey.note_span(&settled, held);
+    give_pages_where(supply, region, holes.free_pages);
+    survey.note_span(&settled, held, holes.hole_bytes);
     region.set_owner(0);
     region.region.has_persisted.store(false, Ordering::Relaxed);
     region.region.count.add(settled.adopted as u64);
@@ -130,21 +128,22 @@ pub fn settle_lent<S: Host>(
     match survey {
         Some(survey) if survey.must_walk(span) => {
             let mut settled = Settled::default();
-            let holes = &mut Holes::new(span, &mut settled);
+            let mut holes = Holes::new(span);
             for (start, bytes) in taken {
                 let end = start + bytes;
                 holes.run = edges(span, start, end);
-                let before = (holes.settled.adopted, holes.settled.hole_bytes);
+                let (adopted, hole_bytes) = (settled.adopted, holes.hole_bytes);
                 holes.note(start, Hole::WORD_BYTES);
-                settle_run(control.ids(), start + Hole::WORD_BYTES, end, survey, holes);
+                let inside = (start + Hole::WORD_BYTES, end);
+                settle_run(control.ids(), inside, survey, &mut settled, &mut holes);
                 holes.flush();
-                if holes.settled.adopted > before.0 {
+                if settled.adopted > adopted {
                     survey.span_bytes += bytes;
-                    survey.reusable_bytes += holes.settled.hole_bytes - before.1;
+                    survey.reusable_bytes += holes.hole_bytes - hole_bytes;
                 }
             }
             survey.adopted.blocks += settled.adopted as isize;
-            give_free_pages(supply, span, &settled);
+            give_free_pages(supply, span, &holes);
             span.region.has_persisted.store(false, Ordering::Relaxed);
             span.region.count.add(settled.adopted as u64);
         }
@@ -158,46 +157,14 @@ pub fn settle_lent<S: Host>(
     publish(&Shelf(supply), span);
 }
 
-/// Gives back the pages of an adopted span that nothing is left in. That may be all: blocks that were
-/// reaped may still count, and keep the descriptor.
-fn give_free_pages<S: Host>(supply: &S, span: &Span, settled: &Settled) {
-    let held = span.region.held_pages.load(Ordering::Relaxed);
-    span.region.held_pages.store(held & !settled.free_pages, Ordering::Relaxed);
-    give_adopted_pages(supply, span, held & settled.free_pages);
-}
-
-/// Looks through an adopted span that is lent to nobody, whose token the caller has: neighbouring
-/// holes are joined, and the pages that nothing is left in go back.
-pub fn tidy_up<S: Host>(supply: &S, span: &Span, persistent: u64) {
-    let mut settled = Settled::default();
-    let holes = &mut Holes::new(span, &mut settled);
-    for (start, end) in runs(span) {
-        holes.run = (start, end);
-        for (at, bytes, cell) in cells(start, end, Ids::of_persistent(persistent)) {
-            match cell {
-                Cell::Persistent => holes.flush(),
-                _ => holes.note(at, bytes),
-            }
-        }
-        holes.flush();
-    }
-    give_free_pages(supply, span, &settled);
-    span.region.look_again();
-    publish(&Shelf(supply), span);
-}
-
-/// Where a hole begins and ends, if a run of held pages does so there; else 0.
-fn edges(span: &Span, start: usize, end: usize) -> (usize, usize) {
-    let held = span.region.held_pages.load(Ordering::Relaxed);
-    let is_held = |page: usize| held.checked_shr(page as u32).is_some_and(|rest| rest & 1 == 1);
-    let (first, last) = (start - HEADER_BYTES - span.base(), end + HEADER_BYTES - span.base());
-    let is_start = first % PAGE_BYTES == 0 && (first == 0 || !is_held(first / PAGE_BYTES - 1));
-    let is_end = last % PAGE_BYTES == 0 && !is_held(last / PAGE_BYTES);
-    (if is_start { start } else { 0 }, if is_end { end } else { 0 })
-}
-
 /// Adopts what is live from `start` to `end`, and notes what is not as holes.
-fn settle_run(ids: Ids, start: usize, end: usize, survey: &mut Survey, holes: &mut Holes<'_>) {
+fn settle_run(
+    ids: Ids,
+    (start, end): (usize, usize),
+    survey: &mut Survey,
+    settled: &mut Settled,
+    holes: &mut Holes,
+) {
     let persistent = Header::tag(ids.persistent, LIVE);
     for (at, bytes, cell) in cells(start, end, ids) {
         let stays = match cell {
@@ -207,7 +174,7 @@ fn settle_run(ids: Ids, start: usize, end: usize, survey: &mut Survey, holes: &m
                     adopt_at_close(&Raw, at + HEADER_BYTES, persistent) == Adoption::Adopted;
                 if is_adopted {
                     survey.adopted.bytes += bytes as isize;
-                    holes.settled.adopted += 1;
+                    settled.adopted += 1;
                 }
                 is_adopted
             }
@@ -215,68 +182,10 @@ fn settle_run(ids: Ids, start: usize, end: usize, survey: &mut Survey, holes: &m
             Cell::Persistent => true,
         };
         if stays {
-            holes.settled.staying += 1;
+            settled.staying += 1;
             holes.flush();
         } else {
             holes.note(at, bytes);
-        }
-    }
-}
-
-/// Neighbours that become one hole, in one run of a span's pages.
-struct Holes<'s> {
-    base: usize,
-    /// Where the run begins, and where it ends.
-    run: (usize, usize),
-    start: usize,
-    bytes: usize,
-    settled: &'s mut Settled,
-}
-
-impl<'s> Holes<'s> {
-    fn new(region: &Span, settled: &'s mut Settled) -> Self {
-        Self { base: region.base(), run: (0, 0), start: 0, bytes: 0, settled }
-    }
-
-    /// Free memory, which follows on the hole before it if that was not flushed.
-    fn note(&mut self, start: usize, bytes: usize) {
-        if self.bytes == 0 {
-            self.start = start;
-        }
-        self.bytes += bytes;
-    }
-
-    /// The hole ends here: its word is written, but for whole pages of it, which go back.
-    fn flush(&mut self) {
-        let (start, end) = (self.start, self.start + self.bytes);
-        if core::mem::take(&mut self.bytes) == 0 {
-            return;
-        }
-        // The first word of a run and the one behind it are never used.
-        let (used_start, used_end) = (self.base + HEADER_BYTES, self.base - HEADER_BYTES);
-        let is_run_start = start == self.run.0;
-        let first_page = if is_run_start {
-            (start - used_start) / PAGE_BYTES
-        } else {
-            (start - self.base).div_ceil(PAGE_BYTES)
-        };
-        let end_page = (end - if end == self.run.1 { used_end } else { self.base }) / PAGE_BYTES;
-        if end_page <= first_page {
-            return self.write(start, end);
-        }
-        for page in first_page..end_page {
-            self.settled.free_pages |= 1 << page;
-        }
-        if !is_run_start {
-            self.write(start, self.base + first_page * PAGE_BYTES - HEADER_BYTES);
-        }
-        self.write(self.base + end_page * PAGE_BYTES + HEADER_BYTES, end);
-    }
-
-    fn write(&mut self, start: usize, end: usize) {
-        if start < end {
-            leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes: end - start, is_in_use: false });
-            self.settled.hole_bytes += end - start;
         }
     }
 }

@@ -19,7 +19,7 @@ mod walk;
 mod sweep;
 mod reclaim;
 mod alloc;
-pub mod adopt;
+mod adopt;
 pub mod finish;
 pub mod leaks;
 
