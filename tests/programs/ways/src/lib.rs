@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `outside` | in no request |
 //! | `thread` | in a request of its own, which its exit closes |
+//! | `turns` | likewise, but after every 100 allocations the request is closed and another begun |
 //! | `shared` | in the one request that all threads are in, which is never closed |
 //!
 //! A thread that is not where it should be ends the process. At exit a process prints a line about
@@ -25,8 +26,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 enum Way {
     Outside,
     Thread,
+    Turns,
     Shared,
 }
+
+/// How many allocations there are in a request of the way `turns`.
+const TURN: u32 = 100;
 
 /// The allocator, to be installed as a test program's global allocator.
 pub struct Ways;
@@ -35,21 +40,23 @@ static WAY: OnceLock<Way> = OnceLock::new();
 static SHARED: OnceLock<Request> = OnceLock::new();
 /// How many threads have allocated.
 static THREADS: AtomicU64 = AtomicU64::new(0);
-/// How many requests of the way `thread` were closed, of every second thread, and how many blocks
-/// survived them.
+/// How many requests were seen to be closed, and how many blocks survived them.
 static SEEN_CLOSED: AtomicU64 = AtomicU64::new(0);
 static SEEN_SURVIVORS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// Whether this thread has been placed or is being placed: what that allocates must not do it
-    /// again. It has no destructor, so it is there for a thread's last allocations too.
+    /// Whether this thread has been placed.
     static IS_PLACED: Cell<bool> = const { Cell::new(false) };
+    /// How many allocations the thread has before it is placed, or has its next turn. Neither has a
+    /// destructor: they are there for a thread's last allocations too.
+    static LEFT: Cell<u32> = const { Cell::new(0) };
 }
 
 fn way() -> Way {
     *WAY.get_or_init(|| match env::var("RQMALLOC_WAY").as_deref() {
         Ok("outside") => Way::Outside,
         Ok("thread") => Way::Thread,
+        Ok("turns") => Way::Turns,
         Ok("shared") => Way::Shared,
         other => fail(&format!("RQMALLOC_WAY is {other:?}")),
     })
@@ -60,15 +67,30 @@ fn fail(text: &str) -> ! {
     process::abort();
 }
 
+/// Puts this thread where it belongs. Called before every allocation.
 #[inline]
 fn place() {
-    if !IS_PLACED.replace(true) {
-        place_slow();
+    match LEFT.get() {
+        0 => place_slow(),
+        left => LEFT.set(left - 1),
     }
 }
 
 #[cold]
 fn place_slow() {
+    // Allocations of what follows lead to no turn.
+    LEFT.set(u32::MAX);
+    if !IS_PLACED.replace(true) {
+        start();
+    } else if way() == Way::Turns && Request::current().is_some() {
+        // Not in an exiting thread that has left its request and lists its leaks.
+        saw_closed(rqmalloc::close_request().surviving_blocks);
+        rqmalloc::begin_request();
+    }
+    LEFT.set(if way() == Way::Turns { TURN } else { u32::MAX });
+}
+
+fn start() {
     let number = THREADS.fetch_add(1, Ordering::Relaxed);
     if number == 0 {
         // SAFETY: a function that does not unwind, in a program that is never unloaded.
@@ -78,15 +100,13 @@ fn place_slow() {
         Way::Outside => None,
         Way::Thread => {
             let id = rqmalloc::begin_request();
-            // The others are closed as requests without a callback are.
+            // The other threads' requests are closed as those without a callback are.
             if number % 2 == 1 {
-                current().on_end(|| {
-                    SEEN_CLOSED.fetch_add(1, Ordering::Relaxed);
-                    SEEN_SURVIVORS.fetch_add(current().usage().live_blocks, Ordering::Relaxed);
-                });
+                current().on_end(|| saw_closed(current().usage().live_blocks));
             }
             Some(id)
         }
+        Way::Turns => Some(rqmalloc::begin_request()),
         Way::Shared => {
             let shared = SHARED.get_or_init(Request::new);
             mem::forget(shared.enter());
@@ -97,6 +117,11 @@ fn place_slow() {
     if owner != expected {
         fail(&format!("a block of {owner:?} and not of {expected:?}"));
     }
+}
+
+fn saw_closed(survivors: u64) {
+    SEEN_CLOSED.fetch_add(1, Ordering::Relaxed);
+    SEEN_SURVIVORS.fetch_add(survivors, Ordering::Relaxed);
 }
 
 fn current() -> Request {
@@ -118,7 +143,7 @@ pub fn check() {
     let owner = fresh_owner();
     match way() {
         Way::Outside => assert_eq!(owner, None),
-        Way::Thread => {
+        Way::Thread | Way::Turns => {
             assert_eq!(owner, Some(current().id()));
             let other = std::thread::spawn(fresh_owner).join().unwrap();
             assert!(other.is_some() && other != owner, "{other:?} and {owner:?}");
@@ -136,6 +161,12 @@ extern "C" fn at_exit() {
         let expected = u64::from(way() != Way::Outside);
         if open != expected {
             fail(&format!("{open} requests are open and not {expected}"));
+        }
+        // A thread that exits leaves the request, and drops a handle.
+        let wanted = ": still open, 1 thread is inside, 1 other handle is alive";
+        match SHARED.get().map(Request::to_string) {
+            Some(shared) if !shared.contains(wanted) => fail(&shared),
+            _ => {}
         }
         rqmalloc::check_structures();
     }
