@@ -81,7 +81,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
 type Action = fn(&'static Heap, &Cache);
 
 /// What the thread does that is forked at every step; together these take every lock there is.
-const FORKED_AT: [(&str, Action); 7] = [
+const FORKED_AT: [(&str, Action); 8] = [
     ("set up", |heap, _| heap.set_up()),
     ("magazines", |heap, cache| {
         use_class(heap, cache, 2, 40);
@@ -103,6 +103,13 @@ const FORKED_AT: [(&str, Action); 7] = [
     }),
     ("requests", |heap, cache| {
         one_request(heap).iter().for_each(|&block| free(heap, cache, block));
+    }),
+    ("adopted spans", |heap, cache| {
+        let survivors = [one_request(heap), one_request(heap)];
+        use_class(heap, cache, 2, 300);
+        heap.release_all_idle();
+        survivors.iter().flatten().for_each(|&block| free(heap, cache, block));
+        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
     }),
     ("large blocks", |heap, cache| large_blocks(heap, cache)),
     ("descriptors", |heap, _| {
