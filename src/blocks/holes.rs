@@ -26,13 +26,14 @@ pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize, persistent: 
         return;
     }
     region.forget_reaped();
-    if supply.adopted().unlist(span) {
-        if is_full {
-            region.look_again();
-            publish(&Shelf(supply), span);
-        } else {
-            tidy_up(supply, span, persistent);
-        }
+    if !supply.adopted().unlist(span) {
+        // It is lent, and has room when it comes back.
+        region.note_room();
+    } else if is_full {
+        region.look_again();
+        publish(&Shelf(supply), span);
+    } else {
+        tidy_up(supply, span, persistent);
     }
 }
 

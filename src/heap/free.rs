@@ -19,10 +19,9 @@ impl Heap {
     /// Makes room in a cache's bin that is over its cap.
     #[cold]
     pub fn spill(&self, cache: &Cache, class: Class) {
-        let magazine = cache.make_room(class);
-        if !magazine.is_empty() {
-            self.put_magazine(class, magazine);
-        }
+        // Blocks of adopted spans keep those, a page for each in the worst case.
+        let magazine = cache.make_room(class, |rest| self.store.send_home(class, rest, self));
+        self.store.put_rest(class, magazine, self);
     }
 
     /// Takes back free blocks of `class`.

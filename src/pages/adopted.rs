@@ -53,7 +53,7 @@ impl AdoptedSpans {
         let (before, after) = if is_last { (listed.last, null()) } else { (null(), listed.first) };
         span.next.set(after);
         span.previous.set(before);
-        span.region.listed.set(true);
+        span.region.listed.store(true, Ordering::Relaxed);
         step();
         // SAFETY: null, or listed descriptors (M1), guarded by the lock.
         let (before, after) = unsafe { (before.as_ref(), after.as_ref()) };
@@ -75,7 +75,7 @@ impl AdoptedSpans {
     /// Takes this span off the list, if it is on it.
     pub fn unlist(&self, span: &Span) -> bool {
         let mut listed = self.listed.lock();
-        span.region.listed.get() && {
+        span.region.listed.load(Ordering::Relaxed) && {
             remove(&mut listed, span);
             true
         }
@@ -152,7 +152,7 @@ impl AdoptedSpans {
         let (mut count, mut at, mut previous) = (0, listed.first, null());
         // SAFETY: listed descriptors (M1), guarded by the lock.
         while let Some(span) = unsafe { at.as_ref() } {
-            if span.kind() != SpanKind::Region || !span.region.listed.get() {
+            if span.kind() != SpanKind::Region || !span.region.listed.load(Ordering::Relaxed) {
                 fatal::broken("kind of an adopted span", span.kind() as usize, count);
             }
             if span.previous.get() != previous {
@@ -204,7 +204,7 @@ fn remove(listed: &mut Listed, span: &Span) {
         None => listed.last = previous,
     }
     step();
-    span.region.listed.set(false);
+    span.region.listed.store(false, Ordering::Relaxed);
     step();
     listed.count -= 1;
     listed.touched = null();
@@ -213,14 +213,14 @@ fn remove(listed: &mut Listed, span: &Span) {
 fn repair(listed: &mut Listed) {
     // SAFETY: null, or the descriptor of a span that the thread which held the lock had (M1).
     if let Some(touched) = unsafe { listed.touched.as_ref() } {
-        touched.region.listed.set(false);
+        touched.region.listed.store(false, Ordering::Relaxed);
     }
     listed.touched = null();
     let (mut count, mut at, mut previous) = (0, listed.first, null());
     // SAFETY: as in `check`; this is the only thread.
     while let Some(span) = unsafe { at.as_ref() } {
         span.previous.set(previous);
-        span.region.listed.set(true);
+        span.region.listed.store(true, Ordering::Relaxed);
         count += 1;
         previous = at;
         at = span.next.get();

@@ -84,7 +84,7 @@ pub struct RegionState {
     /// Adopted: whether a walk through it was not worth while.
     is_full: AtomicBool,
     /// Adopted: whether it is listed in the store.
-    pub listed: Cell<bool>,
+    pub listed: AtomicBool,
     /// Whether its control block is charged for it as warm memory.
     pub is_charged_as_warm: Cell<bool>,
 }
@@ -104,6 +104,11 @@ impl RegionState {
     /// A hole was left in a full span. Returns the bytes of those that were since it is full.
     pub fn note_reaped(&self, bytes: usize) -> usize {
         self.reaped_bytes.fetch_add(bytes as u32, Ordering::Relaxed) as usize + bytes
+    }
+
+    /// There is room again, wherever.
+    pub fn note_room(&self) {
+        self.is_full.store(false, Ordering::Relaxed);
     }
 
     /// Something was done about the holes that were left.
@@ -199,7 +204,7 @@ impl Span {
         self.region.count.arm();
         self.region.held_pages.store(0, Ordering::Relaxed);
         self.region.has_persisted.store(false, Ordering::Relaxed);
-        self.region.listed.set(false);
+        self.region.listed.store(false, Ordering::Relaxed);
         self.region.look_again();
         self.region.last_taken.set(0);
         self.region.is_charged_as_warm.set(false);

@@ -119,18 +119,23 @@ impl Cache {
         self.previous[class.index()].count.get() != 0
     }
 
-    /// Makes room in a bin that is over its cap. Returns what must leave the thread for that.
-    pub fn make_room(&self, class: Class) -> Magazine {
+    /// Makes room in a bin that is over its cap. Returns what must leave the thread for that. `sort`
+    /// sends home what the thread had better not keep, and returns the rest.
+    pub fn make_room(&self, class: Class, sort: impl FnOnce(Magazine) -> Magazine) -> Magazine {
         let bin = self.bins.bin(class);
         if bin.count() <= bin.cap() {
             return Magazine::EMPTY;
         }
         if bin.cap() == 0 {
-            return bin.take_all();
+            return sort(bin.take_all());
         }
         // The last block stays, so that a thread that frees and allocates in turn does not return
         // here.
-        let leaving = self.previous[class.index()].replace(bin.take_rest());
+        let rest = sort(bin.take_rest());
+        if rest.is_empty() {
+            return rest;
+        }
+        let leaving = self.previous[class.index()].replace(rest);
         if !leaving.is_empty() {
             self.raise_cap(class);
         }

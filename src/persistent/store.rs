@@ -153,10 +153,22 @@ impl Store {
 
     /// Takes back free blocks of `class`.
     pub fn put<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
-        // Those of adopted spans go home first, where any class can be cut from them.
-        let may_be_adopted = class.is_large() || supply.adopted().any();
-        let magazine =
-            if may_be_adopted { reap_adopted(class, magazine, supply) } else { magazine };
+        let rest = self.send_home(class, magazine, supply);
+        self.put_rest(class, rest, supply);
+    }
+
+    /// Takes back those blocks that lie in adopted spans, where any class can be cut from them.
+    /// Returns the others.
+    pub fn send_home<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) -> Magazine {
+        if class.is_large() || supply.adopted().any() {
+            reap_adopted(class, magazine, supply)
+        } else {
+            magazine
+        }
+    }
+
+    /// Takes back free blocks of `class` that lie in slabs.
+    pub fn put_rest<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
         if magazine.is_empty() {
             return;
         }

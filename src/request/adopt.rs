@@ -89,7 +89,8 @@ pub fn settle_region<S: Host>(
     holes.note(cut_end, end - cut_end);
     holes.flush();
     survey.adopted.blocks += settled.adopted as isize;
-    if settled.staying == 0 {
+    // Blocks that were persisted and reaped may still count: then the last one gives the span back.
+    if settled.staying == 0 && !region.region.has_persisted.load(Ordering::Relaxed) {
         return release_region(control, supply, lane, region);
     }
     control.warm.let_go(region, supply);
