@@ -17,7 +17,7 @@ pub const MIN_HOLE_BYTES: usize = 256;
 
 /// Blocks of longer strides are not cut from holes: a walk that finds no room for them says nothing
 /// of others.
-pub const MAX_STRIDE_IN_HOLES: usize = 1024;
+pub const MAX_STRIDE_IN_HOLES: usize = 2048;
 
 /// The ids that headers in a region may have.
 #[derive(Clone, Copy)]
