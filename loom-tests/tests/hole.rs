@@ -6,7 +6,7 @@ use rqmalloc_loom_tests::lockfree::header::{Header, LIVE};
 use rqmalloc_loom_tests::lockfree::hole::{Hole, find_hole, leave_hole};
 use rqmalloc_loom_tests::model::{Blocks, explore};
 
-/// O1: who cuts a block from a hole uses its memory after everybody who had it before.
+/// H6: who cuts a block from a hole uses its memory after everybody who had it before.
 #[test]
 fn hole_left_against_walk() {
     explore(3, || {

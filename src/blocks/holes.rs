@@ -3,9 +3,7 @@
 
 use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
-use crate::blocks::memory::Raw;
-use crate::blocks::region::{Cell, Ids, cells, runs};
-use crate::lockfree::hole::{Hole, leave_hole};
+use crate::blocks::region::{Cell, Ids, cells, free_hole, runs};
 use crate::lockfree::token::publish;
 use crate::pages::shelf::{Shelf, give_adopted_pages};
 use crate::pages::span::{Span, WORTH_A_WALK_DIVISOR};
@@ -130,7 +128,7 @@ impl Holes {
 
     fn write(&mut self, start: usize, end: usize) {
         if start < end {
-            leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes: end - start, is_in_use: false });
+            free_hole(start, end - start);
             self.hole_bytes += end - start;
         }
     }

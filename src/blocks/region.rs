@@ -156,6 +156,11 @@ fn hole_from(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Option<(
     None
 }
 
+/// Leaves free memory: a hole that begins at `start`.
+pub fn free_hole(start: usize, bytes: usize) {
+    leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: false });
+}
+
 /// Takes a hole, whose blocks are behind its word from now on. By the lessee of the span.
 pub fn take_hole(span: &Span, start: usize, bytes: usize) {
     let block = start + HEADER_BYTES;

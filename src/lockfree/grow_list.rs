@@ -2,7 +2,7 @@
 //!
 //! Compiled by `loom-tests`.
 //!
-//! - **N1** Whoever comes to an item sees what its pusher did to it before, and so for those behind
+//! - **N3** Whoever comes to an item sees what its pusher did to it before, and so for those behind
 //!   it. Items never go, and their links never change.
 
 use crate::base::sync::{AtomicPtr, Ordering, const_fn};
@@ -49,7 +49,7 @@ impl<T: Linked> GrowList<T> {
     pub fn all(&self) -> impl Iterator<Item = &T> {
         let mut next = self.0.load(Ordering::Acquire);
         core::iter::from_fn(move || {
-            // SAFETY: null, or an item (N1).
+            // SAFETY: null, or an item (N3).
             let item = unsafe { next.as_ref()? };
             next = item.link().0.load(Ordering::Relaxed);
             Some(item)

@@ -1,7 +1,7 @@
 //! Holes: free memory between the blocks of an adopted span, found by walking. A word before it,
 //! where a block would have its header, says how long it is.
 //!
-//! - **O1** Whoever finds a hole sees what everybody did with the memory before it was left.
+//! - **H6** Whoever finds a hole sees what everybody did with the memory before it was left.
 
 use crate::base::sync::{Ordering, fence};
 use crate::lockfree::header::{ALIGNED, Block, Header, ID_MASK, LARGE, Memory, SWEPT};
@@ -44,7 +44,7 @@ pub fn leave_hole<M: Memory>(memory: &M, block: Block, hole: Hole) {
     memory.header(block).store(hole.word().0, Ordering::Release);
 }
 
-/// What a word says that was read from a span, if it is one of a hole (O1).
+/// What a word says that was read from a span, if it is one of a hole (H6).
 pub fn find_hole(word: Header) -> Option<Hole> {
     let hole = Hole::of(word);
     if hole.is_some() {

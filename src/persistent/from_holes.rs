@@ -3,10 +3,9 @@
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{Ids, MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, next_hole};
+use crate::blocks::region::{Ids, MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, free_hole, next_hole};
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Header, Memory};
-use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::token::publish;
 use crate::pages::shelf::Shelf;
 use crate::pages::span::Span;
@@ -44,8 +43,7 @@ fn cut_from(span: &Span, class: Class, want: u32, free_header: Header, cut: &mut
         let count = (bytes / stride).min((want - cut.count) as usize);
         let end = start + count * stride;
         if end < start + bytes {
-            let rest = Hole { bytes: start + bytes - end, is_in_use: false };
-            leave_hole(&Raw, end + HEADER_BYTES, rest);
+            free_hole(end, start + bytes - end);
         }
         for at in (start..end).step_by(stride).rev() {
             let block = at + HEADER_BYTES;

@@ -12,9 +12,9 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
 use crate::blocks::holes::note_holes;
 use crate::blocks::memory::Raw;
+use crate::blocks::region::free_hole;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE, linked};
-use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::token::reap;
 use crate::pages::page_heap::Taken;
 use crate::pages::shelf::Shelf;
@@ -331,7 +331,7 @@ fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Maga
             }
         };
         if run.span.kind() == SpanKind::Region {
-            leave_hole(&Raw, block, Hole { bytes: class.stride_bytes(), is_in_use: false });
+            free_hole(block - HEADER_BYTES, class.stride_bytes());
             run.count += 1;
         } else {
             Raw.set_link(block, others.head);

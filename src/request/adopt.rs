@@ -9,9 +9,9 @@ use crate::base::size_class::{HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::holes::{Holes, edges, give_free_pages};
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{Cell, Ids, cells, release_taken};
+use crate::blocks::region::{Cell, Ids, cells, free_hole, release_taken};
 use crate::lockfree::header::{Header, LIVE};
-use crate::lockfree::hole::{Hole, leave_hole};
+use crate::lockfree::hole::Hole;
 use crate::lockfree::lifetime::{Adoption, adopt_at_close};
 use crate::lockfree::token::publish;
 use crate::pages::shelf::{Shelf, give_pages_where};
@@ -150,7 +150,7 @@ pub fn settle_lent<S: Host>(
         }
         _ => {
             for (start, bytes) in taken {
-                leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: false });
+                free_hole(start, bytes);
             }
         }
     }

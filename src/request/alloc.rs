@@ -5,9 +5,9 @@ use super::{Host, Shortage};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, next_hole, take_hole};
+use crate::blocks::region::{MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, free_hole, next_hole, take_hole};
 use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
-use crate::lockfree::hole::{Hole, leave_hole};
+use crate::lockfree::hole::Hole;
 use crate::pages::page_heap::Taken;
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
@@ -200,11 +200,7 @@ impl Control {
             }
             self.footprint.note_taken(asked_bytes);
             if rest_bytes > 0 {
-                leave_hole(
-                    &Raw,
-                    start + bytes + HEADER_BYTES,
-                    Hole { bytes: rest_bytes, is_in_use: false },
-                );
+                free_hole(start + bytes, rest_bytes);
             }
             take_hole(span, start, bytes);
             span.note_hole(bytes, start + bytes);

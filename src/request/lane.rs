@@ -21,9 +21,9 @@ use crate::base::size_class::{Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES
 use crate::base::sync::{Gauge, Ordering};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
+use crate::blocks::region::free_hole;
 use crate::lockfree::grow_list::{Link, Linked};
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
-use crate::lockfree::hole::{Hole, leave_hole};
 use crate::lockfree::lifecycle::Occupancy;
 use crate::pages::span::Span;
 use crate::request::span_list::SpanList;
@@ -215,8 +215,7 @@ impl Lane {
     pub fn close_range(&self) {
         let left_bytes = self.bins.left_bytes();
         if self.range_region.get().is_null() && left_bytes > 0 {
-            let rest = Hole { bytes: left_bytes, is_in_use: false };
-            leave_hole(&Raw, self.bins.bump() + HEADER_BYTES, rest);
+            free_hole(self.bins.bump(), left_bytes);
         }
         self.leave_range();
     }

@@ -15,9 +15,9 @@ use super::Host;
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{Cell, Ids, cells, release_taken, runs, take_hole, walk};
+use crate::blocks::region::{Cell, Ids, cells, free_hole, release_taken, runs, take_hole, walk};
 use crate::lockfree::header::{Block, Header, Memory, SWEPT, linked};
-use crate::lockfree::hole::{Hole, leave_hole};
+use crate::lockfree::hole::Hole;
 use crate::pages::span::{Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::lane::Lane;
@@ -174,7 +174,7 @@ fn sweep_hole(control: &Control, lane: &Lane, span: &Span, start: usize, bytes: 
         let blocks = inside().count() as isize;
         lane.recount(-blocks, -((bytes - Hole::WORD_BYTES) as isize));
         control.footprint.refund(bytes);
-        leave_hole(&Raw, start + HEADER_BYTES, Hole { bytes, is_in_use: false });
+        free_hole(start, bytes);
         span.region.look_again();
         return bytes;
     }
