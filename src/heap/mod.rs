@@ -13,6 +13,8 @@ pub mod idle;
 mod fork;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod adopted_tests;
 
 use crate::base::os;
 use crate::base::sync::{AtomicU64, Lock, step};

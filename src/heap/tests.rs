@@ -1,7 +1,7 @@
 //! What the tests of the heap share, and a fork at every step of every critical section.
 
 use super::Heap;
-use crate::base::size_class::{Class, FIRST_LARGE_CLASS, PAGE_BYTES, PAYLOAD_ALIGN};
+use crate::base::size_class::{Class, FIRST_LARGE_CLASS, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
 use crate::base::sync::paused::{Pause, has_come, stop_at};
 use crate::blocks::identity::Serial;
@@ -13,7 +13,7 @@ use crate::pages::registry::Backing;
 use crate::persistent::cache::Cache;
 use crate::request::control::Control;
 use crate::request::control::Opening;
-use crate::request::finish::Survivors;
+use crate::request::finish::{Outcome, Survivors};
 use std::boxed::Box;
 use std::string::String;
 use std::vec::Vec;
@@ -57,11 +57,25 @@ pub fn one_of_everything(heap: &'static Heap, cache: &Cache) -> Vec<Block> {
     blocks
 }
 
+/// Opens a request. `None`: there is no memory for it.
+pub fn open(heap: &'static Heap) -> Option<&'static Control> {
+    let control = heap.take_control()?;
+    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
+    Some(control)
+}
+
+/// Finishes a request that nobody is inside.
+pub fn finish(heap: &'static Heap, control: &Control, survivors: Survivors) -> Outcome {
+    assert!(control.stub().state.drop_only_handle(&NoCallbacks));
+    let outcome = heap.finish_request(control, survivors);
+    heap.recycle(control);
+    outcome
+}
+
 /// Runs a request that allocates from regions and large spans, and closes it with every block live.
 /// Returns these survivors.
 pub fn one_request(heap: &'static Heap) -> Vec<Block> {
-    let Some(control) = heap.take_control() else { return Vec::new() };
-    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
+    let Some(control) = open(heap) else { return Vec::new() };
     let mut blocks = Vec::new();
     if let Some(lane) = control.enter(|bytes| heap.take_descriptor_memory(bytes)) {
         for class in [0, 20, 40, 50].map(|index| Class::from_index(index).unwrap()) {
@@ -71,10 +85,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
         lane.occupancy.leave();
     }
     blocks.retain(|&block| block != NONE);
-    assert!(control.stub().state.drop_only_handle(&NoCallbacks));
-    let outcome = heap.finish_request(control, Survivors::Live);
-    assert_eq!(outcome.surviving_blocks, blocks.len());
-    heap.recycle(control);
+    assert_eq!(finish(heap, control, Survivors::Live).surviving_blocks, blocks.len());
     blocks
 }
 
@@ -120,7 +131,7 @@ const FORKED_AT: [(&str, Action); 8] = [
 ];
 
 /// Allocates blocks of one class; all are back in their slabs or depot afterwards.
-fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
+pub fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
     let class = Class::from_index(index).unwrap();
     let blocks: Vec<Block> =
         (0..count).map(|_| heap.alloc_persistent(Some(cache), class).block).collect();
@@ -131,17 +142,14 @@ fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
 /// Allocates large blocks in one request and frees them in another order, while others stay on its
 /// list.
 fn large_blocks(heap: &'static Heap, cache: &Cache) {
-    let control = heap.take_control().unwrap();
-    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
+    let control = open(heap).unwrap();
     let lane = control.enter(|bytes| heap.take_descriptor_memory(bytes)).unwrap();
     let class = Class::from_index(FIRST_LARGE_CLASS).unwrap();
     let blocks: Vec<Block> =
         (0..3).map(|_| heap.alloc_of_request(control, lane, class, 1).block).collect();
     lane.occupancy.leave();
     [1, 0, 2].iter().for_each(|&index| free(heap, cache, blocks[index]));
-    assert!(control.stub().state.drop_only_handle(&NoCallbacks));
-    heap.finish_request(control, Survivors::Live);
-    heap.recycle(control);
+    finish(heap, control, Survivors::Live);
 }
 
 /// Does all that a process does with a heap it got by a fork; `live` are blocks that it has.
@@ -329,85 +337,4 @@ fn walkers_find_what_contradicts_itself() {
         Some(Backing::Chunk(chunk)) => chunk.place(chunk.base() + CHUNK_BYTES, chunk.number()),
         _ => unreachable!(),
     });
-}
-
-#[test]
-fn holes_between_survivors_are_filled_by_persistent_blocks_and_go_with_them() {
-    let heap = new_heap();
-    heap.set_up();
-    let cache = new_cache(heap);
-    let survivors = one_request(heap);
-    let held_bytes = heap.adopted.held_bytes();
-    assert!(held_bytes > 0);
-    let class = Class::from_index(2).unwrap();
-    let blocks: Vec<Block> =
-        (0..5000).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
-    let in_holes =
-        |block: &&Block| matches!(heap.find(**block).place, crate::heap::found::Place::Adopted(_));
-    let count = blocks.iter().filter(in_holes).count();
-    assert!(count * class.stride_bytes() > held_bytes / 4, "{count} in {held_bytes} bytes");
-    assert!(count < blocks.len(), "and then slabs");
-    heap.check();
-    survivors.iter().chain(&blocks).for_each(|&block| free(heap, &cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
-    heap.release_all_idle();
-    heap.check();
-    assert_eq!(heap.adopted.held_bytes(), 0, "nothing is left of the spans");
-}
-
-#[test]
-fn a_full_span_is_looked_through_again_when_blocks_of_it_were_reaped() {
-    let heap = new_heap();
-    heap.set_up();
-    let cache = new_cache(heap);
-    let survivors = one_request(heap);
-    let class = Class::from_index(2).unwrap();
-    let fill = || -> Vec<Block> {
-        (0..5000).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect()
-    };
-    let held_bytes = heap.adopted.held_bytes();
-    let blocks = fill();
-    assert!(heap.adopted.take().is_none(), "nothing with room is left");
-    blocks.iter().for_each(|&block| free(heap, &cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
-    let span = heap.adopted.take().expect("there is room again");
-    crate::lockfree::token::publish(&crate::pages::shelf::Shelf(heap), span);
-    assert_eq!(heap.adopted.held_bytes(), held_bytes);
-    survivors.iter().for_each(|&block| free(heap, &cache, block));
-    heap.check();
-}
-
-#[test]
-fn pages_that_are_free_between_survivors_go_back() {
-    let heap = new_heap();
-    heap.set_up();
-    let cache = new_cache(heap);
-    let control = heap.take_control().unwrap();
-    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
-    let lane = control.enter(|bytes| heap.take_descriptor_memory(bytes)).unwrap();
-    let class = Class::from_index(10).unwrap();
-    let blocks: Vec<Block> =
-        (0..20_000).map(|_| heap.alloc_of_request(control, lane, class, 1).block).collect();
-    lane.occupancy.leave();
-    assert!(control.stub().state.drop_only_handle(&NoCallbacks));
-    let outcome = heap.finish_request(control, Survivors::Live);
-    assert_eq!(outcome.surviving_blocks, blocks.len());
-    heap.recycle(control);
-    let held_bytes = heap.adopted.held_bytes();
-    assert!(held_bytes >= blocks.len() * class.stride_bytes());
-    let is_kept = |index: &usize| index % 5000 == 2500;
-    let (kept, freed): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(is_kept);
-    freed.iter().for_each(|&index| free(heap, &cache, blocks[index]));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
-    let by_itself = heap.adopted.held_bytes();
-    assert!(by_itself < held_bytes / 4, "{by_itself} of {held_bytes} bytes without a trim");
-    heap.release_all_idle();
-    assert_eq!(heap.adopted.held_bytes(), kept.len() * PAGE_BYTES, "a page for each");
-    heap.check();
-    // What is left of each page is used again.
-    use_class(heap, &cache, 2, 2000);
-    kept.iter().for_each(|&index| free(heap, &cache, blocks[index]));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
-    heap.release_all_idle();
-    assert_eq!(heap.adopted.held_bytes(), 0);
 }
