@@ -48,6 +48,8 @@ cases! {
     a_producer_and_a_consumer_ask_for_nothing;
     figures_add_up;
     survivors_pin_pages_and_no_more;
+    what_is_between_survivors_is_used;
+    what_is_between_survivors_is_not_used_where_the_environment_says_so;
     ten_thousand_open_requests;
     a_limit_of_addresses_is_null;
     guards_that_take_each_other_s_place_leave_nothing;
@@ -789,6 +791,77 @@ fn survivors_pin_pages_and_no_more() {
     trim();
     let after = expect_sum();
     assert!(after.in_use_bytes < before + 2 * MIB, "{before} before, {after} after");
+}
+
+/// What becomes of the memory between the survivors of a request.
+struct Between {
+    /// Blocks of a later request that lie there, of `LATER_COUNT`.
+    of_request: usize,
+    /// Persistent blocks that do, of as many.
+    persistent: usize,
+    /// Bytes that the survivors hold, and those that a few of them hold.
+    held_bytes: [usize; 2],
+}
+
+const LATER_COUNT: usize = 1000;
+
+fn use_between_survivors() -> Between {
+    const ALLOCATOR_PAGE: usize = 16 * 1024;
+    type Block = Box<[u64; 25]>;
+    let page_of = |block: &Block| std::ptr::from_ref(&**block).addr() / ALLOCATOR_PAGE;
+    let request = Request::new();
+    // Most, so that what is freed later is worth a look; the others are neighbours.
+    let survives = |number: &u64| number % 8 < 5;
+    let mut survivors: Vec<Block> = Vec::with_capacity(20 * LATER_COUNT);
+    let mut others: Vec<Block> = Vec::with_capacity(20 * LATER_COUNT);
+    request.run(|| {
+        for number in 0..20 * LATER_COUNT as u64 {
+            let of_these = if survives(&number) { &mut survivors } else { &mut others };
+            of_these.push(Box::new([number; 25]));
+        }
+        others.clear();
+    });
+    let report = request.close().unwrap();
+    assert_eq!(report.surviving_blocks, survivors.len() as u64);
+    let first_bytes = stats().adopted_bytes;
+    let pages: std::collections::BTreeSet<usize> = survivors.iter().map(page_of).collect();
+    let count_between =
+        |blocks: &[Block]| blocks.iter().filter(|block| pages.contains(&page_of(block))).count();
+    let mut later: Vec<Block> = Vec::with_capacity(LATER_COUNT);
+    let request = Request::new();
+    request.run(|| later.extend((0..LATER_COUNT).map(|_| Box::new([0; 25]))));
+    let of_request = count_between(&later);
+    request.run(|| later.clear());
+    assert_eq!(request.close().unwrap().surviving_blocks, 0);
+    later.extend((0..LATER_COUNT).map(|_| Box::new([0; 25])));
+    let persistent = count_between(&later);
+    drop(later);
+    let numbers = (0..20 * LATER_COUNT as u64).filter(survives).map(|number| [number; 25]);
+    assert!(survivors.iter().map(|block| **block).eq(numbers), "nobody else wrote there");
+    let mut number = 0;
+    survivors.retain(|_| {
+        number += 1;
+        number % 500 == 0
+    });
+    trim();
+    Between { of_request, persistent, held_bytes: [first_bytes, stats().adopted_bytes] }
+}
+
+fn what_is_between_survivors_is_used() {
+    let between = use_between_survivors();
+    assert!(between.of_request > LATER_COUNT / 2, "{}", between.of_request);
+    assert!(between.persistent > LATER_COUNT / 2, "{}", between.persistent);
+    let [many, few] = between.held_bytes;
+    assert!(0 < few && few < many / 4, "{few} of {many} bytes");
+}
+
+fn what_is_between_survivors_is_not_used_where_the_environment_says_so() {
+    // SAFETY: this process has one thread, and has opened no request yet.
+    unsafe { std::env::set_var("RQMALLOC_ADOPT", "0") };
+    let between = use_between_survivors();
+    assert_eq!((between.of_request, between.persistent), (0, 0));
+    let [many, few] = between.held_bytes;
+    assert!(few > many / 10 * 9, "only whole spans of {many} bytes go back: {few} are left");
 }
 
 fn ten_thousand_open_requests() {

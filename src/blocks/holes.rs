@@ -20,7 +20,7 @@ pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize, persistent: 
     } else {
         (span.bytes() / 2).max(PAGE_BYTES)
     };
-    if reaped_bytes < worth_bytes {
+    if reaped_bytes < worth_bytes || supply.adopted().is_pinning() {
         return;
     }
     region.forget_reaped();

@@ -86,6 +86,11 @@ impl AdoptedSpans {
         self.is_pinning.store(true, Ordering::Relaxed);
     }
 
+    /// Whether nothing is lent.
+    pub fn is_pinning(&self) -> bool {
+        self.is_pinning.load(Ordering::Relaxed)
+    }
+
     /// So many bytes of pages are in adopted spans now.
     pub fn note_held(&self, bytes: usize) {
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -108,7 +113,7 @@ impl AdoptedSpans {
 
     /// Takes the token of the span that was listed first. `None`: there is none with room.
     pub fn take<'h>(&self) -> Option<&'h Span> {
-        if !self.any() || self.is_pinning.load(Ordering::Relaxed) {
+        if !self.any() || self.is_pinning() {
             return None;
         }
         let mut listed = self.listed.lock();
@@ -126,7 +131,7 @@ impl AdoptedSpans {
 
     /// Takes every token that is listed, and passes each on.
     pub fn take_all(&self, mut use_token: impl FnMut(&Span)) {
-        if self.is_pinning.load(Ordering::Relaxed) {
+        if self.is_pinning() {
             return;
         }
         let mut taken: *const Span = null();
