@@ -3,12 +3,12 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::lockfree::budget::{Budget, Mark, Marked, NO_LIMIT};
+use rqmalloc_loom_tests::lockfree::budget::{Budget, Limit, Mark, Marked};
 use rqmalloc_loom_tests::model::explore;
 
-fn budget(used: u32, limit: u32) -> Arc<Budget> {
+fn budget(used: u64, limit: u64) -> Arc<Budget> {
     let budget = Budget::new();
-    budget.open(limit);
+    budget.open(Limit::of(limit));
     assert_eq!(budget.charge_beyond(used), Some(used));
     Arc::new(budget)
 }
@@ -19,8 +19,9 @@ fn two_charges_at_the_limit() {
     explore(3, || {
         let budget = budget(1, 4);
         let others = [budget.clone(), budget.clone()];
-        let threads = others.map(|other| thread::spawn(move || other.charge(2, 0).is_some()));
-        let granted = threads.map(|thread| u32::from(thread.join().unwrap())).iter().sum::<u32>();
+        let threads =
+            others.map(|other| thread::spawn(move || other.charge(2, u64::MAX).is_some()));
+        let granted = threads.map(|thread| u64::from(thread.join().unwrap())).iter().sum::<u64>();
         assert_eq!(granted, 1, "G1: of two charges that do not both fit, one is granted");
         assert_eq!(budget.used(), 3, "G1: what is in use is what was granted");
     });
@@ -32,11 +33,11 @@ fn limit_lowered_against_charge() {
     explore(3, || {
         let budget = budget(1, 8);
         let other = budget.clone();
-        let lane = thread::spawn(move || other.charge(2, 0).is_some());
-        let accepted = budget.set_limit(2);
+        let lane = thread::spawn(move || other.charge(2, u64::MAX).is_some());
+        let accepted = budget.set_limit(Limit::of(2));
         let granted = lane.join().unwrap();
         assert!(accepted != granted, "G1: the limit was accepted, or the charge granted, not both");
-        assert_eq!((budget.used(), budget.limit()), if granted { (3, 8) } else { (1, 2) });
+        assert_eq!((budget.used(), budget.limit().units()), if granted { (3, 8) } else { (1, 2) });
     });
 }
 
@@ -48,11 +49,11 @@ fn refund_against_charge_and_limit() {
         let others = [budget.clone(), budget.clone()];
         let [giver, lane] = others;
         let giver = thread::spawn(move || giver.refund(2));
-        let lane = thread::spawn(move || lane.charge(2, 0).is_some());
-        let lifted = budget.set_limit(NO_LIMIT);
+        let lane = thread::spawn(move || lane.charge(2, u64::MAX).is_some());
+        let lifted = budget.set_limit(Limit::NONE);
         giver.join().unwrap();
         let granted = lane.join().unwrap();
-        assert!(lifted, "`NO_LIMIT` is never below what is in use");
+        assert!(lifted, "no limit is never below what is in use");
         assert_eq!(budget.used(), if granted { 3 } else { 1 }, "every change is counted once");
     });
 }

@@ -31,6 +31,8 @@ impl RequestBuilder {
     /// process. Long before that, at the [`reserve`](Self::reserve), the request is marked, which
     /// [`check`](crate::check), [`catch`](Request::catch) and scopes see. The limit is suspended
     /// while the thread panics and in `on_end` callbacks. ZendMM's `memory_limit`.
+    ///
+    /// A limit above 256 MiB may be rounded up, by less than two millionths of it.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.opening.limit_bytes = Some(bytes);
         self

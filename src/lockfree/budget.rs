@@ -1,81 +1,123 @@
-//! What a request may hold: the pages it uses and its limit in one word, so that one
-//! compare-and-swap decides both.
+//! What a request may hold: what it uses and its limit in one word, so that one compare-and-swap
+//! decides both.
 //!
-//! Compiled by `loom-tests`. Everything is in pages, whose length only the caller knows.
+//! Compiled by `loom-tests`. Everything is in units, whose length only the caller knows.
 //!
-//! - **G1** A granted charge leaves `used <= limit` (less the headroom it was given); an accepted
-//!   limit is not below `used`. Only `charge_beyond` exceeds it.
+//! - **G1** A granted charge leaves `used` no higher than the limit and than the bound it was given;
+//!   an accepted limit is not below `used`. Only `charge_beyond` exceeds it.
 //! - **G2** A thread that sees a mark sees what was in use and what was asked for when it was set.
 
 use crate::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, const_fn};
 
-/// No limit: more pages than any address space has.
-pub const NO_LIMIT: u32 = u32::MAX;
+/// `used : 40 | limit : 24`.
+const LIMIT_BITS: u32 = 24;
+const LIMIT_MASK: u64 = (1 << LIMIT_BITS) - 1;
 
-const USED_SHIFT: u32 = 32;
+/// A limit has one significant bit more than these: the first is not written. The other bits are
+/// an exponent. So one of fewer than 2^20 units is exact, and a higher one is rounded up by less
+/// than its 2^19th part.
+const FRACTION_BITS: u32 = 19;
+const FIRST_BIT: u64 = 1 << FRACTION_BITS;
 
-const fn used_of(word: u64) -> u32 {
-    (word >> USED_SHIFT) as u32
+/// Most units that can be in use.
+const MAX_USED: u64 = (1 << (u64::BITS - LIMIT_BITS)) - 1;
+
+const _: () = assert!(Limit::NONE.units() > 2 * MAX_USED, "no limit is above any rounded one");
+
+/// How much may be in use, as it is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limit(u64);
+
+impl Limit {
+    /// No limit: more than can be in use.
+    pub const NONE: Self = Self(LIMIT_MASK);
+
+    /// A limit of so many units, rounded up; of `MAX_USED` if that is less.
+    pub const fn of(units: u64) -> Self {
+        let units = if units < MAX_USED { units } else { MAX_USED };
+        if units < FIRST_BIT {
+            return Self(units);
+        }
+        let shift = units.ilog2() - FRACTION_BITS;
+        // If rounding makes it one bit longer, that carries into the exponent.
+        let fraction = units.div_ceil(1 << shift) - FIRST_BIT;
+        Self(((shift as u64 + 1) << FRACTION_BITS) + fraction)
+    }
+
+    /// Returns the limit.
+    #[inline]
+    pub const fn units(self) -> u64 {
+        let (fraction, exponent) = (self.0 & (FIRST_BIT - 1), self.0 >> FRACTION_BITS);
+        if exponent == 0 { fraction } else { (FIRST_BIT | fraction) << (exponent - 1) }
+    }
 }
 
-const fn limit_of(word: u64) -> u32 {
-    word as u32
+const fn used_of(word: u64) -> u64 {
+    word >> LIMIT_BITS
 }
 
-const fn word_of(used: u32, limit: u32) -> u64 {
-    (used as u64) << USED_SHIFT | limit as u64
+const fn limit_of(word: u64) -> Limit {
+    Limit(word & LIMIT_MASK)
 }
 
-/// Used pages in the upper half, the limit in the lower.
+const fn word_of(used: u64, limit: Limit) -> u64 {
+    used << LIMIT_BITS | limit.0
+}
+
+/// What is in use, and the limit.
 pub struct Budget(AtomicU64);
 
 impl Budget {
     const_fn! {
         /// A budget without charges or a limit.
         pub const fn new() -> Self {
-            Self(AtomicU64::new(word_of(0, NO_LIMIT)))
+            Self(AtomicU64::new(word_of(0, Limit::NONE)))
         }
     }
 
     /// Sets up the budget of a new request, which no other thread knows yet.
     #[inline]
-    pub fn open(&self, limit: u32) {
+    pub fn open(&self, limit: Limit) {
         self.0.store(word_of(0, limit), Ordering::Relaxed);
     }
 
-    /// Charges `pages`, unless fewer than `headroom` pages would be left below the limit. Returns
-    /// the pages in use afterwards.
+    /// Charges `units`, unless more than `most` or than the limit would be in use. Returns what is
+    /// in use afterwards.
     #[inline]
-    pub fn charge(&self, pages: u32, headroom: u32) -> Option<u32> {
+    pub fn charge(&self, units: u64, most: u64) -> Option<u64> {
         self.change(|used, limit| {
-            let sum = used.checked_add(pages)?;
-            (sum <= limit.saturating_sub(headroom)).then_some((sum, limit))
+            let sum = used.checked_add(units)?;
+            (sum <= most && sum <= limit.units()).then_some((sum, limit))
         })
         .map(used_of)
     }
 
-    /// Charges `pages` whatever the limit is. Returns the pages in use afterwards.
-    pub fn charge_beyond(&self, pages: u32) -> Option<u32> {
-        self.change(|used, limit| Some((used.checked_add(pages)?, limit))).map(used_of)
+    /// Charges `units` whatever the limit is. Returns what is in use afterwards.
+    pub fn charge_beyond(&self, units: u64) -> Option<u64> {
+        self.change(|used, limit| Some((used.checked_add(units)?, limit))).map(used_of)
     }
 
-    /// Takes `pages` off the charge.
+    /// Takes `units` off the charge.
     #[inline]
-    pub fn refund(&self, pages: u32) {
-        self.0.fetch_sub(word_of(pages, 0), Ordering::Relaxed);
+    pub fn refund(&self, units: u64) {
+        self.0.fetch_sub(units << LIMIT_BITS, Ordering::Relaxed);
     }
 
     /// Sets the limit, unless more is in use: then nothing changes.
-    pub fn set_limit(&self, limit: u32) -> bool {
-        self.change(|used, _| (used <= limit).then_some((used, limit))).is_some()
+    pub fn set_limit(&self, limit: Limit) -> bool {
+        self.change(|used, _| (used <= limit.units()).then_some((used, limit))).is_some()
     }
 
-    /// Sets used and limit to what `step` makes of them, and returns the new word.
+    /// Sets used and limit to what `step` makes of them, and returns the new word. `None`: it makes
+    /// nothing of them, or more than can be in use.
     #[inline]
-    fn change(&self, step: impl Fn(u32, u32) -> Option<(u32, u32)>) -> Option<u64> {
+    fn change(&self, step: impl Fn(u64, Limit) -> Option<(u64, Limit)>) -> Option<u64> {
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
             let (used, limit) = step(used_of(seen), limit_of(seen))?;
+            if used > MAX_USED {
+                return None;
+            }
             let next = word_of(used, limit);
             match self.0.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(next),
@@ -84,14 +126,14 @@ impl Budget {
         }
     }
 
-    /// Returns the pages in use now.
-    pub fn used(&self) -> u32 {
+    /// Returns what is in use now.
+    pub fn used(&self) -> u64 {
         used_of(self.0.load(Ordering::Relaxed))
     }
 
-    /// Returns the limit in pages.
+    /// Returns the limit.
     #[inline]
-    pub fn limit(&self) -> u32 {
+    pub fn limit(&self) -> Limit {
         limit_of(self.0.load(Ordering::Relaxed))
     }
 }
@@ -167,5 +209,31 @@ impl Mark {
             in_use_bytes: self.in_use_bytes.load(Ordering::Relaxed),
             asked_bytes: self.asked_bytes.load(Ordering::Relaxed),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_rounded_up_a_little() {
+        let near = |units: u64| [units - 1, units, units + 1];
+        let around = (0..40).flat_map(|bits| near(1 << bits)).chain((0..38).map(|bits| 5 << bits));
+        for units in around.chain([MAX_USED - 1, MAX_USED]) {
+            let limit = Limit::of(units);
+            let most = if units < 2 * FIRST_BIT { units } else { units + units / FIRST_BIT };
+            assert!((units..=most).contains(&limit.units()), "{units} is {limit:?}");
+            assert!(limit != Limit::NONE && limit_of(word_of(MAX_USED, limit)) == limit);
+        }
+        assert_eq!(Limit::of(u64::MAX), Limit::of(MAX_USED));
+    }
+
+    #[test]
+    fn without_a_limit_more_than_all_addresses_are_refused() {
+        let budget = Budget::new();
+        assert_eq!(budget.charge(MAX_USED, u64::MAX), Some(MAX_USED));
+        assert_eq!((budget.charge(1, u64::MAX), budget.charge_beyond(u64::MAX)), (None, None));
+        assert_eq!((budget.used(), budget.limit()), (MAX_USED, Limit::NONE));
     }
 }

@@ -14,7 +14,7 @@
 use crate::base::size_class::PAGE_BYTES;
 use crate::base::symbolizing::is_symbolizing;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
-use crate::lockfree::budget::{Budget, Mark, Marked, NO_LIMIT};
+use crate::lockfree::budget::{Budget, Limit, Mark, Marked};
 use crate::request::lane::Lane;
 
 /// How far below its limit a request is marked by default: this part of the limit, up to a maximum.
@@ -38,17 +38,18 @@ const UNIT_BYTES: usize = 256;
 const _: () = assert!(PAGE_BYTES % UNIT_BYTES == 0, "pages are charged exactly");
 
 /// The units of so many bytes.
-fn units_of(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(NO_LIMIT)
+fn units_of(bytes: usize) -> u64 {
+    bytes.div_ceil(UNIT_BYTES) as u64
 }
 
-/// The pages of a limit of so many bytes.
-fn limit_units(bytes: usize) -> u32 {
-    if bytes == usize::MAX {
-        return NO_LIMIT;
-    }
-    // Down, where a charge goes up.
-    u32::try_from(bytes / UNIT_BYTES).unwrap_or(NO_LIMIT).min(NO_LIMIT - 1)
+/// The units of a limit of so many bytes: down, where a charge goes up.
+fn limit_units(bytes: usize) -> u64 {
+    (bytes / UNIT_BYTES) as u64
+}
+
+/// A limit of so many bytes; `usize::MAX`: none.
+fn limit_of(bytes: usize) -> Limit {
+    if bytes == usize::MAX { Limit::NONE } else { Limit::of(limit_units(bytes)) }
 }
 
 /// What a request holds, and how much it may hold.
@@ -84,7 +85,7 @@ impl Footprint {
         hides_limit: bool,
     ) {
         let limit_bytes = limit_bytes.unwrap_or(usize::MAX);
-        self.budget.open(limit_units(limit_bytes));
+        self.budget.open(limit_of(limit_bytes));
         self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
         let reserve_bytes = match reserve_bytes {
             Some(bytes) => bytes.min(DEFAULT_RESERVE - 1),
@@ -105,14 +106,14 @@ impl Footprint {
     ///
     /// `lane` is the lane that the caller is in; a caller outside has none.
     pub fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
-        let pages = units_of(bytes);
-        let headroom = self.headroom_units();
-        let soft = (bound == Bound::Soft && !self.mark.is_near()).then_some(headroom);
-        let granted = self.budget.charge(pages, soft.unwrap_or(0)).or_else(|| {
+        let units = units_of(bytes);
+        let is_soft = bound == Bound::Soft && !self.mark.is_near();
+        let most = if is_soft { self.mark_units() } else { u64::MAX };
+        let granted = self.budget.charge(units, most).or_else(|| {
             let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
                 || std::thread::panicking()
                 || (bound == Bound::Hard && is_symbolizing());
-            is_suspended.then(|| self.budget.charge_beyond(pages)).flatten()
+            is_suspended.then(|| self.budget.charge_beyond(units)).flatten()
         });
         granted.is_some()
     }
@@ -123,11 +124,7 @@ impl Footprint {
         let used = self.budget.used();
         let used_bytes = used as usize * UNIT_BYTES;
         self.peak_bytes.fetch_max(used_bytes, Ordering::Relaxed);
-        let limit = self.budget.limit();
-        if limit != NO_LIMIT
-            && used > limit.saturating_sub(self.headroom_units())
-            && !self.mark.is_near()
-        {
+        if used > self.mark_units() && !self.mark.is_near() {
             self.mark.set(Marked { in_use_bytes: used_bytes, asked_bytes });
         }
     }
@@ -154,55 +151,52 @@ impl Footprint {
 
     /// Returns the limit in bytes, if there is one.
     pub fn limit_bytes(&self) -> Option<usize> {
-        (self.budget.limit() != NO_LIMIT).then(|| self.limit_bytes.load(Ordering::Relaxed))
+        (self.budget.limit() != Limit::NONE).then(|| self.limit_bytes.load(Ordering::Relaxed))
     }
 
     /// Whether `pages` more are over the limit, rather than more than the system has.
     pub fn is_over_limit(&self, pages: usize) -> bool {
         self.budget.used() as usize + pages * (PAGE_BYTES / UNIT_BYTES)
-            > self.budget.limit() as usize
+            > self.budget.limit().units() as usize
     }
 
     /// How much may be charged up to a bound.
     pub fn room_bytes(&self, bound: Bound) -> usize {
-        let headroom =
-            if bound == Bound::Soft && !self.mark.is_near() { self.headroom_units() } else { 0 };
-        let most = self.budget.limit().saturating_sub(headroom);
+        let is_soft = bound == Bound::Soft && !self.mark.is_near();
+        let most = if is_soft { self.mark_units() } else { u64::MAX };
+        let most = most.min(self.budget.limit().units());
         most.saturating_sub(self.budget.used()) as usize * UNIT_BYTES
     }
 
     /// Returns by how much `bytes` more are over the limit.
     pub fn missing_bytes(&self, bytes: usize) -> usize {
-        let limit_bytes = self.budget.limit() as usize * UNIT_BYTES;
+        let limit_bytes = self.budget.limit().units() as usize * UNIT_BYTES;
         (self.bytes() + bytes).saturating_sub(limit_bytes)
     }
 
     /// Sets the limit, `usize::MAX` for none. `false`: more is in use, and nothing has changed.
     pub fn set_limit(&self, bytes: usize) -> bool {
-        let pages = limit_units(bytes);
-        if !self.budget.set_limit(pages) {
+        if !self.budget.set_limit(limit_of(bytes)) {
             return false;
         }
         self.limit_bytes.store(bytes, Ordering::Relaxed);
-        if self.budget.used() <= pages.saturating_sub(self.headroom_units()) {
+        if self.budget.used() <= self.mark_units() {
             self.mark.clear();
         }
         true
     }
 
-    /// Pages below the limit from which on the request is marked; 0 without a limit.
-    fn headroom_units(&self) -> u32 {
-        if self.budget.limit() == NO_LIMIT {
-            return 0;
-        }
+    /// How many units may be in use before the request is marked.
+    fn mark_units(&self) -> u64 {
         let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
+        if limit_bytes == usize::MAX {
+            return u64::MAX;
+        }
         let reserve_bytes = match self.reserve_bytes.load(Ordering::Relaxed) {
             DEFAULT_RESERVE => (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES),
             bytes => bytes,
         };
-        // By the bytes: a limit may be more than units can count.
-        let mark_units = limit_units(limit_bytes.saturating_sub(reserve_bytes));
-        self.budget.limit().saturating_sub(mark_units)
+        limit_units(limit_bytes.saturating_sub(reserve_bytes))
     }
 
     /// Returns why the request is marked, or was refused memory, if so.
@@ -275,6 +269,28 @@ mod tests {
         assert_eq!(footprint.limit_bytes(), Some(LIMIT_BYTES), "nothing has changed");
         assert!(footprint.set_limit(usize::MAX));
         assert!(footprint.limit_bytes().is_none() && !footprint.is_near_limit());
+    }
+
+    #[test]
+    fn a_limit_may_be_as_long_as_addresses() {
+        const TIB: usize = 1 << 40;
+        let footprint = Footprint::new();
+        footprint.open(Some(5 * TIB), None, false);
+        assert!(take(&footprint, 4 * TIB, Bound::Soft) && !footprint.is_near_limit());
+        assert!(take(&footprint, TIB - MAX_DEFAULT_RESERVE_BYTES, Bound::Soft));
+        assert!(!take(&footprint, PAGE_BYTES, Bound::Soft), "the mark is where it was asked for");
+        assert_eq!(footprint.room_bytes(Bound::Hard), MAX_DEFAULT_RESERVE_BYTES);
+        assert!(take(&footprint, MAX_DEFAULT_RESERVE_BYTES, Bound::Hard));
+        assert!(!footprint.charge(None, PAGE_BYTES, Bound::Hard) && footprint.is_over_limit(1));
+        assert_eq!((footprint.bytes(), footprint.limit_bytes()), (5 * TIB, Some(5 * TIB)));
+        assert!(!footprint.set_limit(5 * TIB - PAGE_BYTES - TIB));
+        assert!(footprint.set_limit(7 * TIB + 1) && footprint.limit_bytes() == Some(7 * TIB + 1));
+        assert!(take(&footprint, 2 * TIB, Bound::Hard) && footprint.is_near_limit());
+        assert!(footprint.set_limit(usize::MAX) && !footprint.is_near_limit());
+        assert!(take(&footprint, 100 * TIB, Bound::Soft), "without a limit, too");
+        assert!(!take(&footprint, isize::MAX as usize, Bound::Hard));
+        footprint.refund(107 * TIB);
+        assert_eq!((footprint.bytes(), footprint.peak_bytes()), (0, 107 * TIB));
     }
 
     #[test]
