@@ -9,13 +9,13 @@ use crate::pages::shelf::{Shelf, give_adopted_pages};
 use crate::pages::span::{Span, WORTH_A_WALK_DIVISOR};
 use crate::pages::supply::Supply;
 
-/// Notes that holes were left by a thread that reaps blocks, which still count. A full span that has
+/// Notes that holes were left by a thread that reaps blocks, which still count. A span that has
 /// room again is listed first; in another one whole pages may be free.
 pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize, persistent: u64) {
     let region = &span.region;
     let reaped_bytes = region.note_reaped(bytes);
-    let is_full = region.is_full();
-    let worth_bytes = if is_full {
+    let is_roomy = region.is_roomy();
+    let worth_bytes = if !is_roomy {
         span.bytes() / WORTH_A_WALK_DIVISOR
     } else {
         (span.bytes() / 2).max(PAGE_BYTES)
@@ -27,7 +27,7 @@ pub fn note_holes<S: Supply>(supply: &S, span: &Span, bytes: usize, persistent: 
     if !supply.adopted().unlist(span) {
         // It is lent, and has room when it comes back.
         region.note_room();
-    } else if is_full {
+    } else if !is_roomy {
         region.look_again();
         publish(&Shelf(supply), span);
     } else {

@@ -10,14 +10,11 @@ use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory};
 use crate::lockfree::hole::{Hole, find_hole, leave_hole};
-use crate::pages::span::Span;
+use crate::pages::span::{MIN_HOLE_BYTES, Span};
 
-/// Holes that are shorter are left to grow.
-pub const MIN_HOLE_BYTES: usize = 256;
-
-/// Blocks of longer strides are not cut from holes: a walk that finds no room for them says nothing
-/// of others.
-pub const MAX_STRIDE_IN_HOLES: usize = 2048;
+/// Blocks of longer strides are not cut from holes, which are rarely longer than a page: one that
+/// nothing is left in goes back.
+pub const MAX_STRIDE_IN_HOLES: usize = PAGE_BYTES;
 
 /// The ids that headers in a region may have.
 #[derive(Clone, Copy)]
@@ -131,14 +128,31 @@ pub fn cells_outside(
 /// begins, and its length. Nobody else takes holes of the span.
 pub fn next_hole(span: &Span, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
     loop {
-        let found = hole_from(span, span.hole_start(), least_bytes, ids);
-        if found.is_some() || !span.looks_again() {
+        let mut short_bytes = 0;
+        let found = hole_from(span, span.hole_start(), least_bytes, ids, &mut short_bytes);
+        if found.is_some() {
+            span.note_short_holes(short_bytes);
             return found;
+        }
+        if !span.looks_again(least_bytes, short_bytes) {
+            return None;
         }
     }
 }
 
-fn hole_from(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Option<(usize, usize)> {
+/// The same, from an address on. Adds up what is too short, but worth a walk for shorter blocks.
+fn hole_from(
+    span: &Span,
+    from: usize,
+    least_bytes: usize,
+    ids: Ids,
+    short_bytes: &mut usize,
+) -> Option<(usize, usize)> {
+    let mut note_short = |bytes: usize| {
+        if bytes >= MIN_HOLE_BYTES {
+            *short_bytes += bytes;
+        }
+    };
     for (start, end) in runs(span).filter(|&(_, end)| end > from) {
         let (mut hole_start, mut hole_bytes) = (0, 0);
         for (at, bytes, cell) in cells_outside(start.max(from), end, ids) {
@@ -146,12 +160,13 @@ fn hole_from(span: &Span, from: usize, least_bytes: usize, ids: Ids) -> Option<(
                 Cell::Hole if hole_bytes > 0 => hole_bytes += bytes,
                 Cell::Hole => (hole_start, hole_bytes) = (at, bytes),
                 _ if hole_bytes >= least_bytes => break,
-                _ => hole_bytes = 0,
+                _ => note_short(core::mem::take(&mut hole_bytes)),
             }
         }
         if hole_bytes >= least_bytes {
             return Some((hole_start, hole_bytes));
         }
+        note_short(hole_bytes);
     }
     None
 }

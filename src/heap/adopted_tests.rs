@@ -4,12 +4,13 @@ use super::Heap;
 use super::found::Place;
 use super::tests::{finish, free, new_cache, new_heap, one_request, open, use_class};
 use crate::base::size_class::{Class, PAGE_BYTES};
+use crate::blocks::region::{Ids, MAX_STRIDE_IN_HOLES, next_hole};
 use crate::lockfree::header::{Block, NONE};
 use crate::lockfree::token::publish;
 use crate::pages::adopted::AdoptedSpans;
 use crate::pages::page_heap::Taken;
 use crate::pages::shelf::Shelf;
-use crate::pages::span::{Span, SpanKind};
+use crate::pages::span::{MIN_HOLE_BYTES, Span, SpanKind};
 use crate::pages::supply::Supply;
 use crate::persistent::cache::Cache;
 use crate::request::control::Control;
@@ -53,10 +54,10 @@ fn a_full_span_is_looked_through_again_when_blocks_of_it_were_reaped() {
     };
     let held_bytes = heap.adopted.held_bytes();
     let blocks = fill();
-    assert!(heap.adopted.take().is_none(), "nothing with room is left");
+    assert!(heap.adopted.take(MIN_HOLE_BYTES).is_none(), "nothing with room is left");
     blocks.iter().for_each(|&block| free(heap, &cache, block));
     cache.flush(|class, magazine| heap.put_magazine(class, magazine));
-    let span = heap.adopted.take().expect("there is room again");
+    let span = heap.adopted.take(MIN_HOLE_BYTES).expect("there is room again");
     publish(&Shelf(heap), span);
     assert_eq!(heap.adopted.held_bytes(), held_bytes);
     survivors.iter().for_each(|&block| free(heap, &cache, block));
@@ -174,16 +175,14 @@ fn a_region_is_over_while_its_persisted_block_is_being_reaped() {
         let cache = new_cache(heap);
         let earlier = one_request(heap);
         // Too long for holes, so that it comes from a region.
-        let class = Class::from_index(30).unwrap();
+        let class = Class::all().find(|c| c.stride_bytes() > MAX_STRIDE_IN_HOLES).unwrap();
         let control = open(heap).unwrap();
         let [persisted] = allocate(heap, control, class, 1)[..] else { unreachable!() };
         let found = heap.find(persisted);
         assert!(heap.persist(&found, found.owner().unwrap()));
         let last = heap.alloc_persistent(None, class).block;
         // The bin is a magazine that has the persisted block first.
-        while cache.bins.bin(class).cap() < 2 {
-            cache.raise_cap(class);
-        }
+        cache.bins.bin(class).set_cap(2);
         free(heap, &cache, last);
         free(heap, &cache, persisted);
         let magazine = cache.bins.bin(class).take_all();
@@ -216,7 +215,7 @@ fn a_region_is_over_while_its_persisted_block_is_being_reaped() {
 
 /// Returns how many tokens the store can lend, all of which it has again afterwards.
 fn lendable(heap: &Heap) -> usize {
-    let taken: Vec<_> = core::iter::from_fn(|| heap.adopted.take()).collect();
+    let taken: Vec<_> = core::iter::from_fn(|| heap.adopted.take(MIN_HOLE_BYTES)).collect();
     taken.iter().for_each(|span| publish(&Shelf(heap), span));
     taken.len()
 }
@@ -247,6 +246,37 @@ fn a_span_that_was_reaped_while_it_was_lent_has_room() {
     assert!(lendable(heap) > 0, "what was reaped is room");
     heap.check();
     free_all(heap, &cache, kept);
+    heap.release_all_idle();
+    assert_eq!(heap.adopted.held_bytes(), 0);
+}
+
+#[test]
+fn a_walk_for_long_blocks_leaves_the_holes_to_short_ones() {
+    let heap = new_heap();
+    heap.set_up();
+    let cache = new_cache(heap);
+    let class = Class::from_index(10).unwrap();
+    let control = open(heap).unwrap();
+    let blocks = allocate(heap, control, class, 5000);
+    // Neighbours in threes are freed from outside, where five stay.
+    let (kept, freed): (Vec<usize>, Vec<usize>) = (0..5000).partition(|index| index % 8 < 5);
+    freed.iter().for_each(|&index| free(heap, &cache, blocks[index]));
+    assert_eq!(finish(heap, control, Survivors::Live).surviving_blocks, kept.len());
+    let ids = Ids::of_persistent(heap.persistent_tag().id());
+    let (mut spans, long_bytes) = (0, 10 * class.stride_bytes());
+    while let Some(span) = heap.adopted.take(long_bytes) {
+        while let Some((start, bytes)) = next_hole(span, long_bytes, ids) {
+            span.note_hole(bytes, start + bytes);
+        }
+        publish(&Shelf(heap), span);
+        spans += 1;
+        assert!(spans < 100, "each is walked in vain once");
+    }
+    heap.check();
+    let span = heap.adopted.take(MIN_HOLE_BYTES).expect("a span that is not full");
+    assert!(next_hole(span, 3 * class.stride_bytes(), ids).is_some());
+    publish(&Shelf(heap), span);
+    free_all(heap, &cache, kept.iter().map(|&index| blocks[index]));
     heap.release_all_idle();
     assert_eq!(heap.adopted.held_bytes(), 0);
 }

@@ -3,6 +3,8 @@
 //!
 //! - **A4** A span is on the list exactly while `region.listed` is set. Both change under the
 //!   store's lock, which also guards `next` and `previous` of what is listed.
+//! - **A5** First are the spans that were roomy when they were listed, then those that had no long
+//!   holes, then, from `first_full` on, those that were full. So the first one tells of all.
 
 use crate::base::fatal;
 use crate::base::sync::{AtomicBool, AtomicUsize, Lock, Ordering, step};
@@ -12,6 +14,7 @@ use core::ptr::null;
 struct Listed {
     first: *const Span,
     last: *const Span,
+    first_full: *const Span,
     count: usize,
     /// The span that is being listed or taken off.
     touched: *const Span,
@@ -35,7 +38,13 @@ impl AdoptedSpans {
         Self {
             held_bytes: AtomicUsize::new(0),
             is_pinning: AtomicBool::new(false),
-            listed: Lock::new(Listed { first: null(), last: null(), count: 0, touched: null() }),
+            listed: Lock::new(Listed {
+                first: null(),
+                last: null(),
+                first_full: null(),
+                count: 0,
+                touched: null(),
+            }),
         }
     }
 
@@ -48,9 +57,7 @@ impl AdoptedSpans {
         }
         listed.touched = span;
         step();
-        // What was just used is warm; what is full comes last.
-        let is_last = span.region.is_full();
-        let (before, after) = if is_last { (listed.last, null()) } else { (null(), listed.first) };
+        let (before, after) = listed.place_for(span);
         span.next.set(after);
         span.previous.set(before);
         span.region.listed.store(true, Ordering::Relaxed);
@@ -65,6 +72,10 @@ impl AdoptedSpans {
         match after {
             Some(after) => after.previous.set(span),
             None => listed.last = span,
+        }
+        step();
+        if after.is_none() && listed.first_full.is_null() && span.region.is_full() {
+            listed.first_full = span;
         }
         step();
         listed.count += 1;
@@ -111,15 +122,15 @@ impl AdoptedSpans {
         self.held_bytes() != 0
     }
 
-    /// Takes the token of the span that was listed first. `None`: there is none with room.
-    pub fn take<'h>(&self) -> Option<&'h Span> {
+    /// Takes the token of the span that is listed first. `None`: it has no hole of so many bytes.
+    pub fn take<'h>(&self, least_bytes: usize) -> Option<&'h Span> {
         if !self.any() || self.is_pinning() {
             return None;
         }
         let mut listed = self.listed.lock();
         // SAFETY: null, or a listed descriptor (M1), guarded by the lock.
         let span = unsafe { listed.first.as_ref()? };
-        if span.region.is_full() {
+        if !span.region.has_room(least_bytes) {
             return None;
         }
         remove(&mut listed, span);
@@ -155,11 +166,13 @@ impl AdoptedSpans {
     pub fn check(&self) {
         let listed = self.listed.lock();
         let (mut count, mut at, mut previous) = (0, listed.first, null());
+        let mut is_full_seen = listed.first_full.is_null();
         // SAFETY: listed descriptors (M1), guarded by the lock.
         while let Some(span) = unsafe { at.as_ref() } {
             if span.kind() != SpanKind::Region || !span.region.listed.load(Ordering::Relaxed) {
                 fatal::broken("kind of an adopted span", span.kind() as usize, count);
             }
+            is_full_seen |= core::ptr::eq(span, listed.first_full);
             if span.previous.get() != previous {
                 fatal::broken(
                     "neighbour of an adopted span",
@@ -170,6 +183,9 @@ impl AdoptedSpans {
             count += 1;
             previous = at;
             at = span.next.get();
+        }
+        if !is_full_seen {
+            fatal::broken("first full one of the adopted spans", 0, listed.first_full.addr());
         }
         if count != listed.count {
             fatal::broken("adopted spans", count, listed.count);
@@ -193,10 +209,27 @@ impl AdoptedSpans {
     }
 }
 
+impl Listed {
+    /// Between which two a span is listed (A5). Of those with room, what was just used is warm.
+    fn place_for(&self, span: &Span) -> (*const Span, *const Span) {
+        if span.region.is_roomy() {
+            return (null(), self.first);
+        }
+        // SAFETY: null, or a listed descriptor (M1), guarded by the lock.
+        match unsafe { self.first_full.as_ref() } {
+            Some(full) if !span.region.is_full() => (full.previous.get(), full),
+            _ => (self.last, null()),
+        }
+    }
+}
+
 fn remove(listed: &mut Listed, span: &Span) {
     listed.touched = span;
     step();
     let (previous, next) = (span.previous.get(), span.next.get());
+    if core::ptr::eq(span, listed.first_full) {
+        listed.first_full = next;
+    }
     // SAFETY: null, or listed neighbours (M1), guarded by the lock.
     let (before, after) = unsafe { (previous.as_ref(), next.as_ref()) };
     match before {
@@ -221,11 +254,15 @@ fn repair(listed: &mut Listed) {
         touched.region.listed.store(false, Ordering::Relaxed);
     }
     listed.touched = null();
+    listed.first_full = null();
     let (mut count, mut at, mut previous) = (0, listed.first, null());
     // SAFETY: as in `check`; this is the only thread.
     while let Some(span) = unsafe { at.as_ref() } {
         span.previous.set(previous);
         span.region.listed.store(true, Ordering::Relaxed);
+        if listed.first_full.is_null() && span.region.is_full() {
+            listed.first_full = at;
+        }
         count += 1;
         previous = at;
         at = span.next.get();

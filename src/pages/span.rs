@@ -12,7 +12,7 @@
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
 //! | `region` | `held_pages`, `hole_offset`, `found_bytes`, `last_taken`, `listed` | the token's holder; `listed` under the store's lock | the same |
-//! | `region` | `reaped_bytes`, `is_full` | the token's holder; the former by threads that reap a block, too | the same; only hints |
+//! | `region` | `reaped_bytes`, `vain_units` | the token's holder; the former by threads that reap a block, too | the same; only hints |
 //! | `own` | `header_id` | the thread that makes the block | anybody |
 //! | `own` | `charged_bytes` | the block's owner | the same; under the request's lock, a thread that lists its blocks |
 //! | `own` | `traced_bytes` | the owner, after it has written the record | any thread |
@@ -74,15 +74,16 @@ pub struct RegionState {
     pub has_persisted: AtomicBool,
     /// Adopted: how far from the base the next hole is looked for; 0: from the start; `NOWHERE`.
     hole_offset: Cell<u32>,
-    /// Adopted: bytes of holes that were found since it was looked through from the start.
+    /// Adopted: bytes of holes that were found, or were too short, since it was looked through from
+    /// the start.
     found_bytes: Cell<u32>,
     /// Adopted: how far from the base the hole is that its lessee took last; 0: it took none. Each
     /// leads to the one before it.
     pub last_taken: Cell<u32>,
     /// Adopted: bytes of holes that were left in it since it was last looked through.
     reaped_bytes: AtomicU32,
-    /// Adopted: whether a walk through it was not worth while.
-    is_full: AtomicBool,
+    /// Adopted: no hole is looked for that has at least so many units; `ANY_UNITS`: all are.
+    vain_units: AtomicU8,
     /// Adopted: whether it is listed in the store.
     pub listed: AtomicBool,
     /// Whether its control block is charged for it as warm memory.
@@ -92,23 +93,48 @@ pub struct RegionState {
 /// The part of a span that a walk from its start to its end must find in holes.
 pub const WORTH_A_WALK_DIVISOR: usize = 8;
 
+/// Holes that are shorter are left to grow.
+pub const MIN_HOLE_BYTES: usize = 256;
+
+/// How exactly it is known which holes an adopted span does not have.
+const VAIN_UNIT_BYTES: usize = 128;
+
+const _: () = assert!(MIN_HOLE_BYTES % VAIN_UNIT_BYTES == 0, "a shorter hole is none");
+
+/// Holes of all lengths are looked for: more units than a hole has.
+const ANY_UNITS: u8 = u8::MAX;
+
 /// In an adopted span no hole is looked for.
 const NOWHERE: u32 = u32::MAX;
 
+fn vain_units(bytes: usize) -> u8 {
+    bytes.div_ceil(VAIN_UNIT_BYTES).min(ANY_UNITS as usize - 1) as u8
+}
+
 impl RegionState {
-    /// Whether a walk through it was not worth while.
-    pub fn is_full(&self) -> bool {
-        self.is_full.load(Ordering::Relaxed)
+    /// Whether it may have a hole of so many bytes.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        vain_units(bytes) < self.vain_units.load(Ordering::Relaxed)
     }
 
-    /// A hole was left in a full span. Returns the bytes of those that were since it is full.
+    /// Whether a walk through it was not worth while for any hole.
+    pub fn is_full(&self) -> bool {
+        !self.has_room(MIN_HOLE_BYTES)
+    }
+
+    /// Whether holes of all lengths may be there.
+    pub fn is_roomy(&self) -> bool {
+        self.vain_units.load(Ordering::Relaxed) == ANY_UNITS
+    }
+
+    /// A hole was left. Returns the bytes of those that were since it was last looked through.
     pub fn note_reaped(&self, bytes: usize) -> usize {
         self.reaped_bytes.fetch_add(bytes as u32, Ordering::Relaxed) as usize + bytes
     }
 
     /// There is room again, wherever.
     pub fn note_room(&self) {
-        self.is_full.store(false, Ordering::Relaxed);
+        self.vain_units.store(ANY_UNITS, Ordering::Relaxed);
     }
 
     /// Something was done about the holes that were left.
@@ -124,10 +150,14 @@ impl RegionState {
     /// There may be holes anywhere: the next one is looked for from the start. By the token's
     /// holder.
     pub fn look_again(&self) {
+        self.start_over();
+        self.note_room();
+        self.forget_reaped();
+    }
+
+    fn start_over(&self) {
         self.hole_offset.set(0);
         self.found_bytes.set(0);
-        self.is_full.store(false, Ordering::Relaxed);
-        self.forget_reaped();
     }
 }
 
@@ -299,17 +329,34 @@ impl Span {
         region.found_bytes.set(region.found_bytes.get() + bytes as u32);
     }
 
-    /// No further hole was found; whether to look again, from the start. If there were few, that is
-    /// not worth a walk before others are left; and who took some has them. By the token's holder.
-    pub fn looks_again(&self) -> bool {
+    /// Holes were passed that were too short. By the token's holder.
+    pub fn note_short_holes(&self, bytes: usize) {
+        let found = &self.region.found_bytes;
+        found.set(found.get() + bytes as u32);
+    }
+
+    /// No further hole of `least_bytes` was found, but shorter ones of `short_bytes` in all; whether
+    /// to look again, from the start. By the token's holder.
+    ///
+    /// If there were few, that is not worth a walk before others are left. If they are too short,
+    /// they are left to shorter blocks. And who took some has the others.
+    pub fn looks_again(&self, least_bytes: usize, short_bytes: usize) -> bool {
         let region = &self.region;
-        let found_few = (region.found_bytes.get() as usize) < self.bytes() / WORTH_A_WALK_DIVISOR;
+        let found_bytes = region.found_bytes.get() as usize + short_bytes;
+        let found_few = found_bytes < self.bytes() / WORTH_A_WALK_DIVISOR;
+        if !found_few && short_bytes > 0 {
+            region.start_over();
+            region.vain_units.store(vain_units(least_bytes), Ordering::Relaxed);
+            return false;
+        }
         let looks_again = !found_few && region.last_taken.get() == 0;
         region.look_again();
         if !looks_again {
             region.hole_offset.set(NOWHERE);
         }
-        region.is_full.store(found_few, Ordering::Relaxed);
+        if found_few {
+            region.vain_units.store(0, Ordering::Relaxed);
+        }
         looks_again
     }
 

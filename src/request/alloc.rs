@@ -5,11 +5,11 @@ use super::{Host, Shortage};
 use crate::base::size_class::{Class, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::{MAX_STRIDE_IN_HOLES, MIN_HOLE_BYTES, free_hole, next_hole, take_hole};
+use crate::blocks::region::{MAX_STRIDE_IN_HOLES, free_hole, next_hole, take_hole};
 use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
 use crate::lockfree::hole::Hole;
 use crate::pages::page_heap::Taken;
-use crate::pages::span::{Span, SpanKind};
+use crate::pages::span::{MIN_HOLE_BYTES, Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::footprint::Bound;
 use crate::request::lane::{Lane, shared_cap};
@@ -174,10 +174,12 @@ impl Control {
         }
         let least_bytes = (stride + Hole::WORD_BYTES).max(MIN_HOLE_BYTES);
         for _ in 0..MAX_BORROWED {
-            let lent = lane.lent().next().filter(|span| !span.region.is_exhausted());
+            let has_room =
+                |span: &&Span| !span.region.is_exhausted() && span.region.has_room(least_bytes);
+            let lent = lane.lent().take(MAX_BORROWED).find(has_room);
             let span = match lent {
                 Some(span) => span,
-                None => match supply.adopted().take() {
+                None => match supply.adopted().take(least_bytes) {
                     Some(span) => {
                         span.set_owner(self.serial().0);
                         lane.borrow(span);
