@@ -16,12 +16,26 @@ use crate::persistent::store::free_header;
 use crate::request::lane::Lane;
 
 impl Heap {
-    /// Makes room in a cache's bin that is over its cap.
+    /// Looks at a cache's bin whose room is used up.
     #[cold]
-    pub fn spill(&self, cache: &Cache, class: Class) {
+    pub fn look(&self, cache: &Cache, class: Class) {
+        if cache.has_room(class, &self.credit) {
+            return;
+        }
         // Blocks of adopted spans keep those, a page for each in the worst case.
-        let magazine = cache.make_room(class, |rest| self.store.send_home(class, rest, self));
-        self.store.put_rest(class, magazine, self);
+        let sort = |rest| self.store.send_home(class, rest, self);
+        let leaving = cache.make_room(class, &self.credit, sort);
+        self.store.put_rest(class, leaving, self);
+    }
+
+    /// Takes everything that a cache keeps.
+    pub fn flush(&self, cache: &Cache) {
+        cache.flush(&self.credit, |class, magazine| self.put_magazine(class, magazine));
+    }
+
+    /// Takes what a cache has not used since the last call.
+    pub fn age_cache(&self, cache: &Cache) {
+        cache.age(&self.credit, |class, magazine| self.put_magazine(class, magazine));
     }
 
     /// Takes back free blocks of `class`.
@@ -55,7 +69,7 @@ impl Heap {
         match cache {
             Some(cache) => {
                 if cache.bins.bin(class).push(block) {
-                    self.spill(cache, class);
+                    self.look(cache, class);
                 }
             }
             None => self.store.put_one(class, block, self),

@@ -98,7 +98,7 @@ mod tests {
         assert!(during.mapped - before.mapped >= 20 << 19);
         assert!(during.mapped - during.free - during.cached >= 20 << 19);
         blocks.into_iter().for_each(|block| free(heap, &cache, block));
-        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.flush(&cache);
         let after = heap.figures();
         assert_eq!(after.mapped, during.mapped, "chunks stay for a while");
         assert!(after.free >= 20 << 19);

@@ -109,7 +109,7 @@ const FORKED_AT: [(&str, Action); 8] = [
         use_class(heap, cache, 2, 300);
         heap.release_all_idle();
         survivors.iter().flatten().for_each(|&block| free(heap, cache, block));
-        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.flush(&cache);
     }),
     ("large blocks", |heap, cache| large_blocks(heap, cache)),
     ("descriptors", |heap, _| {
@@ -125,7 +125,7 @@ fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
     let blocks: Vec<Block> =
         (0..count).map(|_| heap.alloc_persistent(Some(cache), class).block).collect();
     blocks.iter().for_each(|&block| free(heap, cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
 }
 
 /// Allocates large blocks in one request and frees them in another order, while others stay on its
@@ -147,7 +147,7 @@ fn large_blocks(heap: &'static Heap, cache: &Cache) {
 /// Does all that a process does with a heap it got by a fork; `live` are blocks that it has.
 fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     // SAFETY: the process has one thread.
-    unsafe { heap.recover(core::ptr::null()) };
+    unsafe { heap.recover(core::ptr::null(), 0) };
     heap.check();
     heap.set_up();
     let cache = new_cache(heap);
@@ -164,7 +164,7 @@ fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     blocks.iter().for_each(|&block| free(heap, &cache, block));
     one_request(heap).iter().for_each(|&block| free(heap, &cache, block));
     large_blocks(heap, &cache);
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     heap.check();
     for control in heap.controls.stubs.all().map(Control::of) {
         control.repair_large();
@@ -206,7 +206,7 @@ fn a_fork_at_every_step_of_every_critical_section_loses_nothing_else() {
             let cache = new_cache(heap);
             use_class(heap, &cache, 2, 100);
             live = one_of_everything(heap, &cache);
-            cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+            heap.flush(&cache);
         }
         let mut steps = 0;
         while fork_at(heap, &live, name, action, steps) {
@@ -247,7 +247,7 @@ fn a_fork_by_who_holds_a_lock_leaves_it_held() {
     let held = heap.controls.large_lock(Serial::new(3, 1)).lock();
     let status = status_of_a_child(|| {
         // SAFETY: the process has one thread.
-        unsafe { heap.recover(core::ptr::null()) };
+        unsafe { heap.recover(core::ptr::null(), 0) };
         drop(held);
         use_after_fork(heap, &one_of_everything(heap, &cache));
     });
@@ -349,7 +349,7 @@ fn holes_between_survivors_are_filled_by_persistent_blocks_and_go_with_them() {
     assert!(count < blocks.len(), "and then slabs");
     heap.check();
     survivors.iter().chain(&blocks).for_each(|&block| free(heap, &cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     heap.release_all_idle();
     heap.check();
     assert_eq!(heap.adopted.held_bytes(), 0, "nothing is left of the spans");
@@ -369,7 +369,7 @@ fn a_full_span_is_looked_through_again_when_blocks_of_it_were_reaped() {
     let blocks = fill();
     assert!(heap.adopted.take().is_none(), "nothing with room is left");
     blocks.iter().for_each(|&block| free(heap, &cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     let span = heap.adopted.take().expect("there is room again");
     crate::lockfree::token::publish(&crate::pages::shelf::Shelf(heap), span);
     assert_eq!(heap.adopted.held_bytes(), held_bytes);
@@ -398,7 +398,7 @@ fn pages_that_are_free_between_survivors_go_back() {
     let is_kept = |index: &usize| index % 5000 == 2500;
     let (kept, freed): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(is_kept);
     freed.iter().for_each(|&index| free(heap, &cache, blocks[index]));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     let by_itself = heap.adopted.held_bytes();
     assert!(by_itself < held_bytes / 4, "{by_itself} of {held_bytes} bytes without a trim");
     heap.release_all_idle();
@@ -407,7 +407,7 @@ fn pages_that_are_free_between_survivors_go_back() {
     // What is left of each page is used again.
     use_class(heap, &cache, 2, 2000);
     kept.iter().for_each(|&index| free(heap, &cache, blocks[index]));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     heap.release_all_idle();
     assert_eq!(heap.adopted.held_bytes(), 0);
 }

@@ -57,10 +57,13 @@ extern "C" fn recover() {
     if let Some(witness) = WITNESS.get() {
         witness.store(1, Ordering::Relaxed);
     }
+    let (visited, drawn_bytes) = current().map_or((null(), 0), |thread| {
+        (thread.visited.get(), thread.cache.drawn_bytes())
+    });
     // SAFETY: a child has one thread, this one.
     unsafe {
         EXIT_KEY_LOCK.recover(|(), _| ());
-        HEAP.recover(current().map_or(null(), |thread| thread.visited.get()));
+        HEAP.recover(visited, drawn_bytes);
     }
     RUNNING_COUNT.store(usize::from(current().is_some()), Ordering::Relaxed);
 }
