@@ -109,7 +109,7 @@ const FORKED_AT: [(&str, Action); 8] = [
         use_class(heap, cache, 2, 300);
         heap.release_all_idle();
         survivors.iter().flatten().for_each(|&block| free(heap, cache, block));
-        heap.flush(&cache);
+        heap.flush(cache);
     }),
     ("large blocks", |heap, cache| large_blocks(heap, cache)),
     ("descriptors", |heap, _| {
@@ -125,7 +125,7 @@ fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
     let blocks: Vec<Block> =
         (0..count).map(|_| heap.alloc_persistent(Some(cache), class).block).collect();
     blocks.iter().for_each(|&block| free(heap, cache, block));
-    heap.flush(&cache);
+    heap.flush(cache);
 }
 
 /// Allocates large blocks in one request and frees them in another order, while others stay on its
