@@ -212,13 +212,6 @@ pub unsafe fn persist(payload: *mut u8) {
     }
 }
 
-/// Gives unused memory back to the operating system: this thread's cache, and the process's stores
-/// of free blocks, pages and mappings. Returns the bytes given back. The caches of other threads
-/// stay as they are.
-pub fn trim() -> usize {
-    thread::trim()
-}
-
 /// Whether the program's global allocator is `RqMalloc`, directly or through a wrapper. `false`
 /// under Miri, where the system allocator stands in.
 pub fn is_installed() -> bool {

@@ -24,7 +24,7 @@ pub struct HeapFigures {
 
 impl Heap {
     /// Returns no less than what `release_all_idle` could give back.
-    pub(super) fn idle_bytes(&self) -> usize {
+    pub fn idle_bytes(&self) -> usize {
         let (_, cached) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
         self.store.most_bytes() + cached + free + self.controls.warm_bytes()

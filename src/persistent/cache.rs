@@ -157,8 +157,7 @@ impl Cache {
         let promised = self.promised_bytes.get() - before + promise(class, cap);
         let (has, needs) = (self.drawn_bytes.get(), drawn_for(promised));
         let is_allowed = cap <= bin.cap()
-            || (promised <= self.share_bytes.get()
-                && (needs <= has || credit.draw(needs - has)));
+            || (promised <= self.share_bytes.get() && (needs <= has || credit.draw(needs - has)));
         if is_allowed {
             credit.give_back(has.saturating_sub(needs));
             self.drawn_bytes.set(needs);

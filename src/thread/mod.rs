@@ -30,6 +30,7 @@ pub mod persistent;
 mod inside;
 mod fork;
 pub mod life;
+pub mod background;
 pub mod callbacks;
 mod requests;
 pub mod finish;
@@ -40,7 +41,7 @@ pub mod route;
 
 pub use entries::EntryKind;
 
-use crate::base::sync::{AtomicU64, AtomicUsize, Gauge, Ordering};
+use crate::base::sync::{AtomicBool, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::trace::Site;
 use crate::heap::Heap;
@@ -56,6 +57,8 @@ pub static HEAP: Heap = Heap::new();
 /// The list of all threads there have ever been.
 static ALL: GrowList<Thread> = GrowList::new();
 static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Whether the background thread runs. No thread reads anything else because of it.
+static BACKGROUND_RUNS: AtomicBool = AtomicBool::new(false);
 /// How often all threads were asked for what their caches keep. Each answers on its next slow path;
 /// one that sees it late keeps memory for longer, no more.
 static ASKED: AtomicU64 = AtomicU64::new(0);
