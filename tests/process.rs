@@ -692,7 +692,7 @@ fn sleeping_threads_are_asked_by_trim() {
     // What it gave is in the depots, which this empties.
     trim();
     let given = stats().cached_bytes;
-    assert!(kept > 256 * 1024 && given < kept / 2, "{kept} bytes, {given} when it had answered");
+    assert!(given + 512 * 1024 < kept, "{kept} bytes, {given} when it had answered");
     asked.wait();
     thread.join().unwrap();
 }
