@@ -23,10 +23,11 @@ mod c;
 
 pub use api::bailout::{Bailout, bailout};
 pub use api::builder::RequestBuilder;
-pub use api::global::{RqMalloc, is_installed, persist, trim};
+pub use api::global::{RqMalloc, is_installed, persist};
 #[doc(hidden)]
 pub use api::global::{check_structures, usable_size};
 pub use api::hooks::{begin_request, close_request, end_request};
+pub use api::idle::{NoBackgroundThread, start_background_thread, trim};
 pub use api::limit::{LimitBelowUse, LimitExceeded};
 pub use api::prewarm::prewarm;
 pub use api::report::{Report, Stats, Usage, stats};

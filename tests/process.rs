@@ -43,6 +43,10 @@ cases! {
     memory_falls_after_a_spike_of_requests;
     memory_falls_after_a_spike_of_mappings;
     memory_falls_without_trim;
+    memory_falls_while_a_thread_uses_one_block;
+    memory_falls_by_the_background_thread;
+    a_fork_starts_its_own_background_thread;
+    sleeping_threads_are_asked_by_trim;
     steady_state_asks_for_nothing;
     steady_state_of_threads_asks_for_nothing;
     a_producer_and_a_consumer_ask_for_nothing;
@@ -622,6 +626,77 @@ fn memory_falls_without_trim() {
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+}
+
+/// Waits until no more than `most` bytes are resident, in a thread that does `work` now and then.
+fn until_resident_below(most: usize, mut work: impl FnMut()) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while resident() > most {
+        let now = std::time::Instant::now();
+        assert!(now < until, "{} bytes are still resident: {}", resident(), stats());
+        work();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+fn memory_falls_while_a_thread_uses_one_block() {
+    drop((0..2_000_000).map(|index| vec![1_u8; 40 + index % 100]).collect::<Vec<_>>());
+    expect_spike();
+    until_resident_below(32 * MIB, || drop(black_box(Box::new([1_u8; 64]))));
+}
+
+fn memory_falls_by_the_background_thread() {
+    rqmalloc::start_background_thread().unwrap();
+    rqmalloc::start_background_thread().unwrap();
+    let spike =
+        || drop((0..2_000_000).map(|index| vec![1_u8; 40 + index % 100]).collect::<Vec<_>>());
+    std::thread::spawn(spike).join().unwrap();
+    expect_spike();
+    until_resident_below(32 * MIB, || ());
+}
+
+fn a_fork_starts_its_own_background_thread() {
+    let thread_count = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    rqmalloc::start_background_thread().unwrap();
+    let before = thread_count();
+    // SAFETY: the child only does what a process with one thread may.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let without = thread_count();
+        let started = rqmalloc::start_background_thread();
+        let with = thread_count();
+        let is_right = started.is_ok() && (before == 0 || (without == 1 && with == 2));
+        std::process::exit(i32::from(!is_right));
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(status, 0);
+}
+
+fn sleeping_threads_are_asked_by_trim() {
+    let (full, asked) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    let (there, then) = (full.clone(), asked.clone());
+    let thread = std::thread::spawn(move || {
+        drop((0..3000).map(|index| vec![1_u8; 40 + index % 1000]).collect::<Vec<_>>());
+        there.wait();
+        then.wait();
+        // Of its next frees one looks.
+        (0..1000).for_each(|_| drop(black_box(Box::new([1_u8; 3000]))));
+        there.wait();
+        then.wait();
+    });
+    full.wait();
+    trim();
+    let kept = stats().cached_bytes;
+    asked.wait();
+    full.wait();
+    // What it gave is in the depots, which this empties.
+    trim();
+    let given = stats().cached_bytes;
+    assert!(given + 512 * 1024 < kept, "{kept} bytes, {given} when it had answered");
+    asked.wait();
+    thread.join().unwrap();
 }
 
 // ---- steady state ----------------------------------------------------------------------------

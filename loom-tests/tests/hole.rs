@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 use rqmalloc_loom_tests::lockfree::header::{Header, LIVE};
-use rqmalloc_loom_tests::lockfree::hole::{Hole, find_hole, leave_hole};
+use rqmalloc_loom_tests::lockfree::hole::{Hole, leave_hole, look};
 use rqmalloc_loom_tests::model::{Blocks, explore};
 
 /// H6: who cuts a block from a hole uses its memory after everybody who had it before.
@@ -21,12 +21,15 @@ fn hole_left_against_walk() {
         });
         for index in [0, 1] {
             let block = blocks.block(index);
-            if let Some(hole) = find_hole(blocks.look(block)) {
+            if let Some(hole) = Hole::of(look(&*blocks, block)) {
                 assert_eq!(hole, Hole { bytes: 32, is_in_use: false });
                 blocks.use_payload(block);
             }
         }
         reaper.join().unwrap();
+        for index in [0, 1] {
+            assert!(Hole::of(look(&*blocks, blocks.block(index))).is_some(), "it was left");
+        }
     });
 }
 

@@ -81,7 +81,7 @@ unsafe impl GlobalAlloc for RqMalloc {
             let bins = thread::active();
             match bins.free(block, class) {
                 Freed::Done => return,
-                Freed::BinFull => return route::bin_full_slow(bins, class),
+                Freed::LookDue => return route::look_slow(bins, class),
                 Freed::Refused => {
                     if free_persistent_inside(bins, block, class) {
                         return;
@@ -129,7 +129,7 @@ fn free_persistent_inside(bins: &Bins, block: Block, class: Class) -> bool {
     let Some(cache) = (unsafe { bins.cache().as_ref() }) else { return false };
     match cache.free(block, class) {
         Freed::Refused => return false,
-        Freed::BinFull => route::bin_full_slow(cache, class),
+        Freed::LookDue => route::look_slow(cache, class),
         Freed::Done => {}
     }
     true
@@ -210,13 +210,6 @@ pub unsafe fn persist(payload: *mut u8) {
     if !cfg!(miri) {
         thread::route::persist(payload.expose_provenance());
     }
-}
-
-/// Gives unused memory back to the operating system: this thread's cache, and the process's stores
-/// of free blocks, pages and mappings. Returns the bytes given back. The caches of other threads
-/// stay as they are.
-pub fn trim() -> usize {
-    thread::trim()
 }
 
 /// Whether the program's global allocator is `RqMalloc`, directly or through a wrapper. `false`

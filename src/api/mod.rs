@@ -1,6 +1,7 @@
 //! What a Rust program calls.
 
 pub mod global;
+pub mod idle;
 pub mod limit;
 pub mod report;
 

@@ -9,6 +9,7 @@
 //! | `RQMALLOC_ADOPT` | no | memory between the survivors of a request is not used again |
 //! | `RQMALLOC_PRELOAD_REQUESTS` | yes | `malloc` inside a request hands out blocks of the request |
 //! | `RQMALLOC_PRELOAD_DEEPBIND` | yes | `dlopen` keeps `RTLD_DEEPBIND` |
+//! | `RQMALLOC_BACKGROUND` | yes | the preloaded library starts the background thread |
 //! | `RQMALLOC_STATS` | yes | the preloaded library prints its figures at exit |
 
 use core::ffi::CStr;

@@ -3,115 +3,166 @@
 //! | field of `Bins` | written by | read by |
 //! |---|---|---|
 //! | `bins[..].head` | the thread the bins are active in | the same |
-//! | `bins[..].count`, `bump`, `cut_count` | the same | any thread, for figures |
-//! | `bins[..].cap` | the same; of a lane, also a thread that enters another lane of its request | the same |
+//! | `bins[..].room`, `.taken`, `bump`, `cut_count` | the same | any thread, for figures |
+//! | `caps` | the same; of a lane, also a thread that enters another lane of its request | the same |
 //! | `tag`, `kind`, `cache` | the thread that makes or opens the bins | the thread they are active in |
 //!
 //! - **F1** A block in `bins[c]` has class `c`, is not live, and is in no other list.
 //! - **F2** `bump..end` is memory of the lane's region that belongs to no block; `bump` is 8 modulo
 //!   16. (Both are 0 if there is no range.)
+//! - **F3** The number of blocks in `bins[c]`, `bins[c].room` and `bins[c].taken` add up to 0, modulo
+//!   2^32.
+//! - **F4** A lane has no block of a class whose blocks have a span of their own.
 
 use super::memory::Raw;
 use crate::base::fatal;
-use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
+use crate::base::size_class::{CLASS_COUNT, Class, FIRST_LARGE_CLASS, HEADER_BYTES};
 use crate::base::sync::{AtomicU32, Gauge, Ordering};
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE, linked};
 use core::cell::Cell;
 
-/// A LIFO list of free blocks of one class.
+/// A LIFO list of free blocks of one class, and how many frees it takes until its owner looks at
+/// it. How many blocks there are follows from two numbers (F3), so that an allocation and a free
+/// change one number each, and every so many frees take the slow path, however they alternate with
+/// allocations.
 #[repr(C)]
-pub struct Bin {
+struct Bin {
     head: Cell<Block>,
-    count: AtomicU32,
-    cap: AtomicU32,
+    /// How many more frees take the fast path.
+    room: AtomicU32,
+    /// What is missing to 0, with the room and the number of blocks: one more when a block is
+    /// taken.
+    taken: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Bin>() == 16, "a bin is found by a shift of its class's index");
 const _: () = assert!(NONE == 0, "an empty list is zeros");
 const _: () = assert!(Kind::Unused as u8 == 0, "zeroed bins are nobody's");
 
+/// Frees that a bin takes before its first look, after all blocks were forgotten.
+const ROOM_AFTER_RESET: u32 = 256;
+
 impl Bin {
-    /// An empty bin that is never full.
-    pub const fn new() -> Self {
-        Self { head: Cell::new(NONE), count: AtomicU32::new(0), cap: AtomicU32::new(u32::MAX) }
+    const fn new() -> Self {
+        Self { head: Cell::new(NONE), room: AtomicU32::new(0), taken: AtomicU32::new(0) }
     }
 
-    /// Returns how many blocks there are.
+    /// Puts in a block that is no longer live; returns whether the owner must look at the bin, and
+    /// renew its room.
     #[inline(always)]
-    pub fn count(&self) -> u32 {
-        self.count.load(Ordering::Relaxed)
+    fn push(&self, block: Block) -> bool {
+        Raw.set_link(block, self.head.get());
+        self.head.set(block);
+        let (left, is_due) = self.room.load(Ordering::Relaxed).overflowing_sub(1);
+        self.room.store(left, Ordering::Relaxed);
+        is_due
+    }
+
+    /// F3.
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        let room = self.room.load(Ordering::Relaxed);
+        let missing = room.wrapping_add(self.taken.load(Ordering::Relaxed));
+        if missing == 0 { 0 } else { (missing.wrapping_neg() as i32).max(0) as u32 }
     }
 
     #[inline(always)]
-    fn set_count(&self, count: u32) {
-        self.count.store(count, Ordering::Relaxed);
+    fn note_taken(&self, count: u32) {
+        let taken = self.taken.load(Ordering::Relaxed).wrapping_add(count);
+        self.taken.store(taken, Ordering::Relaxed);
+    }
+}
+
+/// A bin with what is not needed on the fast path.
+#[derive(Clone, Copy)]
+pub struct BinOf<'b> {
+    bin: &'b Bin,
+    cap: &'b AtomicU32,
+}
+
+impl BinOf<'_> {
+    /// Returns how many blocks there are. Read by another thread, it may be off while the owner
+    /// works; it is never negative.
+    #[inline]
+    pub fn count(self) -> u32 {
+        self.bin.count()
     }
 
-    /// Returns the count above which a magazine leaves the bin.
-    #[inline(always)]
-    pub fn cap(&self) -> u32 {
+    /// Returns the count above which blocks leave the bin, when its owner looks at it.
+    #[inline]
+    pub fn cap(self) -> u32 {
         self.cap.load(Ordering::Relaxed)
     }
 
-    /// Sets the count above which a magazine leaves the bin.
-    pub fn set_cap(&self, cap: u32) {
+    /// Sets the count above which blocks leave the bin, when its owner looks at it.
+    pub fn set_cap(self, cap: u32) {
         self.cap.store(cap, Ordering::Relaxed);
     }
 
-    /// Returns the block that would be allocated next.
-    pub fn head(&self) -> Block {
-        self.head.get()
+    /// Makes the owner look at the bin again after `room` more frees.
+    pub fn renew(self, room: u32) {
+        self.settle(self.count(), room);
     }
 
-    /// Puts in a block that is no longer live; returns whether the bin is now over its cap.
-    #[inline(always)]
-    pub fn push(&self, block: Block) -> bool {
-        Raw.set_link(block, self.head.get());
-        self.head.set(block);
-        let count = self.count().wrapping_add(1);
-        self.set_count(count);
-        count > self.cap()
+    fn settle(self, count: u32, room: u32) {
+        self.bin.room.store(room, Ordering::Relaxed);
+        self.bin.taken.store(count.wrapping_add(room).wrapping_neg(), Ordering::Relaxed);
+    }
+
+    /// Returns what a later look is compared with: it differs if blocks came or went meanwhile.
+    pub fn look(self) -> Look {
+        let (room, taken) = (&self.bin.room, &self.bin.taken);
+        Look(self.head(), room.load(Ordering::Relaxed), taken.load(Ordering::Relaxed))
+    }
+
+    /// Returns the block that would be allocated next.
+    pub fn head(self) -> Block {
+        self.bin.head.get()
+    }
+
+    /// Puts in a block that is no longer live; returns whether the owner must look at the bin, and
+    /// renew its room.
+    pub fn push(self, block: Block) -> bool {
+        self.bin.push(block)
     }
 
     /// Takes all blocks.
-    pub fn take_all(&self) -> Magazine {
-        let magazine = Magazine { head: self.head.get(), count: self.count() };
-        self.clear();
+    pub fn take_all(self) -> Magazine {
+        let magazine = Magazine { head: self.head(), count: self.count() };
+        self.bin.head.set(NONE);
+        self.bin.note_taken(magazine.count);
         magazine
     }
 
     /// Takes all blocks but the latest. The bin is not empty.
-    pub fn take_rest(&self) -> Magazine {
-        let last = self.head.get();
-        let rest = Magazine { head: Raw.link(last), count: self.count().wrapping_sub(1) };
+    pub fn take_rest(self) -> Magazine {
+        let last = self.head();
+        let rest = Magazine { head: Raw.link(last), count: self.count() - 1 };
         Raw.set_link(last, NONE);
-        self.set_count(1);
+        self.bin.note_taken(rest.count);
         rest
     }
 
     /// Takes the `count` latest blocks; returns the first and the last of them. The bin has more.
-    pub fn take_top(&self, count: u32) -> (Block, Block) {
-        let first = self.head.get();
+    pub fn take_top(self, count: u32) -> (Block, Block) {
+        let first = self.head();
         let last = (1..count).fold(first, |block, _| Raw.link(block));
-        self.head.set(Raw.link(last));
-        self.set_count(self.count().wrapping_sub(count));
+        self.bin.head.set(Raw.link(last));
+        self.bin.note_taken(count);
         (first, last)
     }
 
     /// Fills an empty bin.
-    pub fn fill(&self, magazine: Magazine) {
-        self.head.set(magazine.head);
-        self.set_count(magazine.count);
-    }
-
-    /// Forgets all blocks.
-    #[inline(always)]
-    pub fn clear(&self) {
-        self.head.set(NONE);
-        self.set_count(0);
+    pub fn fill(self, magazine: Magazine) {
+        self.bin.head.set(magazine.head);
+        self.settle(magazine.count, self.bin.room.load(Ordering::Relaxed));
     }
 }
+
+/// What a bin looked like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Look(Block, u32, u32);
 
 /// Whose bins these are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,6 +191,7 @@ pub struct Bins {
     cache: Cell<*const Bins>,
     kind: Cell<Kind>,
     bins: [Bin; CLASS_COUNT],
+    caps: [AtomicU32; CLASS_COUNT],
 }
 
 // SAFETY: see the table at the head of the module. What other threads than the active one read is
@@ -159,6 +211,7 @@ impl Bins {
             cache: Cell::new(core::ptr::null()),
             kind: Cell::new(kind),
             bins: [const { Bin::new() }; CLASS_COUNT],
+            caps: [const { AtomicU32::new(0) }; CLASS_COUNT],
         }
     }
 
@@ -192,8 +245,14 @@ impl Bins {
     }
 
     /// Returns the bin of a class.
+    #[inline]
+    pub fn bin(&self, class: Class) -> BinOf<'_> {
+        let index = class.index();
+        BinOf { bin: &self.bins[index], cap: &self.caps[index] }
+    }
+
     #[inline(always)]
-    pub fn bin(&self, class: Class) -> &Bin {
+    fn fast_bin(&self, class: Class) -> &Bin {
         // SAFETY: a class is always below `CLASS_COUNT` (C1).
         unsafe { self.bins.get_unchecked(class.index()) }
     }
@@ -201,11 +260,11 @@ impl Bins {
     /// Returns a live block of `class`: popped, else cut from the range; `NONE` if neither can be.
     #[inline(always)]
     pub fn alloc(&self, class: Class) -> Block {
-        let bin = self.bin(class);
+        let bin = self.fast_bin(class);
         let block = bin.head.get();
         if block != NONE {
             bin.head.set(Raw.link(block));
-            bin.set_count(bin.count().wrapping_sub(1));
+            bin.note_taken(1);
             self.make_live(block, class);
             return block;
         }
@@ -242,7 +301,7 @@ impl Bins {
             return Freed::Refused;
         }
         header.store(expected & !LIVE, Ordering::Relaxed);
-        if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }
+        if self.fast_bin(class).push(block) { Freed::LookDue } else { Freed::Done }
     }
 
     /// Frees a block whose class only its header knows, and returns that class too.
@@ -255,12 +314,16 @@ impl Bins {
             return (Freed::Refused, None);
         };
         word.store(header.without(LIVE).0, Ordering::Relaxed);
-        (if self.bin(known).push(block) { Freed::BinFull } else { Freed::Done }, class)
+        (if self.fast_bin(known).push(block) { Freed::LookDue } else { Freed::Done }, class)
     }
 
-    /// Puts a free block into its bin, for a caller that has checked it. The block is not live.
-    pub fn put(&self, block: Block, class: Class) -> Freed {
-        if self.bin(class).push(block) { Freed::BinFull } else { Freed::Done }
+    /// Puts a free block into its bin, for a caller that has checked it. The block is not live, and
+    /// no look at the bin is due for it.
+    pub fn put(&self, block: Block, class: Class) {
+        let bin = self.fast_bin(class);
+        Raw.set_link(block, bin.head.get());
+        bin.head.set(block);
+        bin.note_taken(1_u32.wrapping_neg());
     }
 
     /// Returns whether the block's header is the one that live blocks of `class` have here.
@@ -306,7 +369,7 @@ impl Bins {
         let block = self.cut(class);
         if block != NONE {
             Raw.header(block).store(self.free_header(class).0, Ordering::Relaxed);
-            self.bin(class).push(block);
+            self.put(block, class);
         }
     }
 
@@ -325,18 +388,29 @@ impl Bins {
         self.cut_count.get()
     }
 
-    /// Returns how many blocks are in the bins, and their bytes of stride.
+    /// Returns how many blocks are in a lane's bins, and their bytes of stride (F4).
     pub fn held(&self) -> (usize, usize) {
-        Class::all().fold((0, 0), |(blocks, bytes), class| {
-            let count = self.bin(class).count() as usize;
-            (blocks + count, bytes + count * class.stride_bytes())
-        })
+        let (mut blocks, mut bytes) = (0, 0);
+        for (bin, class) in self.bins.iter().zip(Class::all_shared()) {
+            let count = bin.count() as usize;
+            if count > 0 {
+                blocks += count;
+                bytes += count * class.stride_bytes();
+            }
+        }
+        (blocks, bytes)
     }
 
-    /// Forgets all blocks and the range.
+    /// Forgets all blocks of a lane, and the range (F4).
     #[inline]
     pub fn reset(&self) {
-        self.bins.iter().for_each(Bin::clear);
+        for bin in &self.bins[..FIRST_LARGE_CLASS] {
+            if bin.head.get() != NONE {
+                bin.head.set(NONE);
+                bin.room.store(ROOM_AFTER_RESET, Ordering::Relaxed);
+                bin.taken.store(ROOM_AFTER_RESET.wrapping_neg(), Ordering::Relaxed);
+            }
+        }
         self.cut_count.set(0);
         self.set_region(0, 0);
     }
@@ -347,6 +421,9 @@ impl Bins {
             let bin = self.bin(class);
             let listed = Magazine { head: bin.head(), count: bin.count() };
             check_list("bin count", listed, self.free_header(class));
+            if self.kind() == Kind::Lane && class.is_large() && bin.count() > 0 {
+                fatal::broken("large blocks of a lane", bin.count() as usize, class.index());
+            }
         }
     }
 }
@@ -373,8 +450,8 @@ pub fn check_list(name: &'static str, listed: Magazine, free_header: Header) {
 pub enum Freed {
     /// The block is in its bin.
     Done,
-    /// The block is in its bin, which is now over its cap.
-    BinFull,
+    /// The block is in its bin, and the owner must look at that and renew its room.
+    LookDue,
     /// The header is not that of a live block of these bins; nothing has changed.
     Refused,
 }

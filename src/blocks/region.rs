@@ -9,7 +9,7 @@ use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::{Block, Header, Memory};
-use crate::lockfree::hole::{Hole, find_hole, leave_hole};
+use crate::lockfree::hole::{Hole, leave_hole, look};
 use crate::pages::span::{MIN_HOLE_BYTES, Span};
 
 /// Blocks of longer strides are not cut from holes, which are rarely longer than a page: one that
@@ -76,8 +76,8 @@ pub fn cells(start: usize, end: usize, ids: Ids) -> impl Iterator<Item = (usize,
             return None;
         }
         let block = at + HEADER_BYTES;
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        let (cell, bytes) = match find_hole(header) {
+        let header = look(&Raw, block);
+        let (cell, bytes) = match Hole::of(header) {
             Some(hole) if hole.is_in_use => (Cell::Word(hole.bytes), Hole::WORD_BYTES),
             Some(hole) => (Cell::Hole, hole.bytes),
             None => match Class::from_index(header.class_index()) {

@@ -307,8 +307,8 @@ fn may_look_before(block: Block) -> bool {
 fn is_freed(bins: &Bins, block: Block) -> bool {
     match bins.free_unsized(block) {
         (Freed::Done, _) => true,
-        (Freed::BinFull, Some(class)) => {
-            route::bin_full_slow(bins, class);
+        (Freed::LookDue, Some(class)) => {
+            route::look_slow(bins, class);
             true
         }
         _ => false,

@@ -36,7 +36,7 @@ fn holes_between_survivors_are_filled_by_persistent_blocks_and_go_with_them() {
     assert!(count < blocks.len(), "and then slabs");
     heap.check();
     survivors.iter().chain(&blocks).for_each(|&block| free(heap, &cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     heap.release_all_idle();
     heap.check();
     assert_eq!(heap.adopted.held_bytes(), 0, "nothing is left of the spans");
@@ -56,7 +56,7 @@ fn a_full_span_is_looked_through_again_when_blocks_of_it_were_reaped() {
     let blocks = fill();
     assert!(heap.adopted.take(MIN_HOLE_BYTES).is_none(), "nothing with room is left");
     blocks.iter().for_each(|&block| free(heap, &cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     let span = heap.adopted.take(MIN_HOLE_BYTES).expect("there is room again");
     publish(&Shelf(heap), span);
     assert_eq!(heap.adopted.held_bytes(), held_bytes);
@@ -79,7 +79,7 @@ fn pages_that_are_free_between_survivors_go_back() {
     let is_kept = |index: &usize| index % 1000 == 500;
     let (kept, freed): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(is_kept);
     freed.iter().for_each(|&index| free(heap, &cache, blocks[index]));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     let by_itself = heap.adopted.held_bytes();
     assert!(by_itself < held_bytes / 4 * 3, "{by_itself} of {held_bytes} bytes without a trim");
     heap.release_all_idle();
@@ -88,7 +88,7 @@ fn pages_that_are_free_between_survivors_go_back() {
     // What is left of each page is used again.
     use_class(heap, &cache, 2, 2000);
     kept.iter().for_each(|&index| free(heap, &cache, blocks[index]));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     heap.release_all_idle();
     assert_eq!(heap.adopted.held_bytes(), 0);
 }
@@ -112,7 +112,7 @@ fn allocate(
 
 fn free_all(heap: &Heap, cache: &Cache, blocks: impl IntoIterator<Item = Block>) {
     blocks.into_iter().for_each(|block| free(heap, cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
 }
 
 /// A heap in which something else happens when a free block's span is looked up.

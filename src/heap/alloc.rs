@@ -22,7 +22,8 @@ impl Heap {
     #[cold]
     fn refill_and_alloc(&self, cache: &Cache, class: Class) -> Block {
         let tag = self.persistent_tag();
-        if cache.refill(class, |want| self.store.take(class, want, tag, self)) {
+        let source = |want| self.store.take(class, want, tag, self);
+        if cache.refill(class, &self.credit, source, |rest| self.store.put(class, rest, self)) {
             cache.bins.alloc(class)
         } else {
             NONE
@@ -40,7 +41,7 @@ impl Heap {
             return Allocated::used(block);
         }
         if class.is_large() && !cache.has_previous(class) {
-            cache.raise_cap(class);
+            cache.raise_cap(class, &self.credit);
             return self.store.take_large(class, self.persistent_tag(), self);
         }
         Allocated::used(self.refill_and_alloc(cache, class))

@@ -16,12 +16,26 @@ use crate::persistent::store::free_header;
 use crate::request::lane::Lane;
 
 impl Heap {
-    /// Makes room in a cache's bin that is over its cap.
+    /// Looks at a cache's bin whose room is used up.
     #[cold]
-    pub fn spill(&self, cache: &Cache, class: Class) {
+    pub fn look(&self, cache: &Cache, class: Class) {
+        if cache.has_room(class, &self.credit) {
+            return;
+        }
         // Blocks of adopted spans keep those, a page for each in the worst case.
-        let magazine = cache.make_room(class, |rest| self.store.send_home(class, rest, self));
-        self.store.put_rest(class, magazine, self);
+        let sort = |rest| self.store.send_home(class, rest, self);
+        let leaving = cache.make_room(class, &self.credit, sort);
+        self.store.put_rest(class, leaving, self);
+    }
+
+    /// Takes everything that a cache keeps.
+    pub fn flush(&self, cache: &Cache) {
+        cache.flush(&self.credit, |class, magazine| self.put_magazine(class, magazine));
+    }
+
+    /// Takes what a cache has not used since the last call.
+    pub fn age_cache(&self, cache: &Cache) {
+        cache.age(&self.credit, |class, magazine| self.put_magazine(class, magazine));
     }
 
     /// Takes back free blocks of `class`.
@@ -55,7 +69,7 @@ impl Heap {
         match cache {
             Some(cache) => {
                 if cache.bins.bin(class).push(block) {
-                    self.spill(cache, class);
+                    self.look(cache, class);
                 }
             }
             None => self.store.put_one(class, block, self),
@@ -101,5 +115,98 @@ impl Heap {
         }
         self.detach(found.span);
         give(found.span);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::size_class::Class;
+    use crate::blocks::bin::Freed;
+    use crate::heap::tests::{free, new_cache, new_heap};
+    use crate::lockfree::header::Block;
+    use crate::persistent::cache::{CREDIT_BYTES, FREE_BYTES};
+    use std::vec::Vec;
+
+    #[test]
+    fn sleeping_caches_keep_no_more_than_the_credit() {
+        let heap = new_heap();
+        heap.set_up();
+        let caches: Vec<_> = (0..60)
+            .map(|_| {
+                let cache = new_cache(heap);
+                for class in Class::all().filter(|class| class.payload_bytes() < 1 << 19) {
+                    for _ in 0..6 {
+                        let count = (400_000 / class.stride_bytes()).clamp(3, 600);
+                        let blocks: Vec<Block> = (0..count)
+                            .map(|_| heap.alloc_persistent(Some(&cache), class).block)
+                            .collect();
+                        blocks.into_iter().for_each(|block| free(heap, &cache, block));
+                    }
+                }
+                cache.check();
+                cache
+            })
+            .collect();
+        let held: usize = caches.iter().map(|cache| cache.held_bytes()).sum();
+        let drawn: usize = caches.iter().map(|cache| cache.drawn_bytes()).sum();
+        assert_eq!(drawn, heap.credit.drawn_bytes());
+        assert!(drawn > CREDIT_BYTES / 2, "{drawn} bytes: the caches did not want more");
+        assert!(held <= CREDIT_BYTES + caches.len() * FREE_BYTES, "{held} bytes are kept");
+        caches.iter().for_each(|cache| heap.flush(cache));
+        assert_eq!(heap.credit.drawn_bytes(), 0);
+        assert_eq!(caches.iter().map(|cache| cache.held_bytes()).sum::<usize>(), 0);
+        heap.release_all_idle();
+        assert_eq!(heap.pages.chunk_bytes(), 0);
+    }
+
+    #[test]
+    fn traffic_within_a_bin_looks_at_it_now_and_then() {
+        let heap = new_heap();
+        heap.set_up();
+        let cache = new_cache(heap);
+        for class in [Class::of(64), Class::of(1024), Class::of(10_000), Class::of(100_000)] {
+            let class = class.unwrap();
+            let first = heap.alloc_persistent(Some(&cache), class).block;
+            free(heap, &cache, first);
+            for is_quiet in [false, true] {
+                cache.set_quiet(is_quiet);
+                let mut frees = Vec::new();
+                for count in 1..2000 {
+                    let block = heap.alloc_persistent(Some(&cache), class).block;
+                    match cache.bins.free(block, class) {
+                        Freed::Done => {}
+                        Freed::LookDue => {
+                            heap.look(&cache, class);
+                            frees.push(count);
+                        }
+                        Freed::Refused => panic!("the block is live"),
+                    }
+                    cache.check();
+                }
+                let longest = frees.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+                assert!(longest <= if is_quiet { 1 } else { 129 }, "{class:?}: {longest} frees");
+                assert!(frees.len() <= if is_quiet { 2000 } else { 1000 }, "{class:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bin_that_is_filled_from_the_depot_keeps_what_it_may() {
+        let heap = new_heap();
+        heap.set_up();
+        let (rich, poor) = (new_cache(heap), new_cache(heap));
+        let class = Class::of(100).unwrap();
+        let blocks: Vec<Block> =
+            (0..5000).map(|_| heap.alloc_persistent(Some(&rich), class).block).collect();
+        blocks.into_iter().for_each(|block| free(heap, &rich, block));
+        heap.flush(&rich);
+        assert!(heap.credit.draw(CREDIT_BYTES), "nobody has drawn anything");
+        poor.set_share(usize::MAX);
+        for class in Class::all_shared() {
+            heap.alloc_persistent(Some(&poor), class);
+            poor.check();
+        }
+        assert!(poor.held_bytes() <= FREE_BYTES, "{} bytes", poor.held_bytes());
+        heap.check();
     }
 }

@@ -24,7 +24,7 @@ pub struct HeapFigures {
 
 impl Heap {
     /// Returns no less than what `release_all_idle` could give back.
-    pub(super) fn idle_bytes(&self) -> usize {
+    pub fn idle_bytes(&self) -> usize {
         let (_, cached) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
         self.store.most_bytes() + cached + free + self.controls.warm_bytes()
@@ -98,7 +98,7 @@ mod tests {
         assert!(during.mapped - before.mapped >= 20 << 19);
         assert!(during.mapped - during.free - during.cached >= 20 << 19);
         blocks.into_iter().for_each(|block| free(heap, &cache, block));
-        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.flush(&cache);
         let after = heap.figures();
         assert_eq!(after.mapped, during.mapped, "chunks stay for a while");
         assert!(after.free >= 20 << 19);

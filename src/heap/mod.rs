@@ -23,6 +23,7 @@ use crate::lockfree::header::Header;
 use crate::pages::adopted::AdoptedSpans;
 use crate::pages::mappings::Mappings;
 use crate::pages::page_heap::PageHeap;
+use crate::persistent::cache::CacheCredit;
 use crate::persistent::store::{SLOTS_BYTES, Store};
 use controls::Controls;
 
@@ -36,6 +37,7 @@ pub struct Heap {
     adopted: AdoptedSpans,
     store: Store,
     controls: Controls,
+    credit: CacheCredit,
     next_tick: AtomicU64,
 }
 
@@ -51,6 +53,7 @@ impl Heap {
             adopted: AdoptedSpans::new(),
             store: Store::new(),
             controls: Controls::new(),
+            credit: CacheCredit::new(),
             next_tick: AtomicU64::new(0),
         }
     }

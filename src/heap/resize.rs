@@ -97,7 +97,7 @@ mod tests {
         assert!(found.span.bytes() >= 500_000);
         assert_eq!(heap.resize_own_pages(&found, None, 400_000), Ok(block));
         free(heap, &cache, block);
-        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.flush(&cache);
         heap.release_all_idle();
         assert_eq!(heap.pages.chunk_bytes(), 0);
     }

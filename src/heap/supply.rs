@@ -121,7 +121,7 @@ mod tests {
             let live = blocks.into_iter().chain(again).filter(|&block| block != NONE);
             live.for_each(|block| free(heap, &cache, block));
             heap.check();
-            cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+            heap.flush(&cache);
             heap.release_all_idle();
             assert_eq!(heap.pages.chunk_bytes(), 0, "refused after {calls} calls, chunks are lost");
             assert_eq!(heap.mappings.figures(), (0, 0), "refused after {calls} calls");

@@ -120,7 +120,7 @@ const FORKED_AT: [(&str, Action); 8] = [
         use_class(heap, cache, 2, 300);
         heap.release_all_idle();
         survivors.iter().flatten().for_each(|&block| free(heap, cache, block));
-        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.flush(cache);
     }),
     ("large blocks", |heap, cache| large_blocks(heap, cache)),
     ("descriptors", |heap, _| {
@@ -136,7 +136,7 @@ pub fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize)
     let blocks: Vec<Block> =
         (0..count).map(|_| heap.alloc_persistent(Some(cache), class).block).collect();
     blocks.iter().for_each(|&block| free(heap, cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(cache);
 }
 
 /// Allocates large blocks in one request and frees them in another order, while others stay on its
@@ -155,7 +155,7 @@ fn large_blocks(heap: &'static Heap, cache: &Cache) {
 /// Does all that a process does with a heap it got by a fork; `live` are blocks that it has.
 fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     // SAFETY: the process has one thread.
-    unsafe { heap.recover(core::ptr::null()) };
+    unsafe { heap.recover(core::ptr::null(), 0) };
     heap.check();
     heap.set_up();
     let cache = new_cache(heap);
@@ -172,7 +172,7 @@ fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     blocks.iter().for_each(|&block| free(heap, &cache, block));
     one_request(heap).iter().for_each(|&block| free(heap, &cache, block));
     large_blocks(heap, &cache);
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     heap.check();
     for control in heap.controls.stubs.all().map(Control::of) {
         control.repair_large();
@@ -214,7 +214,7 @@ fn a_fork_at_every_step_of_every_critical_section_loses_nothing_else() {
             let cache = new_cache(heap);
             use_class(heap, &cache, 2, 100);
             live = one_of_everything(heap, &cache);
-            cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+            heap.flush(&cache);
         }
         let mut steps = 0;
         while fork_at(heap, &live, name, action, steps) {
@@ -255,7 +255,7 @@ fn a_fork_by_who_holds_a_lock_leaves_it_held() {
     let held = heap.controls.large_lock(Serial::new(3, 1)).lock();
     let status = status_of_a_child(|| {
         // SAFETY: the process has one thread.
-        unsafe { heap.recover(core::ptr::null()) };
+        unsafe { heap.recover(core::ptr::null(), 0) };
         drop(held);
         use_after_fork(heap, &one_of_everything(heap, &cache));
     });

@@ -3,7 +3,7 @@
 //!
 //! - **H6** Whoever finds a hole sees what everybody did with the memory before it was left.
 
-use crate::base::sync::{Ordering, fence};
+use crate::base::sync::Ordering;
 use crate::lockfree::header::{ALIGNED, Block, Header, ID_MASK, LARGE, Memory, SWEPT};
 
 /// No header of a block has both flags.
@@ -44,11 +44,7 @@ pub fn leave_hole<M: Memory>(memory: &M, block: Block, hole: Hole) {
     memory.header(block).store(hole.word().0, Ordering::Release);
 }
 
-/// What a word says that was read from a span, if it is one of a hole (H6).
-pub fn find_hole(word: Header) -> Option<Hole> {
-    let hole = Hole::of(word);
-    if hole.is_some() {
-        fence(Ordering::Acquire);
-    }
-    hole
+/// Reads the word before what may be a hole (H6).
+pub fn look<M: Memory>(memory: &M, block: Block) -> Header {
+    Header(memory.header(block).load(Ordering::Acquire))
 }

@@ -16,7 +16,7 @@
 //! A thread that persists a block is inside the request or visits it (`state`), so never while it
 //! is closed; where a free has claimed the block it lets it be.
 
-use crate::base::sync::{Ordering, fence};
+use crate::base::sync::Ordering;
 use crate::lockfree::header::{Block, FREED, Header, LATE, LIVE, Memory, OF_ADOPTED, OF_LIVE};
 use crate::lockfree::stray::{Refusal, StrayList};
 use crate::lockfree::token::AdoptedCount;
@@ -87,18 +87,18 @@ pub enum Adoption {
 /// push any more. `persistent` is the tag of persistent blocks.
 pub fn adopt_at_close<M: Memory>(memory: &M, block: Block, persistent: Header) -> Adoption {
     let header = memory.header(block);
-    let mut seen = header.load(Ordering::Relaxed);
+    // After what a free from outside did that has let go of it.
+    let mut seen = header.load(Ordering::Acquire);
     loop {
         let found = Header(seen);
         if !found.has(LIVE) {
             return Adoption::NotLive;
         }
         if found.has(LATE) {
-            fence(Ordering::Acquire);
             return Adoption::Hole;
         }
         let adopted = adopted(found, persistent);
-        match header.compare_exchange(seen, adopted.0, Ordering::Relaxed, Ordering::Relaxed) {
+        match header.compare_exchange(seen, adopted.0, Ordering::Relaxed, Ordering::Acquire) {
             Ok(_) => return Adoption::Adopted,
             Err(now) => seen = now,
         }

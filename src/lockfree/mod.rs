@@ -9,6 +9,7 @@ pub mod bitmap;
 pub mod chunk_pages;
 pub mod chunk_slots;
 pub mod budget;
+pub mod credit;
 pub mod header;
 pub mod hole;
 pub mod counted;

@@ -4,25 +4,45 @@
 //! allocations swing around a full bin goes to the depot once per magazine rather than once per
 //! swing.
 //!
-//! - **K1** Caps start low, double when a class runs dry or its magazines leave the thread, and are
-//!   not raised if they would promise more than the thread's share of the process's budget.
+//! - **K1** A class may keep nothing until the thread uses it. Its cap doubles when it runs dry or
+//!   its magazines leave the thread, if what all caps of the thread promise stays within its share,
+//!   and what they promise beyond `FREE_BYTES` is drawn from the credit of the process first.
 //! - **K2** A class whose bin looks the same at two ticks is idle: its blocks go, and its cap
 //!   starts over.
+//! - **K3** A bin is looked at after at most `LOOK_EVERY` frees, and soon after its blocks moved:
+//!   a thread whose traffic fits into its bins finds out what the time is, too.
 
 use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::base::sync::Gauge;
-use crate::blocks::bin::{Bins, Kind, check_list};
+use crate::blocks::bin::{Bins, Kind, Look, check_list};
+use crate::blocks::memory::Raw;
+use crate::lockfree::credit::Credit;
 use crate::lockfree::depot::Magazine;
-use crate::lockfree::header::{Block, Header};
+use crate::lockfree::header::{Block, Header, Memory, NONE};
 use core::cell::Cell;
 
-/// Most bytes that all caches together may keep.
-const BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// Least and most bytes that one cache may keep.
+/// Bytes that all caches together may keep, beside `FREE_BYTES` in each.
+pub const CREDIT_BYTES: usize = 40 * 1024 * 1024;
+/// Bytes that each cache may keep without drawing on the credit.
+pub const FREE_BYTES: usize = 128 * 1024;
+/// Least and most bytes that one cache may keep, if there is credit.
 const SHARE_BYTES: core::ops::RangeInclusive<usize> = 256 * 1024..=8 * 1024 * 1024;
 /// The part of a magazine that a class's cap starts at.
 const FIRST_CAP_DIVISOR: u32 = 4;
+/// Blocks with a span of their own that a class keeps once it has run dry.
+const LARGE_CAP: u32 = 2;
+/// Most frees of a class between two looks at its bin.
+const LOOK_EVERY: u32 = 128;
+/// Frees between a move of blocks and the next look: traffic may have changed by then.
+const FIRST_LOOK: u32 = 4;
+/// Bytes by which a bin may exceed a low cap between two looks.
+const SLACK_BYTES: usize = 32 * 1024;
+/// Most blocks by which it may.
+const MAX_SLACK: u32 = 16;
+
+/// What all caches may keep beyond `FREE_BYTES`.
+pub type CacheCredit = Credit<CREDIT_BYTES>;
 
 /// The cache of a thread.
 #[repr(C)]
@@ -30,10 +50,14 @@ pub struct Cache {
     /// What the thread's `active` points to outside requests.
     pub bins: Bins,
     previous: [Previous; CLASS_COUNT],
-    seen: [Cell<(Block, u32)>; CLASS_COUNT],
+    seen: [Cell<Look>; CLASS_COUNT],
     /// The sum of what the caps promise.
     promised_bytes: Cell<usize>,
+    /// Bytes of those that were drawn from the credit.
+    drawn_bytes: Cell<usize>,
     share_bytes: Cell<usize>,
+    /// Whether the thread does so little that every free is a look.
+    is_quiet: Cell<bool>,
 }
 
 /// A magazine that the thread keeps beside a bin. Any thread may read the count.
@@ -55,14 +79,45 @@ impl Previous {
     }
 }
 
-fn first_cap(class: Class) -> u32 {
-    // Blocks with a span of their own are kept only once the class has run dry.
-    if class.is_large() { 0 } else { (class.magazine_count() / FIRST_CAP_DIVISOR).max(1) }
+/// Shortens a magazine to `count` blocks, and returns the rest.
+fn split(magazine: &mut Magazine, count: u32) -> Magazine {
+    let last = (1..count).fold(magazine.head, |block, _| Raw.link(block));
+    let rest = Magazine { head: Raw.link(last), count: magazine.count - count };
+    Raw.set_link(last, NONE);
+    magazine.count = count;
+    rest
 }
 
-/// Returns the bytes that a cap promises: for a bin and for a previous magazine.
+fn first_cap(class: Class) -> u32 {
+    if class.is_large() { LARGE_CAP } else { (class.magazine_count() / FIRST_CAP_DIVISOR).max(1) }
+}
+
+fn last_cap(class: Class) -> u32 {
+    if class.is_large() { LARGE_CAP } else { class.magazine_count() }
+}
+
+/// Blocks by which a bin may exceed its cap until it is looked at.
+fn slack(class: Class) -> u32 {
+    if class.is_large() {
+        return 0;
+    }
+    ((SLACK_BYTES / class.stride_bytes()) as u32).clamp(1, MAX_SLACK)
+}
+
+/// Returns the bytes that a cap promises: for a bin, what it may have before it is looked at, and
+/// for a previous magazine, if the class has one.
 fn promise(class: Class, cap: u32) -> usize {
-    2 * cap as usize * class.kept_bytes()
+    let blocks = match cap {
+        0 => 0,
+        _ if class.is_large() => cap,
+        _ => 2 * cap + slack(class),
+    };
+    blocks as usize * class.kept_bytes()
+}
+
+/// Returns the bytes of a promise that are drawn from the credit.
+fn drawn_for(promised_bytes: usize) -> usize {
+    promised_bytes.saturating_sub(FREE_BYTES)
 }
 
 impl Cache {
@@ -70,47 +125,95 @@ impl Cache {
     pub fn open(&self, tag: Header, thread_count: usize) {
         self.bins.open(Kind::Cache, tag);
         self.bins.set_cache(&raw const self.bins);
-        self.promised_bytes.set(0);
-        Class::all().for_each(|class| self.set_cap(class, first_cap(class)));
+        self.is_quiet.set(false);
         self.set_share(thread_count);
     }
 
     /// Sets the share of one of `thread_count` threads.
     pub fn set_share(&self, thread_count: usize) {
-        let share = BUDGET_BYTES / thread_count.max(1);
+        let share = CREDIT_BYTES / thread_count.max(1);
         self.share_bytes.set(share.clamp(*SHARE_BYTES.start(), *SHARE_BYTES.end()));
     }
 
-    fn set_cap(&self, class: Class, cap: u32) {
-        self.bins.bin(class).set_cap(cap);
-        self.promised_bytes.set(self.promised_bytes.get() + promise(class, cap));
+    /// Sets whether every free is a look (K3).
+    pub fn set_quiet(&self, is_quiet: bool) {
+        self.is_quiet.set(is_quiet);
     }
 
-    fn change_cap(&self, class: Class, cap: u32) {
-        let old = promise(class, self.bins.bin(class).cap());
-        self.promised_bytes.set(self.promised_bytes.get() - old);
-        self.set_cap(class, cap);
+    /// Returns whether every free is a look.
+    pub fn is_quiet(&self) -> bool {
+        self.is_quiet.get()
     }
 
-    /// Fills an empty bin from the previous magazine, else from `source(want)`. `false`: both are
-    /// empty.
-    pub fn refill(&self, class: Class, source: impl FnOnce(u32) -> Magazine) -> bool {
+    /// Returns the bytes that were drawn from the credit.
+    pub fn drawn_bytes(&self) -> usize {
+        self.drawn_bytes.get()
+    }
+
+    /// Changes a cap if the thread's share and the credit allow what it promises (K1).
+    fn change_cap(&self, class: Class, cap: u32, credit: &CacheCredit) -> bool {
+        let bin = self.bins.bin(class);
+        let before = promise(class, bin.cap());
+        let promised = self.promised_bytes.get() - before + promise(class, cap);
+        let (has, needs) = (self.drawn_bytes.get(), drawn_for(promised));
+        let is_allowed = cap <= bin.cap()
+            || (promised <= self.share_bytes.get() && (needs <= has || credit.draw(needs - has)));
+        if is_allowed {
+            credit.give_back(has.saturating_sub(needs));
+            self.drawn_bytes.set(needs);
+            self.promised_bytes.set(promised);
+            bin.set_cap(cap);
+        }
+        is_allowed
+    }
+
+    /// Lets a bin take frees until it must be looked at again, `at_most` so many (K3).
+    fn renew(&self, class: Class, at_most: u32) {
+        let bin = self.bins.bin(class);
+        let room = match bin.cap() {
+            0 => 0,
+            cap => cap.saturating_sub(bin.count()).max(slack(class)),
+        };
+        bin.renew(if self.is_quiet.get() { 0 } else { room.min(at_most) });
+    }
+
+    /// Whether the blocks of a bin must make room: near the cap every free would be a look.
+    fn is_full(&self, class: Class) -> bool {
+        let bin = self.bins.bin(class);
+        let cap = bin.cap();
+        bin.count() > if slack(class) > cap / 4 { cap } else { cap - cap / 4 }
+    }
+
+    /// Fills an empty bin from the previous magazine, else from `source(want)`; `sink` takes what
+    /// is more than the bin may have. `false`: both are empty.
+    pub fn refill(
+        &self,
+        class: Class,
+        credit: &CacheCredit,
+        source: impl FnOnce(u32) -> Magazine,
+        sink: impl FnOnce(Magazine),
+    ) -> bool {
         let mut magazine = self.previous[class.index()].replace(Magazine::EMPTY);
         if magazine.is_empty() {
-            self.raise_cap(class);
+            self.raise_cap(class, credit);
             magazine = source(self.bins.bin(class).cap().max(1));
+            let cap = self.bins.bin(class).cap();
+            if magazine.count > cap.max(1) && !self.change_cap(class, magazine.count, credit) {
+                sink(split(&mut magazine, cap.max(1)));
+            }
         }
         self.bins.bin(class).fill(magazine);
+        self.renew(class, FIRST_LOOK);
         !magazine.is_empty()
     }
 
-    /// Lets a class that has run dry or over keep more, if the thread's share allows (K1).
-    pub fn raise_cap(&self, class: Class) {
+    /// Lets a class that has run dry or over keep more, if it may (K1).
+    pub fn raise_cap(&self, class: Class, credit: &CacheCredit) {
         let cap = self.bins.bin(class).cap();
-        let raised = (cap * 2).clamp(1, class.magazine_count());
-        let promised = self.promised_bytes.get() - promise(class, cap) + promise(class, raised);
-        if raised > cap && promised <= self.share_bytes.get() {
-            self.change_cap(class, raised);
+        let doubled = if cap == 0 { first_cap(class) } else { cap * 2 };
+        let mut raised = doubled.min(last_cap(class));
+        while raised > cap && !self.change_cap(class, raised, credit) {
+            raised /= 2;
         }
     }
 
@@ -119,13 +222,39 @@ impl Cache {
         self.previous[class.index()].count.get() != 0
     }
 
-    /// Makes room in a bin that is over its cap. Returns what must leave the thread for that. `sort`
-    /// sends home what the thread had better not keep, and returns the rest.
-    pub fn make_room(&self, class: Class, sort: impl FnOnce(Magazine) -> Magazine) -> Magazine {
-        let bin = self.bins.bin(class);
-        if bin.count() <= bin.cap() {
-            return Magazine::EMPTY;
+    /// Looks at a bin whose room is used up; whether it takes more frees without any block leaving.
+    #[inline]
+    pub fn has_room(&self, class: Class, credit: &CacheCredit) -> bool {
+        if self.bins.bin(class).cap() == 0 && !class.is_large() {
+            self.raise_cap(class, credit);
         }
+        let has_room = !self.is_full(class);
+        if has_room {
+            self.renew(class, LOOK_EVERY);
+        }
+        has_room
+    }
+
+    /// Makes room in a bin that has none. Returns what must leave the thread for that. `sort` sends
+    /// home what the thread had better not keep, and returns the rest.
+    pub fn make_room(
+        &self,
+        class: Class,
+        credit: &CacheCredit,
+        sort: impl FnOnce(Magazine) -> Magazine,
+    ) -> Magazine {
+        let leaving = self.take_over(class, credit, sort);
+        self.renew(class, FIRST_LOOK);
+        leaving
+    }
+
+    fn take_over(
+        &self,
+        class: Class,
+        credit: &CacheCredit,
+        sort: impl FnOnce(Magazine) -> Magazine,
+    ) -> Magazine {
+        let bin = self.bins.bin(class);
         if bin.cap() == 0 {
             return sort(bin.take_all());
         }
@@ -135,36 +264,44 @@ impl Cache {
         if rest.is_empty() {
             return rest;
         }
+        if class.is_large() {
+            return rest;
+        }
         let leaving = self.previous[class.index()].replace(rest);
         if !leaving.is_empty() {
-            self.raise_cap(class);
+            self.raise_cap(class, credit);
         }
         leaving
     }
 
-    /// Empties every bin and every previous magazine into `sink`.
-    pub fn flush(&self, mut sink: impl FnMut(Class, Magazine)) {
-        Class::all().for_each(|class| self.flush_class(class, &mut sink));
+    /// Empties every bin and every previous magazine into `sink`, and returns the credit.
+    pub fn flush(&self, credit: &CacheCredit, mut sink: impl FnMut(Class, Magazine)) {
+        Class::all().for_each(|class| self.start_over(class, credit, &mut sink));
     }
 
-    fn flush_class(&self, class: Class, sink: &mut impl FnMut(Class, Magazine)) {
-        for magazine in
-            [self.bins.bin(class).take_all(), self.previous[class.index()].replace(Magazine::EMPTY)]
-        {
+    fn start_over(
+        &self,
+        class: Class,
+        credit: &CacheCredit,
+        sink: &mut impl FnMut(Class, Magazine),
+    ) {
+        let bin = self.bins.bin(class);
+        for magazine in [bin.take_all(), self.previous[class.index()].replace(Magazine::EMPTY)] {
             if !magazine.is_empty() {
                 sink(class, magazine);
             }
         }
+        self.change_cap(class, 0, credit);
+        bin.renew(0);
     }
 
     /// Empties the bins that have not changed since the last call into `sink` (K2).
-    pub fn age(&self, mut sink: impl FnMut(Class, Magazine)) {
+    pub fn age(&self, credit: &CacheCredit, mut sink: impl FnMut(Class, Magazine)) {
         for class in Class::all() {
             let bin = self.bins.bin(class);
-            let now = (bin.head(), bin.count());
+            let now = bin.look();
             if self.seen[class.index()].replace(now) == now {
-                self.flush_class(class, &mut sink);
-                self.change_cap(class, first_cap(class));
+                self.start_over(class, credit, &mut sink);
             }
         }
     }
@@ -190,6 +327,10 @@ impl Cache {
         let promised = Class::all().map(|class| promise(class, self.bins.bin(class).cap())).sum();
         if promised != self.promised_bytes.get() {
             fatal::broken("promised bytes of a cache", promised, self.promised_bytes.get());
+        }
+        let drawn = drawn_for(promised);
+        if drawn != self.drawn_bytes.get() {
+            fatal::broken("credit of a cache", drawn, self.drawn_bytes.get());
         }
     }
 }

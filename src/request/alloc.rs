@@ -55,7 +55,9 @@ impl Control {
         supply: &S,
     ) -> Block {
         if !self.has_one_lane() {
-            lane.bins.bin(class).set_cap(shared_cap(class));
+            let (bin, cap) = (lane.bins.bin(class), shared_cap(class));
+            bin.set_cap(cap);
+            bin.renew(cap);
             if self.exchange.take_handed_on(lane, class, self.stub().pending()) {
                 return lane.bins.alloc(class);
             }

@@ -290,10 +290,10 @@ impl Control {
         self.lanes.enter_any(Header::tag(self.id(), LIVE), &memory)
     }
 
-    /// Relieves a lane's bin that is over its cap.
+    /// Looks at a lane's bin whose room is used up.
     #[cold]
-    pub fn lane_bin_full(&self, lane: &Lane, class: Class) {
-        self.exchange.relieve(lane, class, self.stub().pending());
+    pub fn look_at_bin(&self, lane: &Lane, class: Class) {
+        self.exchange.look_at_bin(lane, class, self.stub().pending());
     }
 
     /// Takes everything that lanes handed on into one lane's bins.

@@ -27,6 +27,10 @@ struct Lists {
     by_class: [Stack; CLASS_COUNT],
 }
 
+/// Fewest and most frees between two looks at a lane's bin.
+const MIN_ROOM: u32 = 2;
+const MAX_ROOM: u32 = 256;
+
 const _: () = assert!(NONE == 0, "zeros are empty, open lists");
 const _: () = assert!(align_of::<Lists>() <= ALIGN, "descriptor memory is aligned for the lists");
 
@@ -48,15 +52,20 @@ impl Exchange {
         self.lists.get()
     }
 
-    /// A lane's bin is over its cap: what came last goes round to the other lanes. What the bin
-    /// still has it keeps: it took it when it had nothing.
-    pub fn relieve(&self, lane: &Lane, class: Class, pending: Pending<'_>) {
+    /// Looks at a lane's bin whose room is used up. If it is over its cap, or near it, what came
+    /// last goes round to the other lanes. What the bin still has it keeps: it took it when it had
+    /// nothing.
+    pub fn look_at_bin(&self, lane: &Lane, class: Class, pending: Pending<'_>) {
         let bin = lane.bins.bin(class);
+        let (cap, count) = (bin.cap(), bin.count());
         // Keep the refill batch plus one block, so that the next free does not return here at once.
-        let kept = bin.cap().saturating_sub(shared_cap(class)) + 1;
-        if bin.count() > kept {
-            self.hand_on(lane, class, bin.count() - kept, pending);
+        let kept = cap.saturating_sub(shared_cap(class)) + 1;
+        let full = if cap / 4 < MIN_ROOM { cap } else { cap - cap / 4 };
+        if count > full && count > kept {
+            self.hand_on(lane, class, count - kept, pending);
         }
+        let room = bin.cap().saturating_sub(bin.count());
+        bin.renew(room.clamp(MIN_ROOM, MAX_ROOM));
     }
 
     /// Hands on what a lane's bins hold over their usual caps.

@@ -6,7 +6,7 @@
 //! is made whole. What they had in their caches and lanes is lost to the child, and the requests
 //! they were inside never close.
 
-use super::{HEAP, RUNNING_COUNT, current};
+use super::{BACKGROUND_RUNS, HEAP, RUNNING_COUNT, current};
 use crate::base::os;
 use crate::base::sync::{AtomicBool, AtomicU32, Lock, Ordering, set_long_wait};
 use crate::lockfree::once::Once;
@@ -57,10 +57,13 @@ extern "C" fn recover() {
     if let Some(witness) = WITNESS.get() {
         witness.store(1, Ordering::Relaxed);
     }
+    let (visited, drawn_bytes) =
+        current().map_or((null(), 0), |thread| (thread.visited.get(), thread.cache.drawn_bytes()));
     // SAFETY: a child has one thread, this one.
     unsafe {
         EXIT_KEY_LOCK.recover(|(), _| ());
-        HEAP.recover(current().map_or(null(), |thread| thread.visited.get()));
+        HEAP.recover(visited, drawn_bytes);
     }
+    BACKGROUND_RUNS.store(false, Ordering::Relaxed);
     RUNNING_COUNT.store(usize::from(current().is_some()), Ordering::Relaxed);
 }

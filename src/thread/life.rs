@@ -142,7 +142,7 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
     free_persistent(Some(thread), room.expose_provenance());
     local::set_active(&raw const EXITED);
     local::set_thread(null());
-    thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
+    HEAP.flush(&thread.cache);
     RUNNING_COUNT.fetch_sub(1, Ordering::Relaxed);
     POOL.put(&ThreadMemory, core::ptr::from_ref(thread).expose_provenance());
 }

@@ -30,6 +30,7 @@ pub mod persistent;
 mod inside;
 mod fork;
 pub mod life;
+pub mod background;
 pub mod callbacks;
 mod requests;
 pub mod finish;
@@ -40,7 +41,7 @@ pub mod route;
 
 pub use entries::EntryKind;
 
-use crate::base::sync::{AtomicU64, AtomicUsize, Gauge};
+use crate::base::sync::{AtomicBool, AtomicU64, AtomicUsize, Gauge, Ordering};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::trace::Site;
 use crate::heap::Heap;
@@ -56,6 +57,11 @@ pub static HEAP: Heap = Heap::new();
 /// The list of all threads there have ever been.
 static ALL: GrowList<Thread> = GrowList::new();
 static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Whether the background thread runs. No thread reads anything else because of it.
+static BACKGROUND_RUNS: AtomicBool = AtomicBool::new(false);
+/// How often all threads were asked for what their caches keep. Each answers on its next slow path;
+/// one that sees it late keeps memory for longer, no more.
+static ASKED: AtomicU64 = AtomicU64::new(0);
 
 /// How many pooled control blocks a thread keeps for itself.
 const MAX_STASHED: usize = 4;
@@ -78,7 +84,12 @@ pub struct Thread {
     /// The request that this thread is visiting; null: none.
     visited: Cell<*const Control>,
     slow_count: Cell<u32>,
+    /// When it last looked at the clock, and how many looks in a row came soon.
+    looked_at: Cell<u64>,
+    brisk_count: Cell<u32>,
     next_age: Cell<u64>,
+    /// Which `ASKED` it has answered.
+    answered: Cell<u64>,
     /// How many callers up the stack would catch a bailout that unwinds.
     pub catching_count: Cell<usize>,
     /// The number of the innermost suspension the thread is in; 0: none. Later ones have larger
@@ -149,8 +160,9 @@ fn each_thread(visit: impl FnMut(&Thread)) {
 /// Gives the idle memory of this thread and of the process back to the system. Returns the bytes
 /// given back.
 pub fn trim() -> usize {
+    ASKED.fetch_add(1, Ordering::Relaxed);
     if let Some(thread) = current() {
-        thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
+        HEAP.flush(&thread.cache);
         for control in thread.stash.iter().take(thread.stash_count.get()) {
             // SAFETY: a stashed control block (M1), which is this thread's.
             HEAP.release_warm_of(unsafe { &*control.get() });

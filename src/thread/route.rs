@@ -3,7 +3,7 @@
 use super::life::current_or_start;
 use super::persistent::{align_block, alloc_persistent};
 use super::refusal::tell_refusal;
-use super::{HEAP, RUNNING_COUNT, Thread, current, current_control};
+use super::{ASKED, HEAP, RUNNING_COUNT, Thread, current, current_control};
 use crate::base::os;
 use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
 use crate::base::sync::{Ordering, Patience};
@@ -19,8 +19,14 @@ use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::ptr::null;
 
-/// How many slow paths run between two looks at the clock.
-const SLOW_PATHS_PER_LOOK: u32 = 32;
+/// How many slow paths run between two looks at the clock, unless the thread is quiet.
+const SLOW_PATHS_PER_LOOK: u32 = 8;
+/// A thread between two of whose looks so much time passes is quiet: every slow path looks, and in
+/// its cache every free takes the slow path.
+const QUIET_MILLISECONDS: u64 = 20;
+/// How many looks in a row must come within less than this for it to be brisk again.
+const BRISK_LOOKS: u32 = 16;
+const BRISK_MILLISECONDS: u64 = 2;
 
 /// Allocates when the fast path found nothing or does not apply. Reports a refusal at a request's
 /// limit: only its program knows whether it can do without.
@@ -49,19 +55,36 @@ pub fn alloc_persistent_slow(size: usize, align: usize) -> Allocated {
 }
 
 impl Thread {
-    /// Looks at the clock on one slow path in `SLOW_PATHS_PER_LOOK`, and lets idle memory go back.
+    /// Looks at the clock on one slow path in `SLOW_PATHS_PER_LOOK`, on every one of a quiet
+    /// thread, and gives up what it is asked for.
     fn tick(&self) {
-        let count = self.slow_count.get() + 1;
-        self.slow_count.set(count % SLOW_PATHS_PER_LOOK);
-        if count == SLOW_PATHS_PER_LOOK {
-            let now = os::coarse_milliseconds();
-            if now >= self.next_age.get() {
-                self.next_age.set(now + TICK_MILLISECONDS);
-                self.cache.set_share(RUNNING_COUNT.load(Ordering::Relaxed));
-                self.cache.age(|class, magazine| HEAP.put_magazine(class, magazine));
-            }
-            HEAP.tick(now);
+        let asked = ASKED.load(Ordering::Relaxed);
+        if self.answered.replace(asked) != asked {
+            HEAP.flush(&self.cache);
         }
+        let count = self.slow_count.get() + 1;
+        self.slow_count.set(count);
+        if count >= SLOW_PATHS_PER_LOOK || self.cache.is_quiet() {
+            self.look_at_clock();
+        }
+    }
+
+    /// Lets idle memory go back.
+    fn look_at_clock(&self) {
+        let now = os::coarse_milliseconds();
+        self.slow_count.set(0);
+        let since = now.saturating_sub(self.looked_at.replace(now));
+        let brisk_count = if since < BRISK_MILLISECONDS { self.brisk_count.get() + 1 } else { 0 };
+        self.brisk_count.set(brisk_count % BRISK_LOOKS);
+        if since >= QUIET_MILLISECONDS || brisk_count == BRISK_LOOKS {
+            self.cache.set_quiet(since >= QUIET_MILLISECONDS);
+        }
+        if now >= self.next_age.get() {
+            self.next_age.set(now + TICK_MILLISECONDS);
+            self.cache.set_share(RUNNING_COUNT.load(Ordering::Relaxed));
+            HEAP.age_cache(&self.cache);
+        }
+        HEAP.tick(now);
     }
 }
 
@@ -141,7 +164,7 @@ fn write_trace(block: Block, class: Option<Class>, needed: usize, asked_bytes: u
 #[cold]
 #[inline(never)]
 pub fn free_slow(payload: usize, size: usize, align: usize) {
-    let thread = current_or_start();
+    let thread = current_and_tick();
     let found = HEAP.judge(payload, size, align);
     HEAP.mark_aligned_freed(payload, found.block);
     free_judged(thread, &found);
@@ -153,17 +176,17 @@ pub fn free_judged(thread: Option<&Thread>, found: &Found<'_>) {
     HEAP.free(found, thread.map(|thread| &thread.cache), lane);
 }
 
-/// Takes blocks out of a bin that is over its cap, in the cache or in the lane this thread is in.
+/// Looks at a bin whose room is used up, in the cache or in the lane this thread is in.
 #[cold]
 #[inline(never)]
-pub fn bin_full_slow(bins: &Bins, class: Class) {
+pub fn look_slow(bins: &Bins, class: Class) {
     let Some(thread) = current() else { return };
     thread.tick();
     if bins.kind() != Kind::Lane {
-        return HEAP.spill(&thread.cache, class);
+        return HEAP.look(&thread.cache, class);
     }
     if let Some((control, lane)) = thread.active_lane() {
-        control.lane_bin_full(lane, class);
+        control.look_at_bin(lane, class);
     }
 }
 
