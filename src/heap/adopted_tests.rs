@@ -4,6 +4,7 @@ use super::Heap;
 use super::found::Place;
 use super::tests::{finish, free, new_cache, new_heap, one_request, open, use_class};
 use crate::base::size_class::{Class, PAGE_BYTES};
+use crate::blocks::bin::Freed;
 use crate::blocks::region::{Ids, MAX_STRIDE_IN_HOLES, next_hole};
 use crate::lockfree::header::{Block, NONE};
 use crate::lockfree::token::publish;
@@ -182,10 +183,12 @@ fn a_region_is_over_while_its_persisted_block_is_being_reaped() {
         assert!(heap.persist(&found, found.owner().unwrap()));
         let last = heap.alloc_persistent(None, class).block;
         // The bin is a magazine that has the persisted block first.
-        cache.bins.bin(class).set_cap(2);
-        free(heap, &cache, last);
-        free(heap, &cache, persisted);
-        let magazine = cache.bins.bin(class).take_all();
+        let bin = cache.bins.bin(class);
+        bin.renew(2);
+        for block in [last, persisted] {
+            assert!(cache.bins.free(block, class) == Freed::Done);
+        }
+        let magazine = bin.take_all();
         assert_eq!((magazine.head, magazine.count), (persisted, 2));
         let (before_bytes, survivor) = (heap.adopted.held_bytes(), Cell::new(0));
         let interrupted = Interrupted {
