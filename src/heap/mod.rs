@@ -15,7 +15,7 @@ mod fork;
 mod tests;
 
 use crate::base::os;
-use crate::base::sync::{AtomicU64, Lock, step};
+use crate::base::sync::{AtomicBool, AtomicU64, Lock, step};
 use crate::blocks::identity::Identity;
 use crate::lockfree::header::Header;
 use crate::pages::adopted::AdoptedSpans;
@@ -35,6 +35,10 @@ pub struct Heap {
     store: Store,
     controls: Controls,
     next_tick: AtomicU64,
+    /// When a portion of what is due is done next.
+    next_portion: AtomicU64,
+    /// Whether anything is due since the last tick.
+    has_work: AtomicBool,
 }
 
 impl Heap {
@@ -50,6 +54,8 @@ impl Heap {
             store: Store::new(),
             controls: Controls::new(),
             next_tick: AtomicU64::new(0),
+            next_portion: AtomicU64::new(0),
+            has_work: AtomicBool::new(false),
         }
     }
 
