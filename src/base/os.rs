@@ -156,8 +156,10 @@ pub fn page_bytes() -> usize {
     match PAGE_BYTES.load(Ordering::Relaxed) {
         0 => {
             let bytes = ask_for_page_bytes();
-            PAGE_BYTES.store(bytes, Ordering::Relaxed);
-            bytes
+            // What was answered once stays: another answer would be that of a refused mapping.
+            let before =
+                PAGE_BYTES.compare_exchange(0, bytes, Ordering::Relaxed, Ordering::Relaxed);
+            before.map_or_else(|earlier| earlier, |_| bytes)
         }
         bytes => bytes,
     }

@@ -57,7 +57,7 @@ const MAX_MAGAZINE_COUNT: u32 = 256;
 const MAX_MAGAZINE_BYTES: u32 = 32 * 1024;
 
 /// Most pages of a slab.
-const MAX_SLAB_PAGES: usize = 24;
+pub const MAX_SLAB_PAGES: usize = 24;
 
 /// A slab that wastes at most one part in this many is not made longer.
 const SLAB_WASTE_DIVISOR: usize = 32;

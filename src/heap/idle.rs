@@ -1,13 +1,19 @@
 //! Memory that nobody uses goes back: some of it over time, all of it when asked for.
 
 use super::Heap;
-use crate::base::sync::Ordering;
+use crate::base::sync::{AtomicU64, Ordering};
 use crate::blocks::holes::tidy_up;
+use crate::persistent::store::PORTION_BLOCKS;
 use crate::request::control::Control;
 use crate::request::finish;
 
 /// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
+
+/// The interval at which a portion is done of what is due since a tick.
+const PORTION_MILLISECONDS: u64 = 10;
+/// Most portions that are done at once, for a thread that comes by late.
+const MOST_PORTIONS: u64 = 10;
 
 /// What the process has, not counting the thread caches.
 #[derive(Clone, Copy, Default)]
@@ -30,32 +36,36 @@ impl Heap {
         self.store.most_bytes() + cached + free + self.controls.warm_bytes()
     }
 
-    /// Gives back what has been idle since the last tick, if a tick is due.
+    /// Gives back what has been idle since the last tick, if a tick is due, or a portion of what is
+    /// due since then.
     pub fn tick(&self, now: u64) {
-        let due = self.next_tick.load(Ordering::Relaxed);
-        let next = now + TICK_MILLISECONDS;
-        let is_mine = now >= due
-            && self
-                .next_tick
-                .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
-        if is_mine {
-            self.store.age(self);
+        if claim(&self.next_tick, now, TICK_MILLISECONDS).is_some() {
+            self.store.age();
             self.mappings.decay(&self.pages, Some(now));
             self.pages.purge(true);
+            self.has_work.store(true, Ordering::Relaxed);
+        }
+        if !self.has_work.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(late) = claim(&self.next_portion, now, PORTION_MILLISECONDS) {
+            let portions = (late / PORTION_MILLISECONDS + 1).min(MOST_PORTIONS) as usize;
+            if self.store.work(portions * PORTION_BLOCKS, self) {
+                self.has_work.store(false, Ordering::Relaxed);
+            }
         }
     }
 
     /// Gives everything idle back to the system: depots, warm regions, cached mappings, free pages.
     /// Returns the bytes that went.
     pub fn release_all_idle(&self) -> usize {
-        self.store.release(self);
+        let purged = self.store.release(self);
         let persistent = self.persistent_tag().id();
         self.adopted.take_all(|span| tidy_up(self, span, persistent));
         if self.controls.warm_bytes() != 0 {
             self.controls.each_pooled(|control| self.release_warm_of(control));
         }
-        self.mappings.decay(&self.pages, None) + self.pages.purge(false)
+        purged + self.mappings.decay(&self.pages, None) + self.pages.purge(false)
     }
 
     /// Gives back the warm regions of one idle control block.
@@ -75,6 +85,14 @@ impl Heap {
             adopted: self.adopted.held_bytes(),
         }
     }
+}
+
+/// Claims what is due at a time, if it is due, and says when it is next. Returns how late it is.
+fn claim(next: &AtomicU64, now: u64, interval: u64) -> Option<u64> {
+    let due = next.load(Ordering::Relaxed);
+    let claimed = now >= due
+        && next.compare_exchange(due, now + interval, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    claimed.then(|| now - due)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::lockfree::judged::has_changed;
 use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
+use crate::persistent::slab_purge::is_purged;
 use crate::request::control::Control;
 
 impl Heap {
@@ -131,6 +132,9 @@ impl Heap {
 
     /// Looks at the header of a block; fatal, naming the fault, if anything is wrong with it.
     fn live_block<'h>(&'h self, payload: usize, block: Block, span: &'h Span) -> Found<'h> {
+        if Raw.header(block).load(Ordering::Relaxed) == 0 && is_purged(span, block) {
+            fatal::double_free(payload);
+        }
         if !starts_a_block(span, block) {
             fatal::not_a_block(payload);
         }

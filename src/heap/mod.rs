@@ -17,7 +17,7 @@ mod tests;
 mod adopted_tests;
 
 use crate::base::os;
-use crate::base::sync::{AtomicU64, Lock, step};
+use crate::base::sync::{AtomicBool, AtomicU64, Lock, step};
 use crate::blocks::identity::Identity;
 use crate::lockfree::header::Header;
 use crate::pages::adopted::AdoptedSpans;
@@ -39,6 +39,10 @@ pub struct Heap {
     controls: Controls,
     credit: CacheCredit,
     next_tick: AtomicU64,
+    /// When a portion of what is due is done next.
+    next_portion: AtomicU64,
+    /// Whether anything is due since the last tick.
+    has_work: AtomicBool,
 }
 
 impl Heap {
@@ -55,6 +59,8 @@ impl Heap {
             controls: Controls::new(),
             credit: CacheCredit::new(),
             next_tick: AtomicU64::new(0),
+            next_portion: AtomicU64::new(0),
+            has_work: AtomicBool::new(false),
         }
     }
 

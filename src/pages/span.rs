@@ -7,7 +7,8 @@
 //! |---|---|---|---|
 //! | all | `kind`, `class`, `base`, `bytes`, `owner` | the thread that describes the span, before it is published; of a mapping, its block's owner | any thread |
 //! | all | `next`, `previous` | the holder of the list: the class's lock; the lane's occupant, then the closer; the request's lock of large blocks; the store of mappings | the same |
-//! | `slab` | all | under the class's lock | the same |
+//! | `counts`, `slab` | all but `range`, `uncut`, `was_purged` | under the class's lock | the same |
+//! | `slab` | `range`, `uncut`, `was_purged` | under the class's lock; of a slab in hand, who has it in hand | the same; when a fatal error is worded |
 //! | `region` | `cut_end`, `is_charged_as_warm` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
@@ -20,14 +21,17 @@
 //! | `mapping` | `cached_at` | the thread that puts it into the store, before it is listed | the thread that takes it out |
 //! | `mapping` | `looseness` | see `looseness` | any thread that may want to change `bytes` |
 
+use crate::base::os::MIN_PAGE_BYTES;
+use crate::base::size_class::{MAX_SLAB_PAGES, PAGE_BYTES};
 use crate::base::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Gauge, Ordering};
-use crate::lockfree::header::Block;
+use crate::lockfree::header::{Block, NONE};
 use crate::lockfree::large::LargeBlock;
 use crate::lockfree::looseness::Looseness;
 use crate::lockfree::pool::Successors;
 use crate::lockfree::said::Said;
 use crate::lockfree::token::AdoptedCount;
 use core::cell::Cell;
+use core::ops::Range;
 use core::ptr::{null, with_exposed_provenance};
 
 /// What the pages of a span are used for.
@@ -48,16 +52,76 @@ pub enum SpanKind {
     Cached,
 }
 
-/// The blocks of a slab that are not out in magazines.
+/// How many of the blocks of a slab are where.
+pub struct SlabCounts {
+    /// How many came back and are on its list.
+    pub free: Cell<u16>,
+    /// How many are out: in magazines, in bins or in use.
+    pub out: Cell<u16>,
+    /// How many came back since it was last looked through for pages to purge.
+    pub returned: Cell<u16>,
+}
+
+/// The blocks of a slab that are not out.
 pub struct SlabBlocks {
-    /// Blocks that came back.
-    pub free: Cell<Block>,
-    /// How many came back.
-    pub free_count: Cell<u32>,
-    /// How many were ever cut.
-    pub cut_count: Cell<u32>,
-    /// Whether the span is on its class's list of slabs with room.
-    pub listed: Cell<bool>,
+    /// How far from the base the first block is that came back; 0: there is none.
+    free_offset: Cell<u32>,
+    /// The blocks that are cut next: the first in the lower half, the one behind the last in the
+    /// upper half.
+    range: AtomicU32,
+    /// A bit for every page of the system that a header may be in: those whose blocks are cut after
+    /// the range. A purged page reads as zero.
+    uncut: [AtomicU32; UNCUT_WORDS],
+    /// The list the span is on; 0: none.
+    pub list: Cell<u8>,
+    /// The tick of its last change that keeps it from being looked through.
+    pub changed_at: Cell<u8>,
+    /// Whether pages of it were ever purged.
+    pub was_purged: AtomicBool,
+}
+
+const UNCUT_WORDS: usize = 3;
+
+const _: () = assert!(
+    MAX_SLAB_PAGES * PAGE_BYTES / MIN_PAGE_BYTES <= UNCUT_WORDS * u32::BITS as usize,
+    "a bit for every page of the system that a slab is in"
+);
+
+impl SlabBlocks {
+    fn open(&self) {
+        self.free_offset.set(0);
+        self.set_range(0..0);
+        self.set_uncut(0);
+        self.list.set(0);
+        self.changed_at.set(0);
+        self.was_purged.store(false, Ordering::Relaxed);
+    }
+
+    /// The blocks that are cut next.
+    pub fn range(&self) -> Range<u32> {
+        let word = self.range.load(Ordering::Relaxed);
+        word & 0xffff..word >> 16
+    }
+
+    /// Changes the range by one store.
+    pub fn set_range(&self, range: Range<u32>) {
+        self.range.store(range.end << 16 | range.start, Ordering::Relaxed);
+    }
+
+    /// The pages of the system whose blocks are cut after the range.
+    pub fn uncut(&self) -> u128 {
+        self.uncut
+            .iter()
+            .rev()
+            .fold(0, |mask, word| mask << u32::BITS | u128::from(word.load(Ordering::Relaxed)))
+    }
+
+    /// Changes them, word by word.
+    pub fn set_uncut(&self, uncut: u128) {
+        for (index, word) in self.uncut.iter().enumerate() {
+            word.store((uncut >> (index as u32 * u32::BITS)) as u32, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The part of a region.
@@ -192,15 +256,17 @@ pub struct Span {
     successor: AtomicU64,
     kind: AtomicU8,
     class: AtomicU8,
+    /// For a slab.
+    pub counts: SlabCounts,
     base: AtomicUsize,
-    bytes: AtomicUsize,
-    owner: AtomicU64,
     /// Neighbours in the one list the span is on.
     pub next: Cell<*const Span>,
     /// See `next`.
     pub previous: Cell<*const Span>,
     /// For a slab.
     pub slab: SlabBlocks,
+    bytes: AtomicUsize,
+    owner: AtomicU64,
     /// For a region.
     pub region: RegionState,
     /// For the span or mapping of a large or mapped block.
@@ -214,6 +280,10 @@ unsafe impl Sync for Span {}
 
 const _: () =
     assert!(size_of::<Span>() <= 3 * align_of::<Span>(), "a descriptor is three cache lines");
+const _: () = assert!(
+    core::mem::offset_of!(Span, slab) + size_of::<SlabBlocks>() <= align_of::<Span>(),
+    "taking a block back touches one cache line of a descriptor"
+);
 const _: () = assert!(SpanKind::Free as u8 == 0, "a zeroed descriptor describes nothing");
 
 impl Span {
@@ -225,10 +295,10 @@ impl Span {
         self.owner.store(owner, Ordering::Relaxed);
         self.next.set(null());
         self.previous.set(null());
-        self.slab.free.set(0);
-        self.slab.free_count.set(0);
-        self.slab.cut_count.set(0);
-        self.slab.listed.set(false);
+        self.counts.free.set(0);
+        self.counts.out.set(0);
+        self.counts.returned.set(0);
+        self.slab.open();
         self.region.cut_end.set(base);
         self.region.sweeper.store(0, Ordering::Relaxed);
         self.region.count.arm();
@@ -284,6 +354,22 @@ impl Span {
     /// Changes the length.
     pub fn set_bytes(&self, bytes: usize) {
         self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the first block on a slab's list; `NONE`: it is empty.
+    #[inline]
+    pub fn free(&self) -> Block {
+        match self.slab.free_offset.get() {
+            0 => NONE,
+            offset => self.base() + offset as usize,
+        }
+    }
+
+    /// Changes the first block on a slab's list.
+    #[inline]
+    pub fn set_free(&self, block: Block) {
+        let offset = if block == NONE { 0 } else { block - self.base() };
+        self.slab.free_offset.set(offset as u32);
     }
 
     /// Serial of the request that the block of the span belongs to, or that cuts the region; 0:

@@ -1,5 +1,8 @@
 //! The persistent lifetime: blocks of the process.
 
+pub mod slab_pages;
+pub mod slab_lists;
+pub mod slab_purge;
 pub mod slab;
 pub mod cache;
 pub mod from_holes;

@@ -1,303 +1,338 @@
 //! Slabs: spans cut into persistent blocks of one class.
 //!
-//! - **A1** Of a slab's blocks, `free_count` are on its own list, `slab_count - cut_count` were
-//!   never cut, and the rest are out in magazines, in bins or in use.
-//! - **A2** A slab is on its class's list while it has a block to give; when all of its blocks are
-//!   back it is nobody's, and its pages go.
-//! - **A3** The list is whole from its first slab on at every step, and all else but `touched`
-//!   follows from it, so a process that is forked meanwhile can rebuild the rest.
+//! - **A1** Of a slab's blocks, `counts.free` are on its own list, `counts.out` are out in magazines,
+//!   in bins or in use, and the others are *uncut*: in its range, or in pages of the system that are
+//!   marked as uncut. A block is of the page that its header is in.
 
-use crate::base::fatal;
-use crate::base::size_class::{Class, HEADER_BYTES};
+use crate::base::os;
+use crate::base::size_class::Class;
 use crate::base::sync::{Lock, Ordering, step};
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
-use crate::pages::span::{Span, SpanKind};
-use core::ptr::null;
+use crate::pages::span::Span;
+use crate::persistent::slab_lists::{Place, SlabLists, idle_blocks, is_worth_a_look, uncut_blocks};
+use crate::persistent::slab_pages::SlabPages;
+use crate::persistent::slab_purge::{has_candidates, purge_free_pages};
+use core::ops::Range;
 
-struct Listed {
-    first: *const Span,
-    /// Blocks on the slabs' own lists, and those that were never cut: a figure for `stats`.
-    idle_count: usize,
-    /// The slab being changed.
-    touched: *const Span,
-}
-
-// SAFETY: the pointers are to descriptors (M1), whose lists the lock guards.
-unsafe impl Send for Listed {}
+/// Most slabs that blocks are taken from at once, while there are few.
+const MAX_SLABS_AT_ONCE: u32 = 4;
+/// The part of what is wanted that is not few.
+const ENOUGH_DIVISOR: u32 = 4;
+/// At how many ticks a slab must be found unchanged before its free pages are purged.
+const LOOKS_BEFORE_PURGE: u8 = 2;
 
 /// The slabs of one class.
 pub struct Slabs {
-    listed: Lock<Listed>,
+    lists: Lock<SlabLists>,
 }
 
 /// What `take_listed` took under the lock; the blocks are linked outside it, where page faults keep
 /// nobody waiting.
 struct Cut {
     recycled: Magazine,
-    fresh_base: usize,
-    fresh_count: u32,
+    /// The first of the blocks that are cut.
+    first: Block,
+    count: u32,
+}
+
+/// What was looked through, and what came of it.
+pub struct Looked {
+    /// Blocks that were looked at.
+    pub blocks: u32,
+    /// Bytes that were purged.
+    pub bytes: usize,
 }
 
 impl Slabs {
     /// Creates an empty list of slabs.
     pub const fn new() -> Self {
-        Self { listed: Lock::new(Listed { first: null(), idle_count: 0, touched: null() }) }
+        Self { lists: Lock::new(SlabLists::new()) }
     }
 
-    /// Takes up to `want` free blocks from one slab, which `fresh_slab` makes if none has any.
-    /// `Magazine::EMPTY`: there is no memory for a slab.
+    /// Takes up to `want` free blocks from slabs that have some. `Magazine::EMPTY`: none has.
     pub fn take(&self, class: Class, want: u32, free_header: Header) -> Magazine {
-        match self.take_listed(class, want) {
-            Some(cut) => link_fresh(class, cut, free_header),
-            None => Magazine::EMPTY,
+        let mut taken = Magazine::EMPTY;
+        for _ in 0..MAX_SLABS_AT_ONCE {
+            let Some(cut) = self.take_listed(class, want - taken.count) else { break };
+            taken = link(class, cut, taken, free_header);
+            if taken.count * ENOUGH_DIVISOR >= want {
+                break;
+            }
         }
+        taken
     }
 
-    /// Lists a new slab.
-    pub fn add(&self, class: Class, span: &Span) {
-        let mut listed = self.listed.lock();
-        push(&mut listed, span);
-        step();
-        listed.idle_count += class.slab_count() as usize;
-        listed.touched = null();
+    /// Takes up to `want` blocks of a new slab, and lists that.
+    pub fn take_first(
+        &self,
+        class: Class,
+        span: &Span,
+        want: u32,
+        free_header: Header,
+    ) -> Magazine {
+        let (count, slab) = (class.slab_count(), &span.slab);
+        let taken = want.min(count);
+        span.counts.out.set(taken as u16);
+        slab.set_range(taken..count);
+        if taken < count {
+            let mut lists = self.lists.lock();
+            lists.touch(span);
+            lists.relist(span, count, false);
+            lists.idle_count += (count - taken) as usize;
+            lists.let_go();
+        }
+        let first = pages_of(class, span).block(0);
+        let cut = Cut { recycled: Magazine::EMPTY, first, count: taken };
+        link(class, cut, Magazine::EMPTY, free_header)
     }
 
     fn take_listed(&self, class: Class, want: u32) -> Option<Cut> {
-        let mut listed = self.listed.lock();
-        // SAFETY: null, or a descriptor (M1): a slab of this class, on the list that the lock
-        // guards.
-        let span = unsafe { listed.first.as_ref()? };
-        listed.touched = span;
-        step();
+        let mut lists = self.lists.lock();
+        let span = lists.fullest()?;
+        lists.touch(span);
         let slab = &span.slab;
         let recycled = take_recycled(span, want);
-        let cut_before = slab.cut_count.get();
-        let fresh_count = (want - recycled.count).min(class.slab_count() - cut_before);
-        slab.cut_count.set(cut_before + fresh_count);
+        let fresh = cut(class, span, want - recycled.count);
+        let count = recycled.count + fresh.len() as u32;
+        span.counts.out.set(span.counts.out.get() + count as u16);
         step();
-        listed.idle_count -= (recycled.count + fresh_count) as usize;
+        lists.idle_count -= count as usize;
         step();
-        if slab.free_count.get() == 0 && slab.cut_count.get() == class.slab_count() {
-            remove(&mut listed, span);
-        }
-        listed.touched = null();
-        let fresh_base = span.base() + HEADER_BYTES + cut_before as usize * class.stride_bytes();
-        Some(Cut { recycled, fresh_base, fresh_count })
+        slab.changed_at.set(lists.now);
+        let is_settled = SlabLists::place(span) == Place::Listed { is_settled: true };
+        lists.relist(span, class.slab_count(), is_settled);
+        lists.let_go();
+        let first = pages_of(class, span).block(fresh.start);
+        Some(Cut { recycled, first, count: fresh.len() as u32 })
     }
 
-    /// Takes blocks back, one after the other, and passes slabs that are whole again to `release`.
-    /// `span_of` finds the slab of a block.
-    pub fn reap<'h>(
+    /// Takes blocks back, each with its slab, and passes slabs that are whole again to `release`.
+    pub fn take_back<'h>(
         &self,
         class: Class,
-        magazine: Magazine,
-        span_of: impl Fn(Block) -> &'h Span,
+        blocks: &[Option<(Block, &'h Span)>],
         release: impl Fn(&'h Span),
     ) {
-        let mut block = magazine.head;
-        let mut left = magazine.count;
-        while left > 0 {
-            let mut whole: *const Span = null();
-            {
-                let mut listed = self.listed.lock();
-                while left > 0 && whole.is_null() {
-                    let next = Raw.link(block);
-                    whole = take_back(&mut listed, class, span_of(block), block);
-                    block = next;
-                    left -= 1;
-                }
-            }
-            // SAFETY: null, or a slab that `take_back` returned: it is on no list, and no block of
-            // it is out.
-            if let Some(span) = unsafe { whole.as_ref() } {
+        let count = class.slab_count();
+        let mut left = blocks.iter().flatten().peekable();
+        while left.peek().is_some() {
+            let mut lists = self.lists.lock();
+            let whole = left.find(|(block, span)| take_back_one(&mut lists, count, span, *block));
+            drop(lists);
+            if let Some((_, span)) = whole {
                 release(span);
             }
         }
     }
 
-    /// Makes the list whole in a process that was just forked (A3).
+    /// A tick has come, with this number.
+    pub fn tick(&self, now: u8) {
+        self.lists.lock().now = now;
+    }
+
+    /// Every slab to which anything has come back is to be looked through. Returns how many.
+    pub fn unsettle(&self, class: Class) -> usize {
+        self.lists.lock().unsettle(class.slab_count())
+    }
+
+    /// Looks through the slab that has been unchanged for longest, and purges its free pages: their
+    /// blocks are uncut then. `at_once`: however long it has been. `None`: there is no such slab.
+    pub fn purge_one<'h>(
+        &self,
+        class: Class,
+        at_once: bool,
+        release: impl Fn(&'h Span),
+    ) -> Option<Looked> {
+        let page_bytes = os::page_bytes();
+        let span = self.take_in_hand(class, if at_once { 0 } else { LOOKS_BEFORE_PURGE })?;
+        let pages = SlabPages::new(class, span.base(), span.end(), page_bytes);
+        let mut looked = Looked { blocks: 0, bytes: 0 };
+        let mut kept = Magazine::EMPTY;
+        if has_candidates(span, &pages, &mut looked.blocks) {
+            let listed = self.take_all(span);
+            looked.blocks += listed.count;
+            (kept, looked.bytes) = purge_free_pages(span, &pages, listed);
+        }
+        if self.put_back(class, span, kept, &pages) {
+            release(span);
+        }
+        Some(looked)
+    }
+
+    fn take_in_hand<'h>(&self, class: Class, least_ticks: u8) -> Option<&'h Span> {
+        let mut lists = self.lists.lock();
+        let span = lists.oldest(least_ticks)?;
+        lists.touch(span);
+        lists.take_in_hand(span, class.slab_count());
+        span.counts.returned.set(0);
+        lists.let_go();
+        Some(span)
+    }
+
+    /// Takes all that is on the list of a slab in hand.
+    fn take_all(&self, span: &Span) -> Magazine {
+        let mut lists = self.lists.lock();
+        lists.touch(span);
+        let taken = take_recycled(span, u32::MAX);
+        lists.let_go();
+        taken
+    }
+
+    /// Puts a slab that was in hand back, with what is left of its list behind what has come back
+    /// meanwhile. Returns whether it is whole.
+    fn put_back(&self, class: Class, span: &Span, kept: Magazine, pages: &SlabPages) -> bool {
+        let count = class.slab_count();
+        let uncut_count = uncut_blocks(span, pages);
+        let mut lists = self.lists.lock();
+        lists.touch(span);
+        if SlabLists::place(span) != Place::InHand {
+            // A signal handler has forked meanwhile, and this is the child.
+            lists.idle_count -= idle_blocks(span, count);
+        }
+        if !kept.is_empty() {
+            match linked(&Raw, span.free()).last() {
+                Some(last) => Raw.set_link(last, kept.head),
+                None => span.set_free(kept.head),
+            }
+            step();
+        }
+        let free_count = u32::from(span.counts.free.get()) + kept.count;
+        span.counts.free.set(free_count as u16);
+        step();
+        span.counts.out.set((count - free_count - uncut_count) as u16);
+        step();
+        let is_whole = lists.relist(span, count, !is_worth_a_look(span));
+        if !is_whole {
+            lists.idle_count += idle_blocks(span, count);
+        }
+        lists.let_go();
+        is_whole
+    }
+
+    /// Makes the lists whole in a process that was just forked (A3).
     ///
     /// # Safety
     /// As for `Lock::recover`.
     pub unsafe fn recover(&self, class: Class) {
+        let page_bytes = os::page_bytes();
         // SAFETY: the caller's contract.
         unsafe {
-            self.listed.recover(|listed, is_torn| {
-                if is_torn {
-                    repair(listed, class);
-                }
-            });
+            self.lists.recover(|lists, is_torn| lists.repair(class, page_bytes, is_torn));
         }
     }
 
     /// Returns how many blocks lie in slabs.
     pub fn idle_count(&self) -> usize {
-        self.listed.lock().idle_count
+        self.lists.lock().idle_count
     }
 
-    /// Walks the list; fatal if a slab on it contradicts A1 or A2.
+    /// Walks the lists; fatal if a slab contradicts A1, A2 or A5.
     pub fn check(&self, class: Class) {
-        let listed = self.listed.lock();
-        let mut idle = 0;
-        let mut at = listed.first;
-        // SAFETY: as in `take_listed`.
-        while let Some(span) = unsafe { at.as_ref() } {
-            if span.kind() != SpanKind::Slab || span.class_index() != class.index() {
-                fatal::broken("class of a listed slab", span.class_index(), class.index());
-            }
-            let count = free_blocks(span);
-            if count != span.slab.free_count.get() {
-                fatal::broken(
-                    "free blocks of a slab",
-                    count as usize,
-                    span.slab.free_count.get() as usize,
-                );
-            }
-            idle += idle_blocks(span, class);
-            at = span.next.get();
-        }
-        if idle != listed.idle_count {
-            fatal::broken("idle blocks of a class", idle, listed.idle_count);
-        }
+        let page_bytes = os::page_bytes();
+        self.lists.lock().check(class, page_bytes);
     }
 }
 
-/// Rebuilds what follows from the list (A3).
-fn repair(listed: &mut Listed, class: Class) {
-    // SAFETY: null, or the descriptor (M1) of a slab that the thread with the lock was changing.
-    if let Some(touched) = unsafe { listed.touched.as_ref() } {
-        touched.slab.free_count.set(free_blocks(touched));
-        touched.slab.listed.set(false);
-    }
-    listed.idle_count = 0;
-    let (mut previous, mut at) = (null(), listed.first);
-    // SAFETY: as in `take_listed`.
-    while let Some(span) = unsafe { at.as_ref() } {
-        span.previous.set(previous);
-        span.slab.listed.set(true);
-        listed.idle_count += idle_blocks(span, class);
-        previous = at;
-        at = span.next.get();
-    }
-    // SAFETY: as above.
-    let touched = unsafe { listed.touched.as_ref() };
-    if let Some(exhausted) = touched.filter(|span| idle_blocks(span, class) == 0) {
-        if exhausted.slab.listed.get() {
-            remove(listed, exhausted);
-        }
-    }
-    listed.touched = null();
-}
-
-/// Counts the blocks on a slab's own list.
-fn free_blocks(span: &Span) -> u32 {
-    linked(&Raw, span.slab.free.get()).count() as u32
+fn pages_of(class: Class, span: &Span) -> SlabPages {
+    SlabPages::new(class, span.base(), span.end(), os::page_bytes())
 }
 
 /// Takes up to `want` blocks off a slab's own list.
 fn take_recycled(span: &Span, want: u32) -> Magazine {
-    let slab = &span.slab;
-    let (head, available) = (slab.free.get(), slab.free_count.get());
+    let (head, available) = (span.free(), u32::from(span.counts.free.get()));
     if available <= want {
-        slab.free.set(NONE);
+        span.set_free(NONE);
         step();
-        slab.free_count.set(0);
+        span.counts.free.set(0);
         step();
         return Magazine { head, count: available };
     }
     let last = (1..want).fold(head, |block, _| Raw.link(block));
-    slab.free.set(Raw.link(last));
+    span.set_free(Raw.link(last));
     step();
-    slab.free_count.set(available - want);
+    span.counts.free.set((available - want) as u16);
     step();
     Raw.set_link(last, NONE);
     Magazine { head, count: want }
 }
 
-/// Writes the headers and links of the blocks just cut, in address order, before the recycled ones.
-fn link_fresh(class: Class, cut: Cut, free_header: Header) -> Magazine {
+/// Takes up to `want` neighbours that are uncut.
+fn cut(class: Class, span: &Span, want: u32) -> Range<u32> {
+    let slab = &span.slab;
+    let mut range = slab.range();
+    if range.is_empty() && want > 0 && slab.uncut() != 0 {
+        range = take_uncut_pages(class, span, want);
+    }
+    let end = range.end.min(range.start + want);
+    slab.set_range(end..range.end);
+    step();
+    range.start..end
+}
+
+/// Takes the first pages that are uncut, no more than `want` blocks need, as the new range. Pages
+/// are marked after the system was asked how long they are, so it is not asked under the lock.
+fn take_uncut_pages(class: Class, span: &Span, want: u32) -> Range<u32> {
+    let (slab, pages) = (&span.slab, pages_of(class, span));
+    let mut uncut = slab.uncut();
+    let first = uncut.trailing_zeros() as usize;
+    let mut end = first;
+    while uncut >> end & 1 == 1 && pages.blocks_in(first..end).len() < want as usize {
+        uncut &= !(1 << end);
+        end += 1;
+    }
+    slab.set_uncut(uncut);
+    step();
+    pages.blocks_in(first..end)
+}
+
+/// Writes the headers and links of the blocks just cut, in address order, before the recycled ones
+/// and those that were `taken` before.
+fn link(class: Class, cut: Cut, taken: Magazine, free_header: Header) -> Magazine {
     let stride = class.stride_bytes();
-    let first = cut.fresh_base + HEADER_BYTES;
     let mut head = cut.recycled.head;
-    for index in (0..cut.fresh_count as usize).rev() {
-        let block = first + index * stride;
+    if taken.count > 0 {
+        match linked(&Raw, head).last() {
+            Some(last) => Raw.set_link(last, taken.head),
+            None => head = taken.head,
+        }
+    }
+    for number in (0..cut.count as usize).rev() {
+        let block = cut.first + number * stride;
         Raw.header(block).store(free_header.0, Ordering::Relaxed);
         Raw.set_link(block, head);
         head = block;
     }
-    Magazine { head, count: cut.recycled.count + cut.fresh_count }
+    Magazine { head, count: cut.recycled.count + cut.count + taken.count }
 }
 
-/// Puts a block on its slab's list. Returns the slab, unlisted, if it is whole; else null.
-fn take_back(listed: &mut Listed, class: Class, span: &Span, block: Block) -> *const Span {
-    let slab = &span.slab;
-    listed.touched = span;
+/// Puts a block on the list of its slab, which has `count`. Returns whether all are back: the slab
+/// is on no list then.
+#[inline]
+fn take_back_one(lists: &mut SlabLists, count: u32, span: &Span, block: Block) -> bool {
+    lists.touch(span);
+    Raw.set_link(block, span.free());
     step();
-    Raw.set_link(block, slab.free.get());
+    span.set_free(block);
     step();
-    slab.free.set(block);
+    span.counts.free.set(span.counts.free.get() + 1);
+    span.counts.returned.set(span.counts.returned.get() + 1);
+    span.counts.out.set(span.counts.out.get() - 1);
     step();
-    slab.free_count.set(slab.free_count.get() + 1);
-    step();
-    let was_listed = slab.listed.get();
-    if was_listed {
-        listed.idle_count += 1;
+    let is_settled = match SlabLists::place(span) {
+        Place::InHand => {
+            lists.let_go();
+            return false;
+        }
+        Place::Listed { is_settled } => is_settled && !is_worth_a_look(span),
+        Place::None => false,
+    };
+    lists.idle_count += 1;
+    let is_whole = lists.relist(span, count, is_settled);
+    if is_whole {
+        lists.idle_count -= count as usize;
     }
-    let is_whole = slab.free_count.get() == slab.cut_count.get();
-    if is_whole && was_listed {
-        remove(listed, span);
-        listed.idle_count -= idle_blocks(span, class);
-    }
-    if !is_whole && !was_listed {
-        push(listed, span);
-        listed.idle_count += idle_blocks(span, class);
-    }
-    listed.touched = null();
-    if is_whole { span } else { null() }
-}
-
-/// Returns how many blocks a slab has to give.
-fn idle_blocks(span: &Span, class: Class) -> usize {
-    let slab = &span.slab;
-    (slab.free_count.get() + class.slab_count() - slab.cut_count.get()) as usize
-}
-
-fn push(listed: &mut Listed, span: &Span) {
-    let second = listed.first;
-    listed.touched = span;
-    step();
-    span.previous.set(null());
-    step();
-    span.next.set(second);
-    step();
-    listed.first = span;
-    step();
-    // SAFETY: null, or a descriptor (M1), on the list that the lock guards.
-    if let Some(second) = unsafe { second.as_ref() } {
-        second.previous.set(span);
-        step();
-    }
-    span.slab.listed.set(true);
-    step();
-}
-
-fn remove(listed: &mut Listed, span: &Span) {
-    let (previous, next) = (span.previous.get(), span.next.get());
-    listed.touched = span;
-    step();
-    // SAFETY: null, or a neighbour on the list, which the lock guards.
-    match unsafe { previous.as_ref() } {
-        Some(previous) => previous.next.set(next),
-        None => listed.first = next,
-    }
-    step();
-    // SAFETY: as above.
-    if let Some(next) = unsafe { next.as_ref() } {
-        next.previous.set(previous);
-        step();
-    }
-    span.slab.listed.set(false);
-    step();
+    lists.let_go();
+    is_whole
 }

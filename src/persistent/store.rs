@@ -7,7 +7,7 @@ use crate::base::fatal;
 use crate::base::size_class::{
     Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES,
 };
-use crate::base::sync::Ordering;
+use crate::base::sync::{AtomicU32, Ordering};
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
 use crate::blocks::holes::note_holes;
@@ -26,15 +26,18 @@ use core::iter::from_fn;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
 /// Most magazines in a depot.
-const SLOTS_PER_DEPOT: u32 = 4096;
+const SLOTS_PER_DEPOT: u32 = 1024;
 /// Bytes of the slots of one depot.
 const DEPOT_BYTES: usize = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
 /// Bytes of the slots of all depots.
 pub const SLOTS_BYTES: usize = DEPOT_BYTES * FIRST_LARGE_CLASS;
 /// Most magazines that are reaped before the process grows.
 const REAPED_BEFORE_GROWTH: usize = 32;
-/// Most magazines of a class that are reaped at a tick.
-const REAPED_AT_A_TICK: u32 = 64;
+/// Blocks that are reaped, or looked at in slabs, at once: some thousand instructions for each
+/// hundred. A tick's work is done in such portions.
+pub const PORTION_BLOCKS: usize = 32 * 1024;
+/// Blocks that are looked for in slabs together.
+const BATCH_COUNT: usize = 64;
 
 /// The slots of a depot, in memory that is provided when the heap is first used.
 struct SlotArray {
@@ -63,6 +66,12 @@ impl Slots for SlotArray {
 pub struct Store {
     slabs: [Slabs; FIRST_LARGE_CLASS],
     depots: [Depot<SlotArray>; FIRST_LARGE_CLASS],
+    /// Magazines of each class that are to be reaped before the next tick.
+    due_magazines: [AtomicU32; FIRST_LARGE_CLASS],
+    /// The number of ticks that have come.
+    tick_count: AtomicU32,
+    /// The class that the next portion begins with.
+    next_class: AtomicU32,
 }
 
 impl Store {
@@ -72,6 +81,9 @@ impl Store {
             slabs: [const { Slabs::new() }; FIRST_LARGE_CLASS],
             depots: [const { Depot::new(SlotArray { first: null_mut(), capacity: 0 }) };
                 FIRST_LARGE_CLASS],
+            due_magazines: [const { AtomicU32::new(0) }; FIRST_LARGE_CLASS],
+            tick_count: AtomicU32::new(0),
+            next_class: AtomicU32::new(0),
         }
     }
 
@@ -112,20 +124,17 @@ impl Store {
         if let Some(magazine) = self.depot(class).take() {
             return magazine;
         }
-        let slabs = self.slabs(class);
-        loop {
-            let recycled = slabs.take(class, want, free_header);
-            if !recycled.is_empty() {
-                return recycled;
-            }
-            let cut = from_holes::cut(class, want, free_header, supply);
-            if !cut.is_empty() {
-                return cut;
-            }
-            let taken = supply.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0);
-            let Some(Taken { span, .. }) = taken else { return Magazine::EMPTY };
-            slabs.add(class, span);
+        let recycled = self.slabs(class).take(class, want, free_header);
+        if !recycled.is_empty() {
+            return recycled;
         }
+        let cut = from_holes::cut(class, want, free_header, supply);
+        if !cut.is_empty() {
+            return cut;
+        }
+        let taken = supply.take_span(SpanKind::Slab, class.index(), class.slab_pages(), 0);
+        let Some(Taken { span, .. }) = taken else { return Magazine::EMPTY };
+        self.slabs(class).take_first(class, span, want, free_header)
     }
 
     /// Takes a live block with a span of its own.
@@ -160,11 +169,15 @@ impl Store {
     /// Takes back those blocks that lie in adopted spans, where any class can be cut from them.
     /// Returns the others.
     pub fn send_home<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) -> Magazine {
-        if class.is_large() || supply.adopted().any() {
-            reap_adopted(class, magazine, supply)
-        } else {
-            magazine
+        if !class.is_large() && !supply.adopted().any() {
+            return magazine;
         }
+        let mut others = Magazine::EMPTY;
+        reap_adopted(class, magazine, supply, |block, _| {
+            Raw.set_link(block, others.head);
+            others = Magazine { head: block, count: others.count + 1 };
+        });
+        others
     }
 
     /// Takes back free blocks of `class` that lie in slabs.
@@ -200,16 +213,21 @@ impl Store {
     /// Returns free blocks to their slabs, and slabs that are whole again to the supply. Those that
     /// lie in adopted spans become holes there.
     fn reap<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
-        let of_slabs = reap_adopted(class, magazine, supply);
-        if of_slabs.is_empty() {
-            return;
-        }
-        self.slabs(class).reap(
-            class,
-            of_slabs,
-            |block| supply.span_of_free(block, SpanKind::Slab),
-            |span| supply.give_span(span),
-        );
+        // Looking for spans and touching them are two loops, so that a processor that waits for one
+        // goes on with the next.
+        let mut batch = [None; BATCH_COUNT];
+        let mut count = 0;
+        let slabs = self.slabs(class);
+        let take_back = |batch: &[_]| slabs.take_back(class, batch, |span| supply.give_span(span));
+        reap_adopted(class, magazine, supply, |block, span| {
+            batch[count] = Some((block, span));
+            count += 1;
+            if count == BATCH_COUNT {
+                take_back(&batch);
+                count = 0;
+            }
+        });
+        take_back(&batch[..count]);
     }
 
     /// Reaps the coldest magazines of a class, at most `count`.
@@ -230,21 +248,71 @@ impl Store {
         left < REAPED_BEFORE_GROWTH
     }
 
-    /// Reaps half of the magazines that nobody needed since the last call.
-    pub fn age<S: Supply>(&self, supply: &S) {
+    /// A tick has come: half of the magazines that nobody needed since the last one are to be reaped,
+    /// and slabs are to be looked through that did not change. `work` does that.
+    pub fn age(&self) {
+        let now = self.tick_count.fetch_add(1, Ordering::Relaxed) + 1;
         for class in Class::all_shared() {
-            let idle = self.depot(class).age().div_ceil(2).min(REAPED_AT_A_TICK);
-            self.reap_coldest(class, idle as usize, supply);
+            let idle = self.depot(class).age().div_ceil(2);
+            self.due_magazines[class.index()].store(idle, Ordering::Relaxed);
+            self.slabs(class).tick(now as u8);
         }
     }
 
-    /// Reaps every magazine.
-    pub fn release<S: Supply>(&self, supply: &S) {
+    /// Does so many blocks' worth of what is due since the last tick. Returns whether that was all.
+    pub fn work<S: Supply>(&self, blocks: usize, supply: &S) -> bool {
+        let first = self.next_class.load(Ordering::Relaxed) as usize;
+        let mut left = blocks;
+        for index in (first..FIRST_LARGE_CLASS).chain(0..first) {
+            let Some(class) = Class::from_index(index) else { continue };
+            while left > 0 {
+                let Some(done) = self.work_on(class, supply) else { break };
+                left = left.saturating_sub(done);
+            }
+            if left == 0 {
+                self.next_class.store(index as u32, Ordering::Relaxed);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Reaps a magazine, or looks through a slab, if that is due. Returns how many blocks it looked
+    /// at.
+    fn work_on<S: Supply>(&self, class: Class, supply: &S) -> Option<usize> {
+        let due = &self.due_magazines[class.index()];
+        let left = due.load(Ordering::Relaxed);
+        if left > 0 {
+            // Two threads that work may reap less.
+            due.store(left - 1, Ordering::Relaxed);
+            let Some(magazine) = self.depot(class).take_coldest() else {
+                due.store(0, Ordering::Relaxed);
+                return Some(0);
+            };
+            self.reap(class, magazine, supply);
+            return Some(magazine.count as usize);
+        }
+        let looked = self.slabs(class).purge_one(class, false, |span| supply.give_span(span))?;
+        Some(looked.blocks as usize)
+    }
+
+    /// Reaps every magazine, and purges what is free in slabs. Returns the bytes that were purged.
+    pub fn release<S: Supply>(&self, supply: &S) -> usize {
+        let mut bytes = 0;
         for class in Class::all_shared() {
             // No more than there were: other threads may put as fast as this one takes.
             let count = self.depot(class).magazine_count();
             self.reap_coldest(class, count as usize, supply);
+            let slabs = self.slabs(class);
+            for _ in 0..slabs.unsettle(class) {
+                let Some(looked) = slabs.purge_one(class, true, |span| supply.give_span(span))
+                else {
+                    break;
+                };
+                bytes += looked.bytes;
+            }
         }
+        bytes
     }
 
     /// Returns no less than what the depots have: every magazine counts as a full one.
@@ -308,38 +376,39 @@ impl Store {
 }
 
 /// Returns the blocks of a magazine that lie in adopted spans, or in regions whose request is open,
-/// to them; the others.
-fn reap_adopted<S: Supply>(class: Class, magazine: Magazine, supply: &S) -> Magazine {
-    let mut others = Magazine::EMPTY;
+/// to them, and passes the others on with their spans.
+fn reap_adopted<'s, S: Supply>(
+    class: Class,
+    magazine: Magazine,
+    supply: &'s S,
+    mut pass_on: impl FnMut(Block, &'s Span),
+) {
     // Neighbours mostly come one after the other: they are counted off together.
     let mut run: Option<Run<'_>> = None;
     for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
         let page = (block - HEADER_BYTES) / PAGE_BYTES;
-        let run = match &mut run {
-            Some(run) if run.page == page => run,
-            _ => {
-                let span = supply.span_of_free_persistent(block);
-                let count = match run.take() {
-                    Some(run) if core::ptr::eq(run.span, span) => run.count,
-                    other => {
-                        finish_run(class, other, supply);
-                        0
-                    }
-                };
-                let persistent = Header(Raw.header(block).load(Ordering::Relaxed)).id();
-                run.insert(Run { span, page, count, persistent })
-            }
-        };
-        if run.span.kind() == SpanKind::Region {
+        if let Some(run) = run.as_mut().filter(|run| run.page == page) {
             free_hole(block - HEADER_BYTES, class.stride_bytes());
             run.count += 1;
-        } else {
-            Raw.set_link(block, others.head);
-            others = Magazine { head: block, count: others.count + 1 };
+            continue;
         }
+        let span = supply.span_of_free_persistent(block);
+        if span.kind() == SpanKind::Slab {
+            pass_on(block, span);
+            continue;
+        }
+        let count = match run.take() {
+            Some(run) if core::ptr::eq(run.span, span) => run.count,
+            other => {
+                finish_run(class, other, supply);
+                0
+            }
+        };
+        let persistent = Header(Raw.header(block).load(Ordering::Relaxed)).id();
+        free_hole(block - HEADER_BYTES, class.stride_bytes());
+        run = Some(Run { span, page, count: count + 1, persistent });
     }
     finish_run(class, run, supply);
-    others
 }
 
 /// Blocks of one span that were reaped and still count. (A page that the span gave back may be
