@@ -9,30 +9,23 @@
 //! - **U2** The length of a mapping is changed only by the thread that `looseness` allows to (Z1).
 //!   No system call is made under a lock.
 
-use crate::base::os::{self, MAX_PAGE_BYTES, Resized};
+use crate::base::os::{self, MAX_PAGE_BYTES};
 use crate::base::size_class::{FIRST_PAYLOAD_OFFSET, PAGE_BYTES, PAYLOAD_ALIGN};
-use crate::base::sync::{AtomicUsize, Ordering, wait_for};
-use crate::lockfree::mapping::{self, Change, Space};
-use crate::pages::address_space::{AddressSpace, mapped_length, whole_chunks};
+use crate::base::sync::wait_for;
+use crate::lockfree::mapping;
+use crate::pages::address_space::whole_chunks;
 use crate::pages::chunk::CHUNK_BYTES;
+use crate::pages::mapper::{Counts, Mapper};
 use crate::pages::mapping_store::{KEEP_MILLISECONDS, MOST_LOOSE, MappingStore};
 use crate::pages::page_heap::PageHeap;
 use crate::pages::span::{Extent, Span, SpanKind};
-use core::cell::Cell;
 
 /// A mapping is snug if it exceeds the block's need by at most one part in this many.
 const SLACK_DIVISOR: usize = 4;
-/// Most mappings whose pages the system has moved, and which are mappings of its own therefore. A
-/// block that grows when there are so many is copied.
-const MOST_MOVED: usize = 1024;
-
 /// All mappings.
 pub struct Mappings {
     store: MappingStore,
-    /// Lengths of mappings, those in the store too.
-    mapped_bytes: AtomicUsize,
-    /// Mappings whose pages were moved.
-    moved_count: AtomicUsize,
+    counts: Counts,
 }
 
 /// A mapping and what is known of its memory.
@@ -41,129 +34,6 @@ pub struct Mapped<'h> {
     pub span: &'h Span,
     /// Whether every byte of it reads as zero.
     pub zeroed: bool,
-}
-
-/// The mappings, where their addresses come from, and how far those of the one at hand are mapped.
-struct Mapper<'h> {
-    all: &'h Mappings,
-    space: &'h AddressSpace,
-    extent: Cell<Extent>,
-    /// The same of the addresses that it is moved to.
-    target: Cell<Extent>,
-}
-
-impl<'h> Mapper<'h> {
-    fn new(all: &'h Mappings, pages: &'h PageHeap, extent: Extent) -> Self {
-        let (extent, target) = (Cell::new(extent), Cell::new(extent));
-        Self { all, space: &pages.space, extent, target }
-    }
-
-    fn of(all: &'h Mappings, pages: &'h PageHeap, span: &Span) -> Self {
-        Self::new(all, pages, span.mapping.extent())
-    }
-
-    /// Changes the length of a mapping whose addresses are whole chunks.
-    fn change_chunks(&self, base: usize, old: usize, new: usize) -> Change {
-        let (have, need) = (whole_chunks(old), whole_chunks(new));
-        if new < old {
-            // SAFETY: the end of the caller's mapping, in the chunks that stay.
-            unsafe { os::purge(base + new, old.min(need) - new) };
-        }
-        if need < have {
-            self.space.give(base + need, old.saturating_sub(need), self.extent.get());
-        }
-        let is_moved = self.extent.get() == Extent::Moved;
-        if need <= have || (!is_moved && self.space.take_at(base + have, need - have)) {
-            return Change::Done;
-        }
-        let may_move = is_moved || self.all.moved_count.load(Ordering::Relaxed) < MOST_MOVED;
-        // It would leave a hole.
-        if may_move && !self.space.would_split(base, have) { Change::NoRoom } else { Change::Fixed }
-    }
-}
-
-impl Space for Mapper<'_> {
-    type Mapping = Span;
-
-    fn extent(&self, span: &Span) -> (usize, usize) {
-        (span.base(), span.bytes())
-    }
-
-    fn set_extent(&self, span: &Span, base: usize, bytes: usize) {
-        span.describe_mapping(base, bytes);
-        span.mapping.set_extent(self.extent.get());
-    }
-
-    fn register(&self, span: &Span) {
-        self.space.registry.add_mapping(span);
-    }
-
-    fn forget(&self, base: usize, bytes: usize) {
-        self.space.registry.remove(base, bytes);
-    }
-
-    fn forget_end(&self, base: usize, old: usize, new: usize) {
-        // A chunk's number goes with the last of its addresses.
-        let first = (base + new).next_multiple_of(CHUNK_BYTES);
-        if first < base + old {
-            self.forget(first, base + old - first);
-        }
-    }
-
-    fn count(&self, added: usize, gone: usize) {
-        self.all.mapped_bytes.fetch_add(added.wrapping_sub(gone), Ordering::Relaxed);
-    }
-
-    fn give_descriptor(&self, span: &Span) {
-        self.space.give_descriptor(span);
-    }
-
-    fn unmap(&self, base: usize, bytes: usize) {
-        if self.extent.get() == Extent::Exact {
-            self.space.unmap(base, bytes);
-        } else if base % CHUNK_BYTES == 0 {
-            self.space.give(base, bytes, self.extent.get());
-        } else {
-            // SAFETY: the end of a mapping, inside a chunk, that the caller has claimed (U2).
-            unsafe { os::purge(base, bytes) };
-        }
-    }
-
-    fn change(&self, base: usize, old: usize, new: usize) -> Change {
-        if self.extent.get() != Extent::Exact {
-            return self.change_chunks(base, old, new);
-        }
-        // SAFETY: the mapping is the caller's.
-        match unsafe { os::resize(base, old, new) } {
-            Resized::Done => {
-                self.space.note_resized(old, new);
-                Change::Done
-            }
-            Resized::NoRoom => Change::NoRoom,
-            Resized::Fixed => Change::Fixed,
-        }
-    }
-
-    fn map(&self, bytes: usize) -> Option<usize> {
-        let room = self.space.take(bytes)?;
-        self.target.set(room.extent);
-        Some(room.base)
-    }
-
-    fn move_pages(&self, base: usize, old: usize, target: usize, new: usize) -> bool {
-        let (from, to) = (self.extent.get(), self.target.get());
-        let (old, new) = (mapped_length(old, from), mapped_length(new, to));
-        // SAFETY: both mappings are the caller's.
-        let is_moved = unsafe { os::move_pages(base, old, target, new) };
-        let gone = if is_moved { (base, old) } else { (target, new) };
-        self.space.note_gone(gone.0, gone.1);
-        if is_moved {
-            let to = if to == Extent::Exact { to } else { Extent::Moved };
-            self.all.count_moved(from, to);
-            self.extent.set(to);
-        }
-        is_moved
-    }
 }
 
 /// Returns whether a mapping is hardly longer than the `wanted` bytes.
@@ -187,11 +57,7 @@ fn mapping_bytes(size: usize, align: usize) -> Option<usize> {
 impl Mappings {
     /// No mappings.
     pub const fn new() -> Self {
-        Self {
-            store: MappingStore::new(),
-            mapped_bytes: AtomicUsize::new(0),
-            moved_count: AtomicUsize::new(0),
-        }
+        Self { store: MappingStore::new(), counts: Counts::new() }
     }
 
     /// Takes a mapping with room for `size` bytes at this alignment. `None`: the system has no more
@@ -220,7 +86,7 @@ impl Mappings {
             pages.space.give_descriptor(span);
             return None;
         };
-        mapping::enter(&Mapper::new(self, pages, room.extent), span, || {
+        mapping::enter(&Mapper::new(&self.counts, pages, room.extent), span, || {
             span.describe(SpanKind::Mapped, 0, room.base, bytes, owner);
             span.mapping.set_extent(room.extent);
         });
@@ -237,18 +103,12 @@ impl Mappings {
         let Some(behind) = pages.space.take_descriptor() else { return };
         let (base, bytes) = (span.base() + kept, span.bytes() - kept);
         let kept_extent = if extent == Extent::Exact { Extent::Chunks } else { extent };
-        mapping::split(&Mapper::new(self, pages, kept_extent), span, behind, kept, || {
+        mapping::split(&Mapper::new(&self.counts, pages, kept_extent), span, behind, kept, || {
             behind.describe(SpanKind::Free, 0, base, bytes, 0);
             behind.mapping.set_extent(extent);
-            self.count_moved(Extent::Exact, extent);
+            self.counts.note_moved(Extent::Exact, extent);
         });
         self.store.put_back(behind, span.mapping.cached_at.get());
-    }
-
-    /// Counts a mapping that was moved, or that is no more.
-    fn count_moved(&self, from: Extent, to: Extent) {
-        let count = |extent| usize::from(extent == Extent::Moved);
-        self.moved_count.fetch_add(count(to).wrapping_sub(count(from)), Ordering::Relaxed);
     }
 
     /// Notes that a mapping from the store serves a block that needs only `wanted` bytes of it.
@@ -269,7 +129,7 @@ impl Mappings {
     /// Gives back the excess of a loose mapping, which the caller has claimed.
     fn tighten(&self, pages: &PageHeap, span: &Span) {
         let wanted = span.mapping.needed_bytes.get();
-        let mapper = Mapper::of(self, pages, span);
+        let mapper = Mapper::of(&self.counts, pages, span);
         mapping::tighten(&mapper, span, &span.mapping.looseness, wanted);
     }
 
@@ -296,8 +156,8 @@ impl Mappings {
     }
 
     fn release(&self, pages: &PageHeap, span: &Span) {
-        self.count_moved(span.mapping.extent(), Extent::Exact);
-        mapping::release(&Mapper::of(self, pages, span), span);
+        self.counts.note_moved(span.mapping.extent(), Extent::Exact);
+        mapping::release(&Mapper::of(&self.counts, pages, span), span);
     }
 
     /// Gives back to the system the mappings that were put into the store long before `now`, and
@@ -343,7 +203,7 @@ impl Mappings {
         if !is_prepared {
             return false;
         }
-        mapping::resize(&Mapper::of(self, pages, span), span, new)
+        mapping::resize(&Mapper::of(&self.counts, pages, span), span, new)
     }
 
     /// Makes the store whole in a process that was just forked.
@@ -358,12 +218,12 @@ impl Mappings {
     /// Walks the store and the list of loose mappings; fatal if they contradict themselves or the
     /// registry.
     pub fn check(&self, pages: &PageHeap) {
-        self.store.check(&pages.space.registry, || self.mapped_bytes.load(Ordering::Relaxed));
+        self.store.check(&pages.space.registry, || self.counts.mapped_bytes());
     }
 
     /// Returns the bytes of all mappings, and of those in the store.
     pub fn figures(&self) -> (usize, usize) {
-        (self.mapped_bytes.load(Ordering::Relaxed), self.store.bytes())
+        (self.counts.mapped_bytes(), self.store.bytes())
     }
 }
 

@@ -9,6 +9,7 @@ pub mod address_space;
 pub mod page_heap;
 pub mod adopted;
 pub mod mapping_store;
+pub mod mapper;
 pub mod mappings;
 pub mod supply;
 pub mod shelf;
