@@ -313,7 +313,7 @@ fn purged_against_purged() {
         let used = model.take().expect("there is one");
         model.give(used);
         assert_eq!(model.purge(true), 0, "not before the next tick");
-        assert!(!model.pages.is_idle(), "page 0 is not free");
+        assert!(!model.pages.is_idle(PAGES), "page 0 is not free");
         assert_eq!(model.purge(true), 1, "now it is old");
     });
 }

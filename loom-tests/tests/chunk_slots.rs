@@ -1,11 +1,13 @@
-//! `chunk_slots`: chunks that come and go while their pages are taken, and while others come to the
-//! same slot or the same addresses.
+//! `chunk_slots`: chunks that come, become longer and go while their pages are taken, and while
+//! others come to the same slot or the same addresses.
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::base::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
+use rqmalloc_loom_tests::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Lock, Ordering};
 use rqmalloc_loom_tests::lockfree::bitmap::{PageBitmap, longest_run};
-use rqmalloc_loom_tests::lockfree::chunk_slots::{ChunkSlots, Chunks, open, release};
+use rqmalloc_loom_tests::lockfree::chunk_slots::{
+    ChunkSlots, Chunks, Reach, extend, open, release,
+};
 use rqmalloc_loom_tests::lockfree::run_index::RunIndex;
 use rqmalloc_loom_tests::model::{Plain, explore};
 
@@ -19,15 +21,17 @@ struct Chunk {
     /// What only the owner of all pages may touch.
     plain: Plain<usize>,
     pages: PageBitmap<1>,
+    reach: Reach,
 }
 
 struct Model {
     slots: ChunkSlots,
     index: RunIndex<1>,
     chunks: [Chunk; SLOTS],
-    /// Which addresses are mapped; the system's own.
-    mapped: Lock<[bool; BASES]>,
-    memory: [Plain<u32>; BASES],
+    /// How many pages are mapped there; the system's own.
+    mapped: Lock<[usize; BASES]>,
+    /// Of the first page, and of the others.
+    memory: [[Plain<u32>; 2]; BASES],
     /// The registry: slot + 1.
     registry: [AtomicUsize; BASES],
 }
@@ -38,40 +42,45 @@ impl Model {
             base: AtomicUsize::new(0),
             plain: Plain::new(0),
             pages: PageBitmap { free: [AtomicU64::new(0)] },
+            reach: Reach(AtomicU32::new(0)),
         };
         Arc::new(Self {
             slots: ChunkSlots(AtomicU64::new(0)),
             index: RunIndex { words: [AtomicU64::new(0)] },
             chunks: std::array::from_fn(chunk),
-            mapped: Lock::new([true, false, false]),
-            memory: std::array::from_fn(|_| Plain::new(0)),
+            mapped: Lock::new([PAGES, 0, 0]),
+            memory: std::array::from_fn(|_| [Plain::new(0), Plain::new(0)]),
             registry: std::array::from_fn(|_| AtomicUsize::new(0)),
         })
     }
 
     /// Maps a chunk and opens it. `false`: there are no addresses, or no slot.
     fn grow(&self) -> bool {
+        self.grow_by(PAGES)
+    }
+
+    fn grow_by(&self, pages: usize) -> bool {
         let mut mapped = self.mapped.lock();
-        let Some(base) = mapped.iter().position(|mapped| !mapped) else { return false };
-        mapped[base] = true;
+        let Some(base) = mapped.iter().position(|&mapped| mapped == 0) else { return false };
+        mapped[base] = pages;
         drop(mapped);
         let Some(slot) = self.slots.claim().filter(|slot| (*slot as usize) < SLOTS) else {
             return false;
         };
-        open(self, slot, base);
+        open(self, slot, base, pages);
         true
     }
 
     /// Takes a page where a hint leads, and uses it.
-    fn take_page(&self) -> Option<u32> {
+    fn take_page(&self) -> Option<(u32, usize)> {
         let mut candidates = self.index.candidates(0);
         while candidates != 0 {
             let slot = candidates.trailing_zeros();
             candidates &= candidates - 1;
             let chunk = &self.chunks[slot as usize];
-            if chunk.pages.take(1, || self.publish(slot)).is_some() {
-                self.use_page(slot);
-                return Some(slot);
+            if let Some(page) = chunk.pages.take(1, || self.publish(slot)) {
+                self.use_page(slot, page);
+                return Some((slot, page));
             }
             self.publish(slot);
         }
@@ -79,17 +88,17 @@ impl Model {
     }
 
     /// What the owner of a page may rely on.
-    fn use_page(&self, slot: u32) {
+    fn use_page(&self, slot: u32, page: usize) {
         let base = self.base(slot);
         assert!(base != 0, "B8: a page is free, so its chunk is described");
         let there = self.registry[base].load(Ordering::Relaxed);
         assert_eq!(there, slot as usize + 1, "B8: {base} is registered");
-        self.memory[base].write(|uses| *uses += 1);
+        self.memory[base][page.min(1)].write(|uses| *uses += 1);
     }
 
-    fn give_page(&self, slot: u32) {
-        self.use_page(slot);
-        self.chunks[slot as usize].pages.give(0, 1);
+    fn give_page(&self, (slot, page): (u32, usize)) {
+        self.use_page(slot, page);
+        self.chunks[slot as usize].pages.give(page, 1);
         self.publish(slot);
     }
 
@@ -101,13 +110,15 @@ impl Model {
             let slot = claimed.trailing_zeros();
             claimed &= claimed - 1;
             assert_eq!(self.index.candidates(0) >> slot & 1, 1, "R1");
-            assert!(self.take_all(slot), "no page is lost");
-            self.use_page(slot);
-            assert!(self.mapped.lock()[self.base(slot)], "B8: what is registered is mapped");
+            let pages = self.reach(slot).claim().expect("no claim is left");
+            assert!(self.take_all(slot, pages), "no page is lost");
+            (0..pages.min(2)).for_each(|page| self.use_page(slot, page));
+            let mapped = self.mapped.lock()[self.base(slot)];
+            assert_eq!(mapped, pages, "B8, B9: what is registered is mapped");
         }
         let registered = self.registry.iter().filter(|slot| slot.load(Ordering::Relaxed) != 0);
         assert_eq!(registered.count(), count, "B8: what is not mapped is not registered");
-        assert_eq!(self.mapped.lock().iter().filter(|mapped| **mapped).count(), count + 1);
+        assert_eq!(self.mapped.lock().iter().filter(|mapped| **mapped > 0).count(), count + 1);
     }
 }
 
@@ -133,24 +144,36 @@ impl Chunks for Model {
         self.registry[base].store(0, Ordering::Relaxed);
     }
 
-    fn unmap(&self, base: usize) {
+    fn unmap(&self, base: usize, pages: usize) {
         let mut mapped = self.mapped.lock();
-        assert!(mapped[base], "{base} is unmapped twice");
-        mapped[base] = false;
-        self.memory[base].write(|uses| *uses = 0);
+        assert_eq!(mapped[base], pages, "{base} is unmapped as it was mapped");
+        mapped[base] = 0;
+        self.memory[base].iter().for_each(|memory| memory.write(|uses| *uses = 0));
     }
 
-    fn take_all(&self, slot: u32) -> bool {
+    fn map_behind(&self, base: usize, pages: usize, more: usize) -> bool {
+        let mut mapped = self.mapped.lock();
+        assert_eq!(mapped[base], pages, "B9: the chunk is there, and as long");
+        mapped[base] += more;
+        self.memory[base][1].write(|uses| *uses = 0);
+        true
+    }
+
+    fn reach(&self, slot: u32) -> &Reach {
+        &self.chunks[slot as usize].reach
+    }
+
+    fn take_all(&self, slot: u32, pages: usize) -> bool {
         let chunk = &self.chunks[slot as usize];
-        let is_taken = chunk.pages.take_all();
+        let is_taken = chunk.pages.take_at(0, pages);
         if is_taken {
             chunk.plain.read(|plain| assert_eq!(*plain, self.base(slot), "B7"));
         }
         is_taken
     }
 
-    fn give_all(&self, slot: u32) {
-        self.chunks[slot as usize].pages.give(0, PAGES);
+    fn give(&self, slot: u32, first: usize, count: usize) {
+        self.chunks[slot as usize].pages.give(first, count);
     }
 
     fn publish(&self, slot: u32) {
@@ -177,7 +200,7 @@ fn chunk_released_against_page_taken() {
         let other = model.clone();
         let taker = thread::spawn(move || {
             let taken = other.take_page();
-            taken.inspect(|&slot| other.give_page(slot));
+            taken.inspect(|&taken| other.give_page(taken));
         });
         let is_released = release_or_publish(&model, 0);
         taker.join().unwrap();
@@ -194,7 +217,7 @@ fn chunk_released_against_another_opened() {
         let other = model.clone();
         let opener = thread::spawn(move || {
             assert!(other.grow(), "there are addresses for two, and slots");
-            other.take_page().inspect(|&slot| other.give_page(slot));
+            other.take_page().inspect(|&taken| other.give_page(taken));
         });
         let is_released = release_or_publish(&model, 0);
         opener.join().unwrap();
@@ -210,13 +233,13 @@ fn chunk_released_against_released_and_opened_anew() {
         assert!(model.grow());
         let other = model.clone();
         let opener = thread::spawn(move || {
-            other.mapped.lock()[2] = true;
+            other.mapped.lock()[2] = PAGES;
             let is_released = release_or_publish(&other, 0);
-            other.mapped.lock()[2] = false;
+            other.mapped.lock()[2] = 0;
             if is_released {
-                other.mapped.lock()[1] = true;
+                other.mapped.lock()[1] = PAGES;
                 assert!(other.grow());
-                other.mapped.lock()[1] = false;
+                other.mapped.lock()[1] = 0;
             }
             is_released
         });
@@ -234,10 +257,104 @@ fn chunk_opened_against_page_taken() {
         let other = model.clone();
         let taker = thread::spawn(move || {
             let taken = other.take_page();
-            taken.inspect(|&slot| other.give_page(slot));
+            taken.inspect(|&taken| other.give_page(taken));
         });
         assert!(model.grow());
         taker.join().unwrap();
+        model.assert_whole(1);
+    });
+}
+
+/// Makes the chunk of the first slot longer by a page; whether it is.
+fn extend_by_one(model: &Model) -> bool {
+    extend(model, 0, |_| Some(1)).is_some()
+}
+
+/// B8: a page behind those that a chunk had is taken as soon as it is mapped.
+#[test]
+fn chunk_extended_against_page_taken() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow_by(1));
+        let other = model.clone();
+        let taker = thread::spawn(move || {
+            let taken = [other.take_page(), other.take_page()];
+            taken.into_iter().flatten().for_each(|taken| other.give_page(taken));
+        });
+        assert!(extend_by_one(&model), "nobody else has claimed its reach");
+        taker.join().unwrap();
+        assert_eq!(model.reach(0).pages(), 2);
+        model.assert_whole(1);
+    });
+}
+
+/// B9: a chunk becomes longer, or goes, or goes as long as it has become.
+#[test]
+fn chunk_extended_against_released() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow_by(1));
+        let other = model.clone();
+        let extender = thread::spawn(move || extend_by_one(&other));
+        let is_released = release_or_publish(&model, 0);
+        let is_extended = extender.join().unwrap();
+        assert!(is_released || is_extended, "one of them has claimed it first");
+        model.assert_whole(usize::from(!is_released));
+    });
+}
+
+/// B9: a chunk goes and another one comes to its slot while it would become longer.
+#[test]
+fn chunk_extended_against_released_and_opened_anew() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow_by(1));
+        let other = model.clone();
+        let opener = thread::spawn(move || {
+            let is_released = release_or_publish(&other, 0);
+            if is_released {
+                other.mapped.lock()[1] = PAGES;
+                assert!(other.grow_by(1), "at other addresses");
+                other.mapped.lock()[1] = 0;
+            }
+        });
+        let is_extended = extend_by_one(&model);
+        opener.join().unwrap();
+        assert_eq!(model.reach(0).pages() == 2, is_extended && model.mapped.lock().contains(&2));
+        model.assert_whole(1);
+    });
+}
+
+/// B9: the same, and the new chunk becomes longer twice.
+#[test]
+fn chunk_extended_against_opened_anew_and_extended() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow_by(1));
+        let others = [model.clone(), model.clone()];
+        let extenders = others.map(|other| thread::spawn(move || extend_by_one(&other)));
+        if release_or_publish(&model, 0) {
+            model.mapped.lock()[1] = PAGES;
+            assert!(model.grow_by(1), "at other addresses");
+            model.mapped.lock()[1] = 0;
+        }
+        extenders.into_iter().for_each(|extender| drop(extender.join().unwrap()));
+        model.assert_whole(1);
+    });
+}
+
+/// B9: two make a chunk longer, one after the other or one of them not at all.
+#[test]
+fn chunk_extended_against_extended() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow_by(1));
+        let other = model.clone();
+        let extender = thread::spawn(move || extend_by_one(&other));
+        let here = extend_by_one(&model);
+        let there = extender.join().unwrap();
+        assert!(here || there, "one of them has claimed it first");
+        assert_eq!(model.reach(0).pages(), 1 + usize::from(here) + usize::from(there));
         model.assert_whole(1);
     });
 }
@@ -250,12 +367,12 @@ fn two_chunks_opened() {
         let other = model.clone();
         let opener = thread::spawn(move || {
             let base = 2;
-            other.mapped.lock()[base] = true;
-            other.slots.claim().inspect(|&slot| open(&*other, slot, base))
+            other.mapped.lock()[base] = PAGES;
+            other.slots.claim().inspect(|&slot| open(&*other, slot, base, PAGES))
         });
         let base = 1;
-        model.mapped.lock()[base] = true;
-        let here = model.slots.claim().inspect(|&slot| open(&*model, slot, base));
+        model.mapped.lock()[base] = PAGES;
+        let here = model.slots.claim().inspect(|&slot| open(&*model, slot, base, PAGES));
         let there = opener.join().unwrap();
         assert!(here.is_some() || there.is_some(), "one of them has it");
         assert_ne!(here, there, "B7");

@@ -5,7 +5,9 @@ use loom::sync::Arc;
 use loom::thread;
 use rqmalloc_loom_tests::base::sync::{AtomicU32, AtomicUsize, Lock, Ordering};
 use rqmalloc_loom_tests::lockfree::looseness::Looseness;
-use rqmalloc_loom_tests::lockfree::mapping::{Change, Space, enter, release, resize, tighten};
+use rqmalloc_loom_tests::lockfree::mapping::{
+    Change, Space, enter, release, resize, split, tighten,
+};
 use rqmalloc_loom_tests::lockfree::once::Once;
 use rqmalloc_loom_tests::lockfree::table::{Leaf, Table};
 use rqmalloc_loom_tests::model::{Plain, explore};
@@ -306,6 +308,20 @@ fn tightened_against_a_new_one() {
     against_a_new_one(3, 2, |model, descriptor| {
         tighten(model, &descriptor, &model.descriptors[descriptor].looseness, 2);
         Some(descriptor)
+    });
+}
+
+/// A mapping is divided, and a part of it goes at once.
+#[test]
+fn divided_against_a_new_one() {
+    against_a_new_one(3, 2, |model, descriptor| {
+        let behind = model.pooled.lock().pop()?;
+        split(model, &descriptor, &behind, 2, || model.set_extent(&behind, 2, 1));
+        model.assert_owned(descriptor);
+        model.assert_owned(behind);
+        assert_eq!((model.addresses(descriptor), model.addresses(behind)), (0..2, 2..3));
+        release(model, &descriptor);
+        Some(behind)
     });
 }
 

@@ -69,6 +69,47 @@ pub fn could_map(bytes: usize) -> bool {
     }
 }
 
+/// Returns whether addresses that are never touched cost this process nothing: it would get a
+/// great many without memory. Where they are limited or count as memory, or where memory is locked
+/// as it is mapped, it would not.
+#[cfg(target_os = "linux")]
+pub fn has_plenty_of_addresses() -> bool {
+    const MANY_BYTES: usize = 1 << 40;
+    if injected::refuses() {
+        return false;
+    }
+    keeping_errno(|| {
+        // Shared, so that it counts as memory where all does, and inaccessible, so that it never is
+        // any, even if it is locked.
+        // SAFETY: an anonymous mapping without a hint replaces no other.
+        let address = unsafe {
+            libc::mmap(
+                null_mut(),
+                MANY_BYTES,
+                libc::PROT_NONE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return false;
+        }
+        // SAFETY: mapped above; nothing is there. Locked pages cannot be given back.
+        let is_unlocked =
+            unsafe { libc::madvise(address, MAX_PAGE_BYTES, libc::MADV_DONTNEED) == 0 };
+        // SAFETY: mapped above, never handed out.
+        unsafe { libc::munmap(address, MANY_BYTES) };
+        is_unlocked
+    })
+}
+
+/// Returns whether addresses that are never touched cost nothing; nobody knows on this system.
+#[cfg(not(target_os = "linux"))]
+pub fn has_plenty_of_addresses() -> bool {
+    false
+}
+
 /// Names a mapping in `/proc/self/maps`, if the kernel can: since Linux 5.17, if configured to.
 #[cfg(target_os = "linux")]
 fn name_mapping(address: *mut libc::c_void, bytes: usize) {
@@ -105,6 +146,13 @@ pub fn map_aligned(bytes: usize, align: usize, hint: usize) -> Option<usize> {
     }
     // SAFETY: just mapped, never handed out.
     unsafe { unmap(first, bytes) };
+    // Where there is room, there is mostly more of it below.
+    let second = map(bytes, first - first % align)?;
+    if second % align == 0 {
+        return Some(second);
+    }
+    // SAFETY: just mapped, never handed out.
+    unsafe { unmap(second, bytes) };
     let wide = bytes.checked_add(align)?;
     let start = map(wide, 0)?;
     let aligned = start.next_multiple_of(align);

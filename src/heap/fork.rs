@@ -14,10 +14,10 @@ impl Heap {
     pub unsafe fn recover(&self, visited: *const Control, drawn_bytes: usize) {
         // SAFETY: the caller's contract, for each of them.
         unsafe {
-            self.pages.descriptors.recover();
+            self.pages.space.recover();
             self.store.recover();
             self.setup.recover(|is_done, _| *is_done = self.identity.is_chosen());
-            self.mappings.recover();
+            self.mappings.recover(&self.pages);
             self.adopted.recover();
             self.controls.recover(visited);
             self.credit.recover(drawn_bytes);

@@ -77,7 +77,7 @@ impl Heap {
     pub fn figures(&self) -> HeapFigures {
         let (mapping_bytes, cached_mappings) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
-        let descriptors = self.pages.descriptors.mapped_bytes();
+        let descriptors = self.pages.space.descriptors.mapped_bytes();
         HeapFigures {
             mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors,
             free,
@@ -97,10 +97,9 @@ fn claim(next: &AtomicU64, now: u64, interval: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use crate::base::size_class::Class;
+    use crate::base::size_class::{Class, PAGE_BYTES};
     use crate::heap::tests::{free, new_cache, new_heap};
     use crate::lockfree::header::{Block, NONE};
-    use crate::pages::chunk::CHUNK_BYTES;
     use std::vec::Vec;
 
     #[test]
@@ -120,7 +119,7 @@ mod tests {
         let after = heap.figures();
         assert_eq!(after.mapped, during.mapped, "chunks stay for a while");
         assert!(after.free >= 20 << 19);
-        assert_eq!(heap.release_all_idle() % CHUNK_BYTES, 0);
+        assert_eq!(heap.release_all_idle() % PAGE_BYTES, 0);
         assert_eq!(heap.pages.chunk_bytes(), 0);
     }
 

@@ -11,7 +11,6 @@ use crate::blocks::trace::needed_size;
 use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, TRACED};
 use crate::lockfree::hole::Hole;
 use crate::lockfree::judged::has_changed;
-use crate::pages::chunk::CHUNK_BYTES;
 use crate::pages::registry::Backing;
 use crate::pages::span::{Span, SpanKind};
 use crate::persistent::slab_purge::is_purged;
@@ -32,8 +31,8 @@ impl Heap {
 
     /// Whether the page or mapping of this payload is this heap's.
     pub fn is_ours(&self, payload: usize) -> bool {
-        match self.pages.registry.find(payload) {
-            Some(Backing::Chunk(_)) => true,
+        match self.pages.space.registry.find(payload) {
+            Some(Backing::Chunk(chunk)) => (chunk.base()..chunk.end()).contains(&payload),
             // Chunk numbers are longer than mappings.
             Some(Backing::Mapping(span)) => (span.base()..span.end()).contains(&payload),
             None => false,
@@ -70,13 +69,13 @@ impl Heap {
         if payload % PAYLOAD_ALIGN != 0 || payload == 0 {
             fatal::not_a_block(payload);
         }
-        let span = match self.pages.registry.find(payload) {
+        let span = match self.pages.space.registry.find(payload) {
             None => fatal::not_a_block(payload),
             // The registry goes by chunk number, which covers more than the mapping.
             Some(Backing::Mapping(span)) if is_inside(payload, span.base(), span.end()) => span,
             Some(Backing::Mapping(_)) => fatal::not_a_block(payload),
             Some(Backing::Chunk(chunk)) => {
-                if !is_inside(payload, chunk.base(), chunk.base() + CHUNK_BYTES) {
+                if !is_inside(payload, chunk.base(), chunk.end()) {
                     fatal::not_a_block(payload);
                 }
                 match chunk.span(chunk.page_of(payload - HEADER_BYTES)) {
@@ -104,7 +103,9 @@ impl Heap {
         // The page lies in a mapped chunk, so its words can be read.
         let word = Header(Raw.header(payload).load(Ordering::Relaxed));
         let base = word.aligned_distance().and_then(|distance| payload.checked_sub(distance));
-        if let Some(Backing::Chunk(chunk)) = base.and_then(|base| self.pages.registry.find(base)) {
+        if let Some(Backing::Chunk(chunk)) =
+            base.and_then(|base| self.pages.space.registry.find(base))
+        {
             let page = base.map_or(0, |base| chunk.page_of(base - HEADER_BYTES));
             if let Some(span) = chunk.span(page) {
                 if payload < span.end() {

@@ -101,7 +101,7 @@ impl Heap {
 
     /// Zeroed memory for ever, for what is type-stable. `None`: the system has no more.
     pub fn take_descriptor_memory(&self, bytes: usize) -> Option<usize> {
-        self.pages.descriptors.take(bytes)
+        self.pages.space.descriptors.take(bytes)
     }
 
     /// Walks every structure of the process; fatal if one contradicts itself.

@@ -18,7 +18,7 @@ use crate::request::finish::{self, Outcome, Survivors};
 impl Heap {
     /// Takes a control block, which is the caller's alone. `None`: the system has no more memory.
     pub fn take_control(&self) -> Option<&'static Control> {
-        self.controls.take(&self.pages.descriptors)
+        self.controls.take(&self.pages.space.descriptors)
     }
 
     /// Puts back a control block whose request is over.
@@ -45,7 +45,7 @@ impl Heap {
 
     #[cold]
     fn serial_of_new_stub(&self, control: &Control) -> Option<Serial> {
-        self.controls.renew_stub(control, &self.pages.descriptors)?;
+        self.controls.renew_stub(control, &self.pages.space.descriptors)?;
         control.stub().next_serial()
     }
 

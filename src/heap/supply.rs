@@ -32,7 +32,7 @@ impl Heap {
 impl Heap {
     /// The span of a page of a chunk.
     fn span_at(&self, block: Block) -> Option<&Span> {
-        match self.pages.registry.find(block)? {
+        match self.pages.space.registry.find(block)? {
             Backing::Chunk(chunk) => chunk.span(chunk.page_of(block - HEADER_BYTES)),
             Backing::Mapping(_) => None,
         }
@@ -49,7 +49,8 @@ impl Supply for Heap {
     ) -> Option<Taken<'_>> {
         let take = || self.pages.take_span(kind, class, pages, owner);
         // Other threads may take all of a new chunk first, but not often.
-        let grow = || (0..GROWTH_ATTEMPTS).find_map(|_| self.pages.grow().then(take).flatten());
+        let grow =
+            || (0..GROWTH_ATTEMPTS).find_map(|_| self.pages.grow(pages).then(take).flatten());
         take()
             .or_else(|| self.reap_before_growth().then(take).flatten())
             .or_else(grow)
@@ -87,7 +88,7 @@ impl Supply for Heap {
     }
 
     fn give_descriptor(&self, span: &Span) {
-        self.pages.give_descriptor(span);
+        self.pages.space.give_descriptor(span);
     }
 
     fn give_mapping(&self, span: &Span) {

@@ -92,7 +92,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
 type Action = fn(&'static Heap, &Cache);
 
 /// What the thread does that is forked at every step; together these take every lock there is.
-const FORKED_AT: [(&str, Action); 8] = [
+const FORKED_AT: [(&str, Action); 9] = [
     ("set up", |heap, _| heap.set_up()),
     ("magazines", |heap, cache| {
         use_class(heap, cache, 2, 40);
@@ -110,6 +110,15 @@ const FORKED_AT: [(&str, Action); 8] = [
         heap.mappings.decay(&heap.pages, None);
         let other = heap.alloc_persistent_mapped(3 << 20, 16).block;
         [loose, other].iter().for_each(|&block| free(heap, cache, block));
+        heap.mappings.decay(&heap.pages, None);
+    }),
+    ("vacancies", |heap, cache| {
+        let take = || heap.alloc_persistent_mapped(3 << 20, PAYLOAD_ALIGN).block;
+        let mut blocks: [Block; 9] = core::array::from_fn(|_| take());
+        [3, 5, 4].iter().for_each(|&index| free(heap, cache, blocks[index]));
+        heap.mappings.decay(&heap.pages, None);
+        [3, 5, 4].iter().for_each(|&index| blocks[index] = take());
+        blocks.iter().for_each(|&block| free(heap, cache, block));
         heap.mappings.decay(&heap.pages, None);
     }),
     ("requests", |heap, cache| {
@@ -328,12 +337,12 @@ fn walkers_find_what_contradicts_itself() {
     };
     broken("span that a page names", &|| heap.find(of_page).span.set_bytes(0));
     broken("span that a page names", &|| {
-        heap.pages.registry.remove(of_page & !(CHUNK_BYTES - 1), CHUNK_BYTES);
+        heap.pages.space.registry.remove(of_page & !(CHUNK_BYTES - 1), CHUNK_BYTES);
     });
     broken("registration of a cached mapping", &|| {
-        heap.pages.registry.remove(mapped.base(), CHUNK_BYTES);
+        heap.pages.space.registry.remove(mapped.base(), CHUNK_BYTES);
     });
-    broken("registered address", &|| match heap.pages.registry.find(of_page) {
+    broken("registered address", &|| match heap.pages.space.registry.find(of_page) {
         Some(Backing::Chunk(chunk)) => chunk.place(chunk.base() + CHUNK_BYTES, chunk.number()),
         _ => unreachable!(),
     });

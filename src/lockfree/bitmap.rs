@@ -62,11 +62,6 @@ impl<const WORDS: usize> PageBitmap<WORDS> {
         true
     }
 
-    /// Claims the whole chunk, or nothing.
-    pub fn take_all(&self) -> bool {
-        self.take_at(0, WORDS * WORD_BITS)
-    }
-
     /// Gives claimed pages back.
     pub fn give(&self, first: usize, count: usize) {
         parts(first, count).for_each(|(word, mask)| self.set(word, mask));
@@ -185,7 +180,7 @@ mod tests {
         bitmap.give(120, 136);
         let before: [u64; 4] = bitmap.snapshot();
         assert!(!bitmap.take_at(100, 30), "pages 110 to 119 are not free");
-        assert!(!bitmap.take_all());
+        assert!(!bitmap.take_at(0, 256));
         assert_eq!(bitmap.snapshot(), before);
         assert_eq!(bitmap.take(136, || ()), Some(120));
         assert_eq!(bitmap.take(101, || ()), None);

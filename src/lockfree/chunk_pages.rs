@@ -164,11 +164,11 @@ impl<T, const WORDS: usize, const PAGES: usize> ChunkPages<T, WORDS, PAGES> {
         true
     }
 
-    /// Returns whether every page is free now, and none of them is dirty that was not at the last
-    /// tick.
-    pub fn is_idle(&self) -> bool {
+    /// Returns whether every page of the `mapped` ones is free now, and none of them is dirty that
+    /// was not at the last tick.
+    pub fn is_idle(&self, mapped: usize) -> bool {
         let (dirty, aged) = (self.dirty.words(), self.aged.words());
-        self.free.free_count() == PAGES && (0..WORDS).all(|word| dirty[word] & !aged[word] == 0)
+        self.free.free_count() == mapped && (0..WORDS).all(|word| dirty[word] & !aged[word] == 0)
     }
 
     /// Returns how many free pages are backed by memory.

@@ -38,7 +38,7 @@ pub trait Space {
     fn count(&self, added: usize, gone: usize);
     /// Gives a descriptor back.
     fn give_descriptor(&self, mapping: &Self::Mapping);
-    /// Gives addresses back to the system.
+    /// Gives addresses back, or the memory behind some if others of their chunk stay.
     fn unmap(&self, base: usize, bytes: usize);
     /// Changes the length of a mapping, in place.
     fn change(&self, base: usize, old: usize, new: usize) -> Change;
@@ -62,6 +62,22 @@ pub fn release<S: Space>(space: &S, mapping: &S::Mapping) {
     space.give_descriptor(mapping);
     space.unmap(base, bytes);
     space.count(0, bytes);
+}
+
+/// Divides a mapping that is in nobody's use: `behind`, a descriptor that is the caller's, has what
+/// is behind the first `bytes` then. `describe` makes it say so.
+pub fn split<S: Space>(
+    space: &S,
+    mapping: &S::Mapping,
+    behind: &S::Mapping,
+    bytes: usize,
+    describe: impl FnOnce(),
+) {
+    let (base, all) = space.extent(mapping);
+    space.forget(base + bytes, all - bytes);
+    space.set_extent(mapping, base, bytes);
+    describe();
+    space.register(behind);
 }
 
 /// Gives back what a loose mapping has beyond `wanted` bytes, which the caller has claimed.

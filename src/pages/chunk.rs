@@ -1,13 +1,15 @@
-//! Chunks: 4 MiB, 4 MiB-aligned, divided into 256 pages.
+//! Chunks: 4 MiB, 4 MiB-aligned, divided into 256 pages, of which the first ones are mapped.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `base`, `number` | the thread that opens or releases the chunk, while no page of it is free or in use | owners of its pages |
+//! | `reach` | see `chunk_slots` | any thread, to judge an address |
 //! | `pages` | see `chunk_pages`: the owner of a page; a purge, of free pages | any thread, to judge an address; purges and figures |
 
 use crate::base::size_class::PAGE_BYTES;
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::lockfree::chunk_pages::ChunkPages;
+use crate::lockfree::chunk_slots::Reach;
 use crate::pages::span::Span;
 
 /// Length and alignment of a chunk.
@@ -24,6 +26,8 @@ const _: () = assert!(WORDS * WORD_BITS == PAGES_PER_CHUNK, "a bit for every pag
 pub struct Chunk {
     base: AtomicUsize,
     number: AtomicUsize,
+    /// How many of its pages are mapped.
+    pub reach: Reach,
     /// What is known of its pages.
     pub pages: ChunkPages<Span, WORDS, PAGES_PER_CHUNK>,
 }
@@ -32,6 +36,11 @@ impl Chunk {
     /// Returns the first address; 0 if there is no chunk.
     pub fn base(&self) -> usize {
         self.base.load(Ordering::Relaxed)
+    }
+
+    /// Returns one past the last address that is mapped.
+    pub fn end(&self) -> usize {
+        self.base() + self.reach.pages() * PAGE_BYTES
     }
 
     /// Returns which of the page heap's chunks it is.

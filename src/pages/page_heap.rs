@@ -5,22 +5,25 @@
 //! a stale chunk finds no free page in it, or free pages of its successor.
 
 use crate::base::fatal;
-use crate::base::os;
+use crate::base::os::{self, MAX_PAGE_BYTES};
 use crate::base::size_class::{
     FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, MAX_CLASS_BYTES, PAGE_BYTES, pages_for,
 };
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::lockfree::bitmap::longest_run;
-use crate::lockfree::chunk_slots::{self, ChunkSlots, Chunks};
+use crate::lockfree::chunk_slots::{self, ChunkSlots, Chunks, Reach};
 use crate::lockfree::once::{Once, OnceList};
-use crate::lockfree::pool::Pool;
 use crate::lockfree::run_index::RunIndex;
+use crate::pages::address_space::AddressSpace;
 use crate::pages::chunk::{CHUNK_BYTES, Chunk, PAGES_PER_CHUNK};
-use crate::pages::descriptors::DescriptorMemory;
-use crate::pages::registry::{Backing, Registry};
-use crate::pages::span::{Span, SpanKind, SpanMemory};
-use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use crate::pages::registry::Backing;
+use crate::pages::span::{Extent, Span, SpanKind};
+use core::ptr::with_exposed_provenance_mut;
 
+/// What the first chunk has at first.
+const FIRST_PAGES: usize = 16;
+/// What is mapped of a chunk is a multiple of this.
+const STEP_PAGES: usize = MAX_PAGE_BYTES / PAGE_BYTES;
 const CHUNKS_PER_GROUP: usize = 64;
 /// A group describes 256 MiB of chunks; all groups, 1 TiB.
 const GROUP_COUNT: usize = 4096;
@@ -49,6 +52,7 @@ const _: () = assert!(
     "a block of the largest class has a span"
 );
 
+const _: () = assert!(MAX_PAGE_BYTES % PAGE_BYTES == 0, "a mapping is whole pages of ours too");
 const _: () = assert!(CHUNKS_PER_GROUP == u64::BITS as usize, "`slots` has a bit for every chunk");
 
 #[repr(C, align(64))]
@@ -69,43 +73,24 @@ pub struct Taken<'h> {
 
 /// The page heap.
 pub struct PageHeap {
-    /// What is at which address.
-    pub registry: Registry,
-    /// Memory for descriptors.
-    pub descriptors: DescriptorMemory,
-    spans: Pool,
+    /// Where chunks and descriptors come from, and what is at which address.
+    pub space: AddressSpace,
     groups: OnceList<Group, GROUP_COUNT>,
-    chunk_count: AtomicUsize,
-    hint: AtomicUsize,
+    /// Bytes that are mapped of chunks.
+    chunk_bytes: AtomicUsize,
+    /// One more than the number of the chunk that may become longer; 0: none may.
+    growing: AtomicUsize,
 }
 
 impl PageHeap {
     /// A page heap without chunks.
     pub const fn new() -> Self {
         Self {
-            registry: Registry::new(),
-            descriptors: DescriptorMemory::new(),
-            spans: Pool::new(),
+            space: AddressSpace::new(),
             groups: OnceList { places: [const { Once::new() }; GROUP_COUNT] },
-            chunk_count: AtomicUsize::new(0),
-            hint: AtomicUsize::new(0),
+            chunk_bytes: AtomicUsize::new(0),
+            growing: AtomicUsize::new(0),
         }
-    }
-
-    /// Takes a descriptor, which is the caller's alone. `None`: the system has no more memory.
-    pub fn take_descriptor(&self) -> Option<&Span> {
-        let address = match self.spans.take(&SpanMemory) {
-            Some(address) => address,
-            None => self.descriptors.take(size_of::<Span>())?,
-        };
-        // SAFETY: zeroed memory is a descriptor (of nothing), and only descriptors are pooled (M1).
-        Some(unsafe { &*with_exposed_provenance::<Span>(address) })
-    }
-
-    /// Gives a descriptor back.
-    pub fn give_descriptor(&self, span: &Span) {
-        span.set_kind(SpanKind::Free);
-        self.spans.put(&SpanMemory, core::ptr::from_ref(span).expose_provenance());
     }
 
     /// Takes a span of `pages` from the existing chunks.
@@ -116,7 +101,7 @@ impl PageHeap {
         pages: usize,
         owner: u64,
     ) -> Option<Taken<'_>> {
-        let span = self.take_descriptor()?;
+        let span = self.space.take_descriptor()?;
         let length_index = usize::from(LENGTH_INDEX[pages]);
         for group in self.groups.all() {
             let mut candidates = group.index.candidates(length_index);
@@ -135,22 +120,62 @@ impl PageHeap {
                 }
             }
         }
-        self.give_descriptor(span);
+        self.space.give_descriptor(span);
         None
     }
 
-    /// Maps one more chunk. `false`: the system has no more memory, or every slot is in use.
-    pub fn grow(&self) -> bool {
-        let hint = self.hint.load(Ordering::Relaxed);
-        let Some(base) = os::map_aligned(CHUNK_BYTES, CHUNK_BYTES, hint) else { return false };
-        self.hint.store(base.wrapping_sub(CHUNK_BYTES), Ordering::Relaxed);
-        let prepared = self.registry.prepare(&self.descriptors, base, CHUNK_BYTES);
-        let Some((opener, slot)) = prepared.then(|| self.claim_slot()).flatten() else {
-            // SAFETY: just mapped, unknown to anybody.
-            unsafe { os::unmap(base, CHUNK_BYTES) };
+    /// Maps more pages, this many in a row at least: behind those of a chunk that is not all mapped
+    /// yet, else in one more chunk. As many as there are, so that a small program's first chunk
+    /// grows by doubling; fewer if the system refuses. `false`: it has no more memory, or every
+    /// slot is in use.
+    pub fn grow(&self, pages: usize) -> bool {
+        let (most, least) = (self.generous(pages), pages.next_multiple_of(STEP_PAGES));
+        let grow = |wanted: usize| self.extend_chunk(pages, wanted) || self.open_chunk(wanted);
+        grow(most) || (least < most && grow(least))
+    }
+
+    /// Returns how many pages are mapped if so many are needed: as many as there are.
+    fn generous(&self, pages: usize) -> usize {
+        let have = self.chunk_bytes() / PAGE_BYTES;
+        have.max(pages.next_multiple_of(STEP_PAGES)).clamp(FIRST_PAGES, PAGES_PER_CHUNK)
+    }
+
+    /// Makes the chunk longer that is not all mapped: by as many pages as wanted, or all there is
+    /// place for.
+    fn extend_chunk(&self, pages: usize, wanted: usize) -> bool {
+        let growing = self.growing.load(Ordering::Relaxed);
+        let Some((opener, slot)) = growing.checked_sub(1).and_then(|number| self.slot_of(number))
+        else {
             return false;
         };
-        chunk_slots::open(&opener, slot, base);
+        let more = |have: usize| {
+            let left = PAGES_PER_CHUNK - have;
+            (pages <= left).then_some(wanted.min(left))
+        };
+        let now = chunk_slots::extend(&opener, slot, more);
+        if now == Some(PAGES_PER_CHUNK) {
+            let _ = self.growing.compare_exchange(growing, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        now.is_some()
+    }
+
+    /// Opens one more chunk, of so many pages.
+    fn open_chunk(&self, pages: usize) -> bool {
+        let bytes = pages * PAGE_BYTES;
+        let base = if bytes == CHUNK_BYTES {
+            self.space.take(bytes).map(|room| room.base)
+        } else {
+            self.space.map(bytes)
+        };
+        let Some(base) = base else { return false };
+        let Some((opener, slot)) = self.claim_slot() else {
+            self.space.unmap(base, bytes);
+            return false;
+        };
+        chunk_slots::open(&opener, slot, base, pages);
+        if pages < PAGES_PER_CHUNK {
+            self.growing.store(opener.number(slot) + 1, Ordering::Relaxed);
+        }
         true
     }
 
@@ -165,7 +190,7 @@ impl PageHeap {
                 group_count = index + 1;
             }
             let fresh =
-                || self.descriptors.take(size_of::<Group>()).map(with_exposed_provenance_mut);
+                || self.space.descriptors.take(size_of::<Group>()).map(with_exposed_provenance_mut);
             // SAFETY: zeroed memory is a group without chunks.
             if !unsafe { self.groups.make_next(group_count, fresh) } {
                 return None;
@@ -173,22 +198,23 @@ impl PageHeap {
         }
     }
 
-    fn group_of(&self, chunk: &Chunk) -> Option<(&Group, u32)> {
-        let number = chunk.number();
-        let group = self.groups.get(number / CHUNKS_PER_GROUP)?;
-        Some((group, (number % CHUNKS_PER_GROUP) as u32))
+    /// Returns the group and the slot of a chunk by its number.
+    fn slot_of(&self, number: usize) -> Option<(Opener<'_>, u32)> {
+        let index = number / CHUNKS_PER_GROUP;
+        let group = self.groups.get(index)?;
+        Some((Opener { heap: self, group, index }, (number % CHUNKS_PER_GROUP) as u32))
     }
 
     /// Brings the hints of a chunk up to date.
     fn publish(&self, chunk: &Chunk) {
-        if let Some((group, slot)) = self.group_of(chunk) {
-            group.publish(slot);
+        if let Some((opener, slot)) = self.slot_of(chunk.number()) {
+            opener.group.publish(slot);
         }
     }
 
     /// Returns the chunk that an address of ours is in.
     fn chunk_of(&self, address: usize) -> Option<&Chunk> {
-        match self.registry.find(address)? {
+        match self.space.registry.find(address)? {
             Backing::Chunk(chunk) => Some(chunk),
             Backing::Mapping(_) => None,
         }
@@ -198,7 +224,7 @@ impl PageHeap {
     pub fn give_span(&self, span: &Span) {
         let (base, bytes, named) = (span.base(), span.bytes(), named_pages(span));
         let Some(chunk) = self.chunk_of(base) else { return };
-        let (first, let_go) = (chunk.page_of(base), || self.give_descriptor(span));
+        let (first, let_go) = (chunk.page_of(base), || self.space.give_descriptor(span));
         chunk.pages.give(first, bytes / PAGE_BYTES, named, let_go, || self.publish(chunk));
     }
 
@@ -209,7 +235,7 @@ impl PageHeap {
         chunk.pages.give(first, pages, pages, || (), || self.publish(chunk));
     }
 
-    /// Makes a span of one block longer by the pages behind it, if they are free.
+    /// Makes a span of one block longer by the pages behind it, if they are free or can be mapped.
     pub fn extend(&self, span: &Span, pages: usize) -> bool {
         let Some(chunk) = self.chunk_of(span.base()) else { return false };
         let have = span.bytes() / PAGE_BYTES;
@@ -217,11 +243,17 @@ impl PageHeap {
         if pages <= have {
             return true;
         }
-        if !chunk.pages.take_at(first, pages - have, || self.publish(chunk)) {
-            return false;
+        let take = || chunk.pages.take_at(first, pages - have, || self.publish(chunk));
+        let missing = (first + pages - have).saturating_sub(chunk.reach.pages());
+        let map = || {
+            let is_growing = self.growing.load(Ordering::Relaxed) == chunk.number() + 1;
+            missing > 0 && is_growing && self.extend_chunk(missing, self.generous(missing))
+        };
+        let is_taken = take() || (map() && take());
+        if is_taken {
+            span.set_bytes(pages * PAGE_BYTES);
         }
-        span.set_bytes(pages * PAGE_BYTES);
-        true
+        is_taken
     }
 
     /// Purges free pages: if `aged_only`, those that were already free at the last tick, else all.
@@ -242,9 +274,10 @@ impl PageHeap {
     fn purge_chunk(&self, opener: &Opener<'_>, slot: u32, aged_only: bool) -> usize {
         let group = opener.group;
         let chunk = &group.chunks[slot as usize];
-        let may_go = !aged_only || chunk.pages.is_idle();
+        let pages = chunk.reach.pages();
+        let may_go = !aged_only || chunk.pages.is_idle(pages);
         if may_go && chunk_slots::release(opener, &group.slots, slot) {
-            return CHUNK_BYTES;
+            return pages * PAGE_BYTES;
         }
         let address = |page: usize| chunk.base() + page * PAGE_BYTES;
         // Where the system's pages are longer than ours, the ends of a run stay.
@@ -259,9 +292,9 @@ impl PageHeap {
         chunk.pages.purge(aged_only, trim, purge, || group.publish(slot)) * PAGE_BYTES
     }
 
-    /// Returns the bytes of mapped chunks.
+    /// Returns the bytes that are mapped of chunks.
     pub fn chunk_bytes(&self) -> usize {
-        self.chunk_count.load(Ordering::Relaxed) * CHUNK_BYTES
+        self.chunk_bytes.load(Ordering::Relaxed)
     }
 
     /// Returns the bytes of free pages, and of those among them that are backed by memory.
@@ -276,7 +309,7 @@ impl PageHeap {
     /// of nothing or of other pages, or if the registry does not know the chunk. Other threads may
     /// take and give pages meanwhile.
     pub fn check(&self) {
-        self.registry.check();
+        self.space.check();
         for chunk in self.groups.all().flat_map(|group| &group.chunks) {
             for page in 0..PAGES_PER_CHUNK {
                 let Some(span) = chunk.span(page) else { continue };
@@ -322,37 +355,56 @@ struct Opener<'h> {
     index: usize,
 }
 
+impl Opener<'_> {
+    fn chunk(&self, slot: u32) -> &Chunk {
+        &self.group.chunks[slot as usize]
+    }
+
+    /// Returns the number of a chunk.
+    fn number(&self, slot: u32) -> usize {
+        self.index * CHUNKS_PER_GROUP + slot as usize
+    }
+}
+
 impl Chunks for Opener<'_> {
     fn base(&self, slot: u32) -> usize {
-        self.group.chunks[slot as usize].base()
+        self.chunk(slot).base()
+    }
+
+    fn reach(&self, slot: u32) -> &Reach {
+        &self.chunk(slot).reach
     }
 
     fn place(&self, slot: u32, base: usize) {
-        let number = self.index * CHUNKS_PER_GROUP + slot as usize;
-        self.group.chunks[slot as usize].place(base, number);
+        self.chunk(slot).place(base, self.number(slot));
     }
 
     fn register(&self, slot: u32) {
-        self.heap.registry.add_chunk(&self.group.chunks[slot as usize]);
-        self.heap.chunk_count.fetch_add(1, Ordering::Relaxed);
+        self.heap.space.registry.add_chunk(self.chunk(slot));
     }
 
     fn forget(&self, base: usize) {
-        self.heap.registry.remove(base, CHUNK_BYTES);
-        self.heap.chunk_count.fetch_sub(1, Ordering::Relaxed);
+        self.heap.space.registry.remove(base, CHUNK_BYTES);
     }
 
-    fn unmap(&self, base: usize) {
-        // SAFETY: every page is claimed by this call.
-        unsafe { os::unmap(base, CHUNK_BYTES) };
+    fn unmap(&self, base: usize, pages: usize) {
+        let bytes = pages * PAGE_BYTES;
+        let extent = if bytes == CHUNK_BYTES { Extent::Chunks } else { Extent::Exact };
+        self.heap.space.give(base, bytes, extent);
+        self.heap.chunk_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn take_all(&self, slot: u32) -> bool {
-        self.group.chunks[slot as usize].pages.free.take_all()
+    fn map_behind(&self, base: usize, pages: usize, more: usize) -> bool {
+        self.heap.space.map_at(base + pages * PAGE_BYTES, more * PAGE_BYTES)
     }
 
-    fn give_all(&self, slot: u32) {
-        self.group.chunks[slot as usize].pages.free.give(0, PAGES_PER_CHUNK);
+    fn take_all(&self, slot: u32, pages: usize) -> bool {
+        self.chunk(slot).pages.free.take_at(0, pages)
+    }
+
+    fn give(&self, slot: u32, first: usize, count: usize) {
+        self.heap.chunk_bytes.fetch_add(count * PAGE_BYTES, Ordering::Relaxed);
+        self.chunk(slot).pages.free.give(first, count);
     }
 
     fn publish(&self, slot: u32) {

@@ -9,7 +9,7 @@ use crate::lockfree::pool::ALIGN;
 use crate::lockfree::table::{self, Table};
 use crate::pages::chunk::{CHUNK_BYTES, Chunk};
 use crate::pages::descriptors::DescriptorMemory;
-use crate::pages::span::Span;
+use crate::pages::span::{Span, SpanKind};
 use core::ops::RangeInclusive;
 use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -60,8 +60,16 @@ impl Registry {
         Self { table: Table { leaves: [const { Once::new() }; ROOT_COUNT] } }
     }
 
-    /// Returns what is at this address, if it is ours.
+    /// Returns what is at this address, if it is ours and in use or kept.
     pub fn find(&self, address: usize) -> Option<Backing<'_>> {
+        match self.registered(address)? {
+            Backing::Mapping(span) if span.kind() == SpanKind::Vacant => None,
+            backing => Some(backing),
+        }
+    }
+
+    /// Returns what is registered at this address: vacancies, too.
+    pub fn registered(&self, address: usize) -> Option<Backing<'_>> {
         match self.table.find(address / CHUNK_BYTES) {
             0 => None,
             span if span & SPAN_BIT != 0 => {
@@ -72,6 +80,14 @@ impl Registry {
             // SAFETY: an entry without the bit is the address of a chunk's descriptor (M1).
             chunk => Some(Backing::Chunk(unsafe { &*with_exposed_provenance::<Chunk>(chunk) })),
         }
+    }
+
+    /// Returns every registered mapping and vacancy.
+    pub fn mappings(&self) -> impl Iterator<Item = &Span> {
+        self.table.all().filter_map(|(number, _)| match self.registered(number * CHUNK_BYTES) {
+            Some(Backing::Mapping(span)) if span.base() / CHUNK_BYTES == number => Some(span),
+            _ => None,
+        })
     }
 
     /// Returns whether there is room for the entries of `bytes` from `base`.
@@ -104,7 +120,7 @@ impl Registry {
     pub fn check(&self) {
         for (number, seen) in self.table.all() {
             let base = number * CHUNK_BYTES;
-            let stands_there = || match self.find(base) {
+            let stands_there = || match self.registered(base) {
                 None => true,
                 Some(Backing::Chunk(chunk)) => chunk.base() == base,
                 Some(Backing::Mapping(span)) => span.base() <= base && base < span.end(),

@@ -19,6 +19,7 @@
 //! | `own` | `traced_bytes` | the owner, after it has written the record | any thread |
 //! | `mapping` | `asked_bytes`, `needed_bytes`, `loose_since` | the owner, the last two before the mapping is loose | the owner; once loose, the thread that tightens it |
 //! | `mapping` | `cached_at` | the thread that puts it into the store, before it is listed | the thread that takes it out |
+//! | `mapping` | `extent` | as `base` | the owner |
 //! | `mapping` | `looseness` | see `looseness` | any thread that may want to change `bytes` |
 
 use crate::base::os::MIN_PAGE_BYTES;
@@ -50,6 +51,20 @@ pub enum SpanKind {
     Mapped,
     /// A mapping kept for the next block that needs one.
     Cached,
+    /// Addresses of chunks that are mapped, without memory, and nobody's.
+    Vacant,
+}
+
+/// How far addresses are mapped for a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Extent {
+    /// To its end.
+    Exact,
+    /// To the end of the chunk that its end is in.
+    Chunks,
+    /// The same, by the system's move of its pages: the system does not join it with neighbours.
+    Moved,
 }
 
 /// How many of the blocks of a slab are where.
@@ -248,6 +263,24 @@ pub struct MappingState {
     pub needed_bytes: Gauge,
     /// When the mapping became loose, in coarse milliseconds.
     pub loose_since: Gauge,
+    /// How far its addresses are mapped.
+    extent: AtomicU8,
+}
+
+impl MappingState {
+    /// Returns how far its addresses are mapped.
+    pub fn extent(&self) -> Extent {
+        match self.extent.load(Ordering::Relaxed) {
+            1 => Extent::Chunks,
+            2 => Extent::Moved,
+            _ => Extent::Exact,
+        }
+    }
+
+    /// Changes that.
+    pub fn set_extent(&self, extent: Extent) {
+        self.extent.store(extent as u8, Ordering::Relaxed);
+    }
 }
 
 /// A descriptor.
@@ -316,6 +349,7 @@ impl Span {
         self.mapping.looseness.open();
         self.mapping.needed_bytes.set(0);
         self.mapping.loose_since.set(0);
+        self.mapping.set_extent(Extent::Exact);
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
 
@@ -327,6 +361,7 @@ impl Span {
             3 => SpanKind::Large,
             4 => SpanKind::Mapped,
             5 => SpanKind::Cached,
+            6 => SpanKind::Vacant,
             _ => SpanKind::Free,
         }
     }
