@@ -32,7 +32,7 @@ struct Model {
 
 impl Model {
     fn open(generation: u32, count: usize) -> Arc<Self> {
-        let list = StrayList::new();
+        let list = StrayList(AtomicU64::new(0));
         list.open(generation);
         Arc::new(Self {
             list,
@@ -254,7 +254,7 @@ fn a_free_after_the_end() {
 fn persist_against_close() {
     explore(3, || {
         let model = Model::open(5, 1);
-        let state = Arc::new(State::new());
+        let state = Arc::new(State(AtomicU64::new(0)));
         state.open(5);
         let block = model.blocks.block(0);
         let (other, visited) = (model.clone(), state.clone());

@@ -2,7 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::base::sync::{AtomicBool, AtomicU32, Ordering};
+use rqmalloc_loom_tests::base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use rqmalloc_loom_tests::lockfree::state::{Callbacks, Phase, State};
 use rqmalloc_loom_tests::model::{Plain, explore};
 
@@ -44,7 +44,7 @@ struct Stub {
 impl Stub {
     fn open(generation: u32) -> Arc<Self> {
         let stub = Arc::new(Self {
-            state: State::new(),
+            state: State(AtomicU64::new(0)),
             generation: Plain::new(0),
             notes: [Plain::new(false), Plain::new(false)],
             lane: Plain::new(0),

@@ -2,6 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
+use rqmalloc_loom_tests::base::sync::AtomicU64;
 use rqmalloc_loom_tests::lockfree::header::{FREED, Header, LIVE};
 use rqmalloc_loom_tests::lockfree::lifetime::{FreeOutside, free_outside, settle_stray};
 use rqmalloc_loom_tests::lockfree::stray::{Chain, Refusal, StrayList};
@@ -17,7 +18,7 @@ struct Model {
 
 impl Model {
     fn new(count: usize) -> Arc<Self> {
-        let list = StrayList::new();
+        let list = StrayList(AtomicU64::new(0));
         list.open(GENERATION);
         let memory = Blocks::new(count, Header::tag(GENERATION.into(), LIVE));
         Arc::new(Self { list, memory })

@@ -3,8 +3,6 @@
 use super::Heap;
 use crate::base::sync::Ordering;
 use crate::blocks::holes::tidy_up;
-use crate::request::control::Control;
-use crate::request::finish;
 
 /// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
@@ -14,9 +12,9 @@ pub const TICK_MILLISECONDS: u64 = 100;
 pub struct HeapFigures {
     /// Bytes mapped from the system.
     pub mapped: usize,
-    /// Bytes of free pages.
+    /// Bytes of free pages, and of addresses kept for control blocks.
     pub free: usize,
-    /// Bytes of blocks and mappings kept for the next allocation.
+    /// Bytes of blocks, mappings and control blocks kept for the next allocation or request.
     pub cached: usize,
     /// Bytes of the pages of adopted spans.
     pub adopted: usize,
@@ -27,7 +25,9 @@ impl Heap {
     pub(super) fn idle_bytes(&self) -> usize {
         let (_, cached) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
-        self.store.most_bytes() + cached + free + self.controls.warm_bytes()
+        let controls = self.controls.figures();
+        let idle_bytes = controls.idle_bytes + controls.warm_bytes;
+        self.store.most_bytes() + cached + free + idle_bytes
     }
 
     /// Gives back what has been idle since the last tick, if a tick is due.
@@ -41,26 +41,21 @@ impl Heap {
                 .is_ok();
         if is_mine {
             self.store.age(self);
+            self.controls.look(now, self);
             self.mappings.decay(&self.pages, Some(now));
             self.pages.purge(true);
         }
     }
 
-    /// Gives everything idle back to the system: depots, warm regions, cached mappings, free pages.
+    /// Gives everything idle back to the system: depots, control blocks with what they keep, cached
+    /// mappings, free pages.
     /// Returns the bytes that went.
     pub fn release_all_idle(&self) -> usize {
         self.store.release(self);
         let persistent = self.persistent_tag().id();
         self.adopted.take_all(|span| tidy_up(self, span, persistent));
-        if self.controls.warm_bytes() != 0 {
-            self.controls.each_pooled(|control| self.release_warm_of(control));
-        }
-        self.mappings.decay(&self.pages, None) + self.pages.purge(false)
-    }
-
-    /// Gives back the warm regions of one idle control block.
-    pub fn release_warm_of(&self, control: &Control) {
-        finish::release_warm(control, self);
+        let descriptor_bytes = self.controls.purge(true, self);
+        descriptor_bytes + self.mappings.decay(&self.pages, None) + self.pages.purge(false)
     }
 
     /// Returns the figures of the process, not counting the thread caches.
@@ -68,10 +63,14 @@ impl Heap {
         let (mapping_bytes, cached_mappings) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
         let descriptors = self.pages.descriptors.mapped_bytes();
+        let controls = self.controls.figures();
         HeapFigures {
             mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors,
-            free,
-            cached: self.store.held_bytes() + cached_mappings + self.controls.warm_bytes(),
+            free: free + controls.empty_bytes,
+            cached: self.store.held_bytes()
+                + cached_mappings
+                + controls.warm_bytes
+                + controls.idle_bytes,
             adopted: self.adopted.held_bytes(),
         }
     }

@@ -24,6 +24,8 @@ use crate::pages::page_heap::PageHeap;
 use crate::persistent::store::{SLOTS_BYTES, Store};
 use controls::Controls;
 
+pub use controls::LOOK_MILLISECONDS;
+
 /// The allocator: one instance of every part.
 pub struct Heap {
     identity: Identity,

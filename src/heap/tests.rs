@@ -61,9 +61,9 @@ pub fn one_of_everything(heap: &'static Heap, cache: &Cache) -> Vec<Block> {
 /// Returns these survivors.
 pub fn one_request(heap: &'static Heap) -> Vec<Block> {
     let Some(control) = heap.take_control() else { return Vec::new() };
-    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
+    heap.open_request(control, heap.draw_numbers(), &Opening::default());
     let mut blocks = Vec::new();
-    if let Some(lane) = control.enter(|bytes| heap.take_descriptor_memory(bytes)) {
+    if let Some(lane) = control.enter(heap) {
         for class in [0, 20, 40, 50].map(|index| Class::from_index(index).unwrap()) {
             blocks.push(heap.alloc_of_request(control, lane, class, class.payload_bytes()).block);
         }
@@ -132,8 +132,8 @@ fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize) {
 /// list.
 fn large_blocks(heap: &'static Heap, cache: &Cache) {
     let control = heap.take_control().unwrap();
-    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
-    let lane = control.enter(|bytes| heap.take_descriptor_memory(bytes)).unwrap();
+    heap.open_request(control, heap.draw_numbers(), &Opening::default());
+    let lane = control.enter(heap).unwrap();
     let class = Class::from_index(FIRST_LARGE_CLASS).unwrap();
     let blocks: Vec<Block> =
         (0..3).map(|_| heap.alloc_of_request(control, lane, class, 1).block).collect();
@@ -166,7 +166,7 @@ fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     large_blocks(heap, &cache);
     cache.flush(|class, magazine| heap.put_magazine(class, magazine));
     heap.check();
-    for control in heap.controls.stubs.all().map(Control::of) {
+    for control in heap.controls.stubs_in_use().map(Control::of) {
         control.repair_large();
         assert!(control.large_figures().0 <= 3);
     }
@@ -383,8 +383,8 @@ fn pages_that_are_free_between_survivors_go_back() {
     heap.set_up();
     let cache = new_cache(heap);
     let control = heap.take_control().unwrap();
-    heap.open_request(control, heap.draw_numbers(), &Opening::default()).unwrap();
-    let lane = control.enter(|bytes| heap.take_descriptor_memory(bytes)).unwrap();
+    heap.open_request(control, heap.draw_numbers(), &Opening::default());
+    let lane = control.enter(heap).unwrap();
     let class = Class::from_index(10).unwrap();
     let blocks: Vec<Block> =
         (0..20_000).map(|_| heap.alloc_of_request(control, lane, class, 1).block).collect();

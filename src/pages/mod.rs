@@ -2,6 +2,7 @@
 
 pub mod span;
 pub mod descriptors;
+pub mod slots;
 pub mod chunk;
 pub mod registry;
 pub mod page_heap;

@@ -71,6 +71,9 @@ pub struct Thread {
     end_number: Cell<u64>,
     stash: [Cell<*const Control>; MAX_STASHED],
     stash_count: Cell<usize>,
+    /// The serials that the stashed ones had at the last look.
+    stash_seen: [Cell<u64>; MAX_STASHED],
+    next_look: Cell<u64>,
     /// How many requests this thread opened and finished; for figures.
     opened_count: Gauge,
     finished_count: Gauge,
@@ -151,10 +154,7 @@ fn each_thread(visit: impl FnMut(&Thread)) {
 pub fn trim() -> usize {
     if let Some(thread) = current() {
         thread.cache.flush(|class, magazine| HEAP.put_magazine(class, magazine));
-        for control in thread.stash.iter().take(thread.stash_count.get()) {
-            // SAFETY: a stashed control block (M1), which is this thread's.
-            HEAP.release_warm_of(unsafe { &*control.get() });
-        }
+        thread.unstash_all();
     }
     HEAP.release_all_idle()
 }

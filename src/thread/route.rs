@@ -60,6 +60,7 @@ impl Thread {
                 self.cache.set_share(RUNNING_COUNT.load(Ordering::Relaxed));
                 self.cache.age(|class, magazine| HEAP.put_magazine(class, magazine));
             }
+            self.age_stash(now);
             HEAP.tick(now);
         }
     }
@@ -234,7 +235,7 @@ fn visit<R>(thread: Option<&Thread>, owner: Owner, f: impl FnOnce() -> R) -> Opt
 /// for a lane.
 fn visit_lane<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option<R> {
     visit(Some(thread), owner, || {
-        let lane = owner.control().enter(|bytes| HEAP.take_descriptor_memory(bytes))?;
+        let lane = owner.control().enter(&HEAP)?;
         lane.bins.set_cache(&raw const thread.cache.bins);
         let result = f(lane);
         lane.occupancy.leave();
