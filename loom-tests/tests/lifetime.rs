@@ -3,7 +3,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::base::sync::{AtomicU64, Ordering};
+use rqmalloc_loom_tests::base::sync::{AtomicU64, Ordering, fence};
 use rqmalloc_loom_tests::lockfree::header::{FREED, Header, LATE, LIVE, Memory};
 use rqmalloc_loom_tests::lockfree::lifetime::{
     Adoption, FreeOutside, adopt_at_close, free_outside, persist, settle_stray,
@@ -136,6 +136,25 @@ fn the_next_request_of_a_stub_gets_no_block_of_the_one_before() {
         model.list.open(6);
         freer.join().unwrap();
         assert!(model.free(1, 5), "adopted, or left to nobody");
+        assert!(model.list.is_empty(), "a block of one request on the list of the next");
+        assert_eq!(model.given_back.load(Ordering::Relaxed), 1, "the span is not lost");
+    });
+}
+
+/// Neither does one that slept until the stub was wiped, and opened anew.
+#[test]
+fn a_wiped_stub_gets_no_block() {
+    explore(3, || {
+        let model = Model::open(5, 2);
+        let other = model.clone();
+        let freer = thread::spawn(move || assert!(other.free(0, 5)));
+        model.close(5, 2);
+        // The system orders what was done before it wiped a page before the zeros.
+        fence(Ordering::Release);
+        model.list.0.store(0, Ordering::Relaxed);
+        model.list.open(6);
+        freer.join().unwrap();
+        assert!(model.free(1, 5));
         assert!(model.list.is_empty(), "a block of one request on the list of the next");
         assert_eq!(model.given_back.load(Ordering::Relaxed), 1, "the span is not lost");
     });

@@ -240,6 +240,24 @@ fn a_visitor_sees_what_opened_the_request() {
     });
 }
 
+/// So does a judge, who does not enter it.
+#[test]
+fn a_judge_sees_what_opened_the_request() {
+    explore(3, || {
+        let stub = Stub::open(5);
+        stub.close();
+        let other = stub.clone();
+        let judge = thread::spawn(move || {
+            if other.state.has(6) {
+                other.generation.read(|now| assert_eq!(*now, 6, "opened before"));
+            }
+            assert!(!other.state.has(5), "over");
+        });
+        stub.reopen(6);
+        judge.join().unwrap();
+    });
+}
+
 /// A visit and a new handle do not lose each other.
 #[test]
 fn visit_against_add_and_drop() {

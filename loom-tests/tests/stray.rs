@@ -118,6 +118,19 @@ fn a_list_is_closed_for_its_generation() {
     });
 }
 
+/// S2: a wiped list takes no block, not even of a generation that ends in zeros.
+#[test]
+fn a_wiped_list_is_closed() {
+    explore(1, || {
+        let model = Model::new(1);
+        let (block, list) = (model.memory.block(0), StrayList(AtomicU64::new(0)));
+        assert_eq!(list.push(&model.memory, 0, block), Err(Refusal::Closed));
+        assert_eq!(list.push(&model.memory, 1 << 20, block), Err(Refusal::Closed));
+        assert_eq!(list.look(GENERATION), Some(Refusal::OtherRequest));
+        assert!(list.is_empty() && list.close(0).is_empty());
+    });
+}
+
 /// Of two frees of one block one puts it on the list; the other one finds the header changed.
 #[test]
 fn double_free_by_two_threads() {

@@ -22,11 +22,10 @@ const EMPTY: u64 = 1;
 
 const _: () = assert!(FIRST_BITS + UNIT_SHIFT == 48, "payloads are 16-byte aligned and below 2^48");
 
-const _: () = assert!(NONE == 0, "no block is one that can be cut off from a closed list");
-
 /// The first block of a list in this state.
 const fn first_of(word: u64) -> Block {
-    ((word & FIRST_MASK & !EMPTY) << UNIT_SHIFT) as Block
+    let first = word & FIRST_MASK;
+    if first <= EMPTY { NONE } else { (first << UNIT_SHIFT) as Block }
 }
 
 const fn word_of(generation: u32, first: u64) -> u64 {
