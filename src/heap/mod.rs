@@ -100,6 +100,7 @@ impl Heap {
         self.store.check(self.persistent_tag());
         self.mappings.check(&self.pages);
         self.adopted.check();
+        self.controls.check();
         self.pages.check();
     }
 }

@@ -31,7 +31,7 @@ pub fn new_cache(heap: &Heap) -> Box<Cache> {
     cache
 }
 
-struct NoCallbacks;
+pub struct NoCallbacks;
 
 impl Callbacks for NoCallbacks {
     fn is_empty(&self) -> bool {
@@ -68,6 +68,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
             blocks.push(heap.alloc_of_request(control, lane, class, class.payload_bytes()).block);
         }
         blocks.push(heap.alloc_of_request_mapped(control, lane, 2 << 20, 16).block);
+        control.enter(heap).inspect(|second| second.occupancy.leave());
         lane.occupancy.leave();
     }
     blocks.retain(|&block| block != NONE);
@@ -81,7 +82,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
 type Action = fn(&'static Heap, &Cache);
 
 /// What the thread does that is forked at every step; together these take every lock there is.
-const FORKED_AT: [(&str, Action); 8] = [
+const FORKED_AT: [(&str, Action); 9] = [
     ("set up", |heap, _| heap.set_up()),
     ("magazines", |heap, cache| {
         use_class(heap, cache, 2, 40);
@@ -102,6 +103,11 @@ const FORKED_AT: [(&str, Action); 8] = [
         heap.mappings.decay(&heap.pages, None);
     }),
     ("requests", |heap, cache| {
+        one_request(heap).iter().for_each(|&block| free(heap, cache, block));
+    }),
+    ("idle control blocks", |heap, cache| {
+        one_request(heap).iter().for_each(|&block| free(heap, cache, block));
+        heap.controls.purge(true, heap);
         one_request(heap).iter().for_each(|&block| free(heap, cache, block));
     }),
     ("adopted spans", |heap, cache| {

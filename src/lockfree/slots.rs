@@ -11,7 +11,7 @@
 //! - **C3** Before stubs are wiped the leaf keeps the last generation that any of them had, and the
 //!   next one that a slot opens is above it: who finds no generation in a stub asks the leaf.
 
-use crate::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence, step};
 use crate::lockfree::bitmap::{PageBitmap, runs};
 use crate::lockfree::state::State;
 
@@ -140,11 +140,15 @@ impl Leaf {
     /// The same for the slots of a run: `mine` are the caller's, the others are spent.
     fn purge_run(&self, first: usize, count: usize, mine: u64, contents: &impl Contents) -> usize {
         let made = self.made.load(Ordering::Relaxed);
+        step();
         slots_in(made & mine).for_each(|slot| contents.strip(slot));
+        step();
         let going = made & contents.wiped(first, count);
         if going != 0 {
             self.made.fetch_and(!going, Ordering::Relaxed);
+            step();
             contents.wipe(first, count);
+            step();
         }
         going.count_ones() as usize
     }
@@ -179,6 +183,12 @@ impl Leaf {
         let made = self.made.load(Ordering::Relaxed);
         let [idle] = self.idle.snapshot();
         (made.count_ones() as usize, (made & idle).count_ones() as usize)
+    }
+
+    /// Returns how many slots are both idle and spent: none.
+    pub fn contradictions(&self) -> usize {
+        let [idle] = self.idle.snapshot();
+        (idle & self.spent.load(Ordering::Relaxed)).count_ones() as usize
     }
 
     /// Returns the slots whose thing has an owner.

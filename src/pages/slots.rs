@@ -10,8 +10,9 @@
 //! | `index`, `leaves` | see `run_index`, `slots` | |
 //! | `hint`, `leaf_count` | who takes or gives a slot, as hints | the same |
 
+use crate::base::fatal;
 use crate::base::os;
-use crate::base::sync::{AtomicUsize, Ordering};
+use crate::base::sync::{AtomicUsize, Ordering, step};
 use crate::lockfree::once::{Once, OnceList};
 use crate::lockfree::pool::ALIGN;
 use crate::lockfree::run_index::RunIndex;
@@ -177,11 +178,14 @@ impl<T, const STUB: usize> Slots<T, STUB> {
     fn thing_in(at: &At<'_>, slot: usize, is_made: bool, make: &impl Fn(&Empty)) -> usize {
         let base = at.leaf().base().unwrap_or_default();
         let address = base + slot * Self::STRIDE_BYTES;
+        step();
         if !is_made {
             let stub = base + Self::THINGS_BYTES + slot * STUB;
             let index = at.first_index + slot as u32;
             make(&Empty { index, address, stub, kept: at.leaf().kept() });
+            step();
             at.leaf().note_made(slot);
+            step();
         }
         address
     }
@@ -261,6 +265,12 @@ impl<T, const STUB: usize> Slots<T, STUB> {
         Some(at.leaf().base()? + Self::THINGS_BYTES + slot * STUB)
     }
 
+    /// The thing in the slot with this index, if that has memory.
+    pub fn thing(&self, index: u32) -> Option<usize> {
+        let (at, slot) = self.at(index)?;
+        Some(at.leaf().base()? + slot * Self::STRIDE_BYTES)
+    }
+
     /// Whether the stub with this index and state, or one like it that was wiped, has had this
     /// generation.
     pub fn was_issued(&self, index: u32, state: &State, generation: u32) -> bool {
@@ -272,6 +282,24 @@ impl<T, const STUB: usize> Slots<T, STUB> {
         self.leaves().map_while(|at| at.leaf().base().is_some().then_some(at)).flat_map(|at| {
             at.group.leaves[at.leaf].in_use().map(move |s| at.first_index + s as u32)
         })
+    }
+
+    /// Walks the leaves, and passes each thing that has an owner to `is_whole`, with its index;
+    /// fatal if that says no, or the leaf contradicts itself. Others may take and give meanwhile.
+    pub fn check(&self, name: &'static str, is_whole: impl Fn(usize, u32) -> bool) {
+        for at in self.leaves().take_while(|at| at.leaf().base().is_some()) {
+            let contradictions = at.leaf().contradictions();
+            if contradictions > 0 {
+                fatal::broken("slots both idle and spent", contradictions, 0);
+            }
+        }
+        for index in self.in_use() {
+            let is_broken = self.thing(index).is_some_and(|thing| !is_whole(thing, index));
+            // It may have been wiped between the two looks.
+            if is_broken && self.in_use().any(|other| other == index) {
+                fatal::broken(name, index as usize, 0);
+            }
+        }
     }
 
     /// Returns what there is.

@@ -11,7 +11,7 @@ mod exchange;
 mod footprint;
 mod warm;
 mod pace;
-mod lanes;
+pub mod lanes;
 mod large_list;
 // Their sum.
 pub mod control;
