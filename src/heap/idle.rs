@@ -12,7 +12,7 @@ pub const TICK_MILLISECONDS: u64 = 100;
 pub struct HeapFigures {
     /// Bytes mapped from the system.
     pub mapped: usize,
-    /// Bytes of free pages, and of addresses kept for control blocks.
+    /// Bytes of free pages, and of memory for descriptors that nobody uses.
     pub free: usize,
     /// Bytes of blocks, mappings and control blocks kept for the next allocation or request.
     pub cached: usize,
@@ -66,7 +66,7 @@ impl Heap {
         let controls = self.controls.figures();
         HeapFigures {
             mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors,
-            free: free + controls.empty_bytes,
+            free: free + controls.empty_bytes + self.pages.descriptors.untaken_bytes(),
             cached: self.store.held_bytes()
                 + cached_mappings
                 + controls.warm_bytes
