@@ -29,6 +29,7 @@ cases! {
     fork_while_threads_do_everything;
     fork_while_requests_end;
     fork_while_lanes_change;
+    fork_while_idle_control_blocks_go;
     fork_while_threads_come_and_go;
     fork_inside_a_request;
     fork_in_a_fork;
@@ -516,6 +517,33 @@ fn fork_while_requests_end() {
         survivors.iter().for_each(|block| expect_block(block));
     });
     fork_repeatedly(FORK_COUNT / 2, exercise_a_process);
+    busy.stop();
+    exercise(1);
+}
+
+/// The others open many requests at once, some with several lanes, and give all that is idle back.
+fn fork_while_idle_control_blocks_go() {
+    let busy = Busy::start(3, |random| {
+        let requests: Vec<_> = (0..1 + random.below(200)).map(|_| Request::new()).collect();
+        for request in requests.iter().step_by(7) {
+            let _outer = request.enter();
+            request.run(|| drop(random.block()));
+        }
+        drop(requests);
+        rqmalloc::trim();
+    });
+    // What the process has had open leaves leaves of stubs that were wiped.
+    drop((0..500).map(|_| Request::new()).collect::<Vec<_>>());
+    rqmalloc::trim();
+    fork_repeatedly(FORK_COUNT / 2, |seed| {
+        let requests: Vec<_> = (0..300).map(|_| Request::new()).collect();
+        let mut ids: Vec<_> = requests.iter().map(Request::id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), requests.len());
+        drop(requests);
+        exercise_a_process(seed);
+    });
     busy.stop();
     exercise(1);
 }

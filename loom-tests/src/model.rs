@@ -50,6 +50,8 @@ struct Words {
 pub struct Blocks(Box<[Words]>);
 
 const BLOCK_BYTES: usize = 16;
+/// Above what the words of lists take for no block.
+const LOWEST: usize = 2;
 
 impl Blocks {
     /// Makes `count` blocks with this header.
@@ -61,12 +63,12 @@ impl Blocks {
     /// Returns the block with this index.
     pub fn block(&self, index: usize) -> Block {
         assert!(index < self.0.len(), "block {index} of {}", self.0.len());
-        (index + 1) * BLOCK_BYTES
+        (index + LOWEST) * BLOCK_BYTES
     }
 
     /// Returns the index of a block.
     pub fn index(&self, block: Block) -> usize {
-        block / BLOCK_BYTES - 1
+        block / BLOCK_BYTES - LOWEST
     }
 
     /// Writes to the payload, as a live block's owner does, and so does a thread that gives its

@@ -3,7 +3,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::base::sync::{AtomicU64, Ordering};
+use rqmalloc_loom_tests::base::sync::{AtomicU64, Ordering, fence};
 use rqmalloc_loom_tests::lockfree::header::{FREED, Header, LATE, LIVE, Memory};
 use rqmalloc_loom_tests::lockfree::lifetime::{
     Adoption, FreeOutside, adopt_at_close, free_outside, persist, settle_stray,
@@ -32,7 +32,7 @@ struct Model {
 
 impl Model {
     fn open(generation: u32, count: usize) -> Arc<Self> {
-        let list = StrayList::new();
+        let list = StrayList(AtomicU64::new(0));
         list.open(generation);
         Arc::new(Self {
             list,
@@ -136,6 +136,25 @@ fn the_next_request_of_a_stub_gets_no_block_of_the_one_before() {
         model.list.open(6);
         freer.join().unwrap();
         assert!(model.free(1, 5), "adopted, or left to nobody");
+        assert!(model.list.is_empty(), "a block of one request on the list of the next");
+        assert_eq!(model.given_back.load(Ordering::Relaxed), 1, "the span is not lost");
+    });
+}
+
+/// Neither does one that slept until the stub was wiped, and opened anew.
+#[test]
+fn a_wiped_stub_gets_no_block() {
+    explore(3, || {
+        let model = Model::open(5, 2);
+        let other = model.clone();
+        let freer = thread::spawn(move || assert!(other.free(0, 5)));
+        model.close(5, 2);
+        // The system orders what was done before it wiped a page before the zeros.
+        fence(Ordering::Release);
+        model.list.0.store(0, Ordering::Relaxed);
+        model.list.open(6);
+        freer.join().unwrap();
+        assert!(model.free(1, 5));
         assert!(model.list.is_empty(), "a block of one request on the list of the next");
         assert_eq!(model.given_back.load(Ordering::Relaxed), 1, "the span is not lost");
     });
@@ -254,7 +273,7 @@ fn a_free_after_the_end() {
 fn persist_against_close() {
     explore(3, || {
         let model = Model::open(5, 1);
-        let state = Arc::new(State::new());
+        let state = Arc::new(State(AtomicU64::new(0)));
         state.open(5);
         let block = model.blocks.block(0);
         let (other, visited) = (model.clone(), state.clone());

@@ -64,7 +64,7 @@ fn traced_against_walk() {
 #[test]
 fn counted_against_looked_at() {
     explore(3, || {
-        let model = Arc::new((CountedBytes::new(), [Plain::new(0), Plain::new(0)]));
+        let model = Arc::new((CountedBytes(AtomicU64::new(0)), [Plain::new(0), Plain::new(0)]));
         model.0.open(7);
         let [counter, looker] = [model.clone(), model.clone()];
         let counter = thread::spawn(move || {
@@ -90,7 +90,7 @@ fn counted_against_looked_at() {
 #[test]
 fn counted_late_for_the_next_request() {
     explore(1, || {
-        let figure = CountedBytes::new();
+        let figure = CountedBytes(AtomicU64::new(0));
         figure.open(7);
         figure.add(7, 1, 16);
         figure.open(8);
@@ -105,7 +105,7 @@ fn counted_late_for_the_next_request() {
 fn judged_against_close() {
     const PERSISTENT: Header = Header::tag(0xfff, LIVE);
     explore(3, || {
-        let model = Arc::new((State::new(), Blocks::new(1, Header::tag(5, LIVE))));
+        let model = Arc::new((State(AtomicU64::new(0)), Blocks::new(1, Header::tag(5, LIVE))));
         model.0.open(5);
         let other = model.clone();
         let judge = thread::spawn(move || {

@@ -2,7 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use rqmalloc_loom_tests::base::sync::{AtomicBool, AtomicU32, Ordering};
+use rqmalloc_loom_tests::base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use rqmalloc_loom_tests::lockfree::state::{Callbacks, Phase, State};
 use rqmalloc_loom_tests::model::{Plain, explore};
 
@@ -44,7 +44,7 @@ struct Stub {
 impl Stub {
     fn open(generation: u32) -> Arc<Self> {
         let stub = Arc::new(Self {
-            state: State::new(),
+            state: State(AtomicU64::new(0)),
             generation: Plain::new(0),
             notes: [Plain::new(false), Plain::new(false)],
             lane: Plain::new(0),
@@ -237,6 +237,24 @@ fn a_visitor_sees_what_opened_the_request() {
         let visitor = thread::spawn(move || other.visit(6));
         stub.reopen(6);
         visitor.join().unwrap();
+    });
+}
+
+/// So does a judge, who does not enter it.
+#[test]
+fn a_judge_sees_what_opened_the_request() {
+    explore(3, || {
+        let stub = Stub::open(5);
+        stub.close();
+        let other = stub.clone();
+        let judge = thread::spawn(move || {
+            if other.state.has(6) {
+                other.generation.read(|now| assert_eq!(*now, 6, "opened before"));
+            }
+            assert!(!other.state.has(5), "over");
+        });
+        stub.reopen(6);
+        judge.join().unwrap();
     });
 }
 

@@ -2,6 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
+use rqmalloc_loom_tests::base::sync::AtomicU64;
 use rqmalloc_loom_tests::lockfree::header::{FREED, Header, LIVE};
 use rqmalloc_loom_tests::lockfree::lifetime::{FreeOutside, free_outside, settle_stray};
 use rqmalloc_loom_tests::lockfree::stray::{Chain, Refusal, StrayList};
@@ -17,7 +18,7 @@ struct Model {
 
 impl Model {
     fn new(count: usize) -> Arc<Self> {
-        let list = StrayList::new();
+        let list = StrayList(AtomicU64::new(0));
         list.open(GENERATION);
         let memory = Blocks::new(count, Header::tag(GENERATION.into(), LIVE));
         Arc::new(Self { list, memory })
@@ -114,6 +115,19 @@ fn a_list_is_closed_for_its_generation() {
         assert_eq!(model.list.look(GENERATION), Some(Refusal::OtherRequest));
         assert_eq!(model.list.push(&model.memory, GENERATION, block), Err(Refusal::OtherRequest));
         assert_eq!(model.list.look(GENERATION + 1), None);
+    });
+}
+
+/// S2: a wiped list takes no block, not even of a generation that ends in zeros.
+#[test]
+fn a_wiped_list_is_closed() {
+    explore(1, || {
+        let model = Model::new(1);
+        let (block, list) = (model.memory.block(0), StrayList(AtomicU64::new(0)));
+        assert_eq!(list.push(&model.memory, 0, block), Err(Refusal::Closed));
+        assert_eq!(list.push(&model.memory, 1 << 20, block), Err(Refusal::Closed));
+        assert_eq!(list.look(GENERATION), Some(Refusal::OtherRequest));
+        assert!(list.is_empty() && list.close(0).is_empty());
     });
 }
 

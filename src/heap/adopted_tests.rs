@@ -101,7 +101,7 @@ fn allocate(
     class: Class,
     count: usize,
 ) -> Vec<Block> {
-    let lane = control.enter(|bytes| heap.take_descriptor_memory(bytes)).unwrap();
+    let lane = control.enter(heap).unwrap();
     let alloc = |_| match lane.bins.alloc(class) {
         NONE => heap.alloc_of_request(control, lane, class, class.payload_bytes()).block,
         block => block,

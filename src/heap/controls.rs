@@ -1,82 +1,200 @@
-//! The control blocks of all requests, and what they share.
+//! The control blocks of all requests, their further lanes, and what they share. What nobody uses
+//! of it goes back to the system.
+//!
+//! | field | written by | read by |
+//! |---|---|---|
+//! | `blocks`, `lanes`, `lists` | see `pages/slots` | |
+//! | `large_locks` | see `large` | |
+//! | `warm_bytes` | who keeps a region or lets go of it, by read-modify-write | any thread |
+//! | `next_look` | the thread that ticks | the same |
 
-use crate::base::sync::{AtomicUsize, Lock, Ordering};
+use crate::base::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
 use crate::blocks::identity::Serial;
-use crate::lockfree::pool::{ALIGN, Pool};
 use crate::pages::descriptors::DescriptorMemory;
-use crate::request::control::{Control, ControlMemory};
-use crate::request::stub::Stubs;
+use crate::pages::slots::{Empty, SlotFigures, Slots, Tenants};
+use crate::request::Host;
+use crate::request::control::Control;
+use crate::request::finish;
+use crate::request::lane::Lane;
+use crate::request::lists::Lists;
+use crate::request::stub::Stub;
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
+/// Milliseconds between two looks at idle control blocks and lanes. What was idle at two of them
+/// goes at the third: after one to one and a half seconds, so that it stays where a burst comes
+/// every second.
+pub const LOOK_MILLISECONDS: u64 = 500;
 /// Most bytes of regions that stay with all pooled control blocks together.
 const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
 /// Locks of the lists of large blocks: requests share them by their stubs' index.
 const LARGE_LOCK_COUNT: usize = 16;
-const _: () = assert!(align_of::<Control>() >= ALIGN, "an aligned control block can be pooled");
 
 /// The control blocks.
 pub struct Controls {
-    pool: Pool,
-    /// Where headers lead to; each stub has one of the control blocks.
-    pub stubs: Stubs,
+    /// Each with the stub that headers lead to.
+    blocks: Slots<Control, { size_of::<Stub>() }>,
+    lanes: Slots<Lane, 0>,
+    lists: Slots<Lists, 0>,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
-    /// Bytes of regions that stay with pooled control blocks.
     warm_bytes: AtomicUsize,
+    next_look: AtomicU64,
+}
+
+/// What control blocks, lanes and lists take, and what is kept with them.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct ControlFigures {
+    /// Bytes of those that were made, with their stubs: resident.
+    pub made_bytes: usize,
+    /// Bytes of those of them that wait for a request; not of the lanes that they keep.
+    pub idle_bytes: usize,
+    /// Bytes of addresses without memory, for more of them.
+    pub empty_bytes: usize,
+    /// Bytes of regions that stay with control blocks.
+    pub warm_bytes: usize,
+}
+
+/// What a look at idle control blocks needs of the heap.
+struct IdleControls<'h, S>(&'h S);
+
+impl<S: Host> Tenants for IdleControls<'_, S> {
+    fn strip(&self, address: usize) {
+        // SAFETY: a made slot of control blocks has one.
+        finish::strip(unsafe { Control::at(address) }, self.0);
+    }
+
+    fn generation(&self, stub: usize) -> u32 {
+        // SAFETY: memory for a stub.
+        unsafe { Stub::at(stub) }.state.look().generation()
+    }
+}
+
+/// Lanes and lists, which have nothing when they are idle, and no stubs.
+struct Bare;
+
+impl Tenants for Bare {
+    fn strip(&self, _address: usize) {}
+
+    fn generation(&self, _stub: usize) -> u32 {
+        0
+    }
 }
 
 impl Controls {
-    /// Creates an empty pool.
+    /// Nothing is made yet.
     pub const fn new() -> Self {
         Self {
-            pool: Pool::new(),
-            stubs: Stubs::new(),
+            blocks: Slots::new(),
+            lanes: Slots::new(),
+            lists: Slots::new(),
             large_locks: [const { Lock::new(()) }; LARGE_LOCK_COUNT],
             warm_bytes: AtomicUsize::new(0),
+            next_look: AtomicU64::new(0),
         }
     }
 
-    /// Takes a control block from the pool, else makes a new one. `None`: the system has no more
-    /// memory.
+    /// Takes an idle control block, else a new one. `None`: the system has no more memory, or every
+    /// stub is spent.
     pub fn take(&self, memory: &DescriptorMemory) -> Option<&'static Control> {
-        if let Some(pooled) = self.take_pooled() {
-            return Some(pooled);
+        let make = |empty: &Empty| {
+            // SAFETY: memory for a stub and a control block, this thread's alone.
+            unsafe {
+                let stub = Stub::at(empty.stub);
+                let control = with_exposed_provenance::<Control>(empty.address);
+                stub.settle(control.cast(), empty.index, empty.kept);
+                Control::make(empty.address, stub);
+            }
+        };
+        // SAFETY: there is a control block in the slot now.
+        self.blocks.take(memory, make).map(|address| unsafe { Control::at(address) })
+    }
+
+    /// Puts back a control block whose request is over; `is_old`: it is so for long.
+    pub fn put<S: Host>(&self, control: &Control, is_old: bool, host: &S) {
+        let stub = control.stub();
+        if stub.is_spent() {
+            finish::strip(control, host);
+            return self.blocks.spend(stub.index());
         }
-        let align = align_of::<Control>();
-        let address = memory.take(size_of::<Control>() + align - ALIGN)?;
-        // SAFETY: fresh zeroed memory, aligned to `ALIGN`, and longer than a control block by what
-        // aligning it may take.
-        let control = unsafe { Control::make(address.next_multiple_of(align)) };
-        self.renew_stub(control, memory)?;
-        Some(control)
+        self.blocks.give(stub.index(), is_old);
     }
 
-    /// Gives a control block that the caller has alone a new stub: it has none, or one whose
-    /// generations are used up.
-    pub fn renew_stub(&self, control: &Control, memory: &DescriptorMemory) -> Option<()> {
-        let address = core::ptr::from_ref(control).cast();
-        control.set_stub(self.stubs.make(address, |bytes| memory.take(bytes))?);
-        Some(())
+    /// Takes a lane, which is the caller's.
+    pub fn take_lane(&self, memory: &DescriptorMemory) -> Option<&'static Lane> {
+        let make = |empty: &Empty| {
+            let place = with_exposed_provenance_mut::<Lane>(empty.address);
+            // SAFETY: memory for a lane, this thread's alone.
+            unsafe { place.write(Lane::new(empty.index)) };
+        };
+        let address = self.lanes.take(memory, make)?;
+        // SAFETY: there is a lane in the slot now, and its memory is never unmapped (M1).
+        Some(unsafe { &*with_exposed_provenance(address) })
     }
 
-    fn take_pooled(&self) -> Option<&'static Control> {
-        // SAFETY: only control blocks are pooled here.
-        self.pool.take(&ControlMemory).map(|address| unsafe { Control::at(address) })
+    /// Puts back an idle lane without regions.
+    pub fn put_lane(&self, lane: &Lane, is_old: bool) {
+        self.lanes.give(lane.slot, is_old);
     }
 
-    /// Puts a control block whose request is over into the pool.
-    pub fn put(&self, control: &Control) {
-        self.pool.put(&ControlMemory, control.address());
+    /// Takes empty lists, which are the caller's.
+    pub fn take_lists(&self, memory: &DescriptorMemory) -> Option<&'static Lists> {
+        let make = |empty: &Empty| {
+            let place = with_exposed_provenance_mut::<Lists>(empty.address);
+            // SAFETY: memory for lists, this thread's alone.
+            unsafe { place.write(Lists::new(empty.index)) };
+        };
+        let address = self.lists.take(memory, make)?;
+        // SAFETY: there are lists in the slot now, and their memory is never unmapped (M1).
+        Some(unsafe { &*with_exposed_provenance(address) })
     }
 
-    /// Calls `visit` with every pooled control block while it is out of the pool.
-    pub fn each_pooled(&self, mut visit: impl FnMut(&Control)) {
-        let visited = Pool::new();
-        while let Some(control) = self.take_pooled() {
-            visit(control);
-            visited.put(&ControlMemory, control.address());
+    /// Puts back empty lists.
+    pub fn put_lists(&self, lists: &Lists) {
+        self.lists.give(lists.slot, true);
+    }
+
+    /// Gives back what has been idle for long, if a look is due. Returns the bytes of descriptors
+    /// that went.
+    pub fn look<S: Host>(&self, now: u64, host: &S) -> usize {
+        if now < self.next_look.load(Ordering::Relaxed) {
+            return 0;
         }
-        while let Some(address) = visited.take(&ControlMemory) {
-            self.pool.put(&ControlMemory, address);
-        }
+        self.next_look.store(now + LOOK_MILLISECONDS, Ordering::Relaxed);
+        self.purge(false, host)
+    }
+
+    /// Gives back everything idle; unless `all`, what was idle at the last two looks, too. Returns
+    /// the bytes of descriptors that went.
+    pub fn purge<S: Host>(&self, all: bool, host: &S) -> usize {
+        // What control blocks had goes with them.
+        self.blocks.purge(all, &IdleControls(host))
+            + self.lanes.purge(all, &Bare)
+            + self.lists.purge(all, &Bare)
+    }
+
+    /// The stub with this index, if there is memory for it: one that no request ever had, or that
+    /// was wiped, has none now (U3).
+    #[inline]
+    pub fn stub(&self, index: u32) -> Option<&'static Stub> {
+        // SAFETY: memory for a stub.
+        self.blocks.stub(index).map(|address| unsafe { Stub::at(address) })
+    }
+
+    /// Whether a request has, or had, this serial.
+    pub fn was_issued(&self, serial: Serial) -> bool {
+        let was_issued =
+            |stub: &Stub| self.blocks.was_issued(serial.index(), &stub.state, serial.generation());
+        serial.generation() > 0 && self.stub(serial.index()).is_some_and(was_issued)
+    }
+
+    /// Returns the number of a request that is over, unless that is long ago.
+    pub fn number_of_past(&self, serial: Serial) -> Option<u64> {
+        let stub = self.stub(serial.index()).filter(|stub| !stub.control().is_null())?;
+        Control::of(stub).number_of_past(serial.generation())
+    }
+
+    /// The stubs whose control block is somebody's.
+    pub fn stubs_in_use(&self) -> impl Iterator<Item = &'static Stub> + '_ {
+        self.blocks.in_use().filter_map(|index| self.stub(index))
     }
 
     /// The lock of the list of large blocks of the request with this serial.
@@ -84,7 +202,21 @@ impl Controls {
         &self.large_locks[owner.index() as usize % LARGE_LOCK_COUNT]
     }
 
-    /// Returns the bytes of regions that stay with pooled control blocks.
+    /// Returns what it all takes. Walks the leaves.
+    pub fn figures(&self) -> ControlFigures {
+        let mut sum = ControlFigures { warm_bytes: self.warm_bytes(), ..ControlFigures::default() };
+        let add = |sum: &mut ControlFigures, part: SlotFigures| {
+            sum.made_bytes += part.made_bytes;
+            sum.idle_bytes += part.idle_bytes;
+            sum.empty_bytes += part.empty_bytes;
+        };
+        add(&mut sum, self.blocks.figures());
+        add(&mut sum, self.lanes.figures());
+        add(&mut sum, self.lists.figures());
+        sum
+    }
+
+    /// Returns the bytes of regions that stay with control blocks.
     pub fn warm_bytes(&self) -> usize {
         self.warm_bytes.load(Ordering::Relaxed)
     }
@@ -104,28 +236,216 @@ impl Controls {
         self.warm_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Walks what is in use; fatal if something does not know its place.
+    pub fn check(&self) {
+        self.blocks.check("stub of a control block", |address, index| {
+            self.stub(index).is_some_and(|stub| {
+                // SAFETY: a made slot of control blocks has one; its stub never changes.
+                let leads_back = core::ptr::eq(unsafe { Control::at(address) }.stub(), stub);
+                leads_back && stub.control().addr() == address && stub.index() == index
+            })
+        });
+        let lane_at = |address| with_exposed_provenance::<Lane>(address);
+        let lists_at = |address| with_exposed_provenance::<Lists>(address);
+        // SAFETY: a made slot has such a thing; its number never changes.
+        self.lanes.check("slot of a lane", |at, index| unsafe { (*lane_at(at)).slot } == index);
+        // SAFETY: as above.
+        self.lists.check("slot of lists", |at, index| unsafe { (*lists_at(at)).slot } == index);
+    }
+
     /// Makes everything whole in a process that was just forked by a thread that visits `visited`.
+    /// What another thread was taking or wiping is lost.
     ///
     /// # Safety
     /// As for `Lock::recover`.
     pub unsafe fn recover(&self, visited: *const Control) {
-        // SAFETY: the caller's contract.
-        unsafe { self.stubs.recover() };
-        for stub in self.stubs.all() {
+        for stub in self.stubs_in_use() {
             let is_visited = core::ptr::eq(stub.control().cast(), visited);
             stub.state.recount_visitors(u32::from(is_visited));
         }
         for (index, lock) in self.large_locks.iter().enumerate() {
             let repair = |is_torn| {
                 if is_torn {
-                    self.stubs
-                        .all()
-                        .filter(|stub| stub.serial().index() as usize % LARGE_LOCK_COUNT == index)
+                    self.stubs_in_use()
+                        .filter(|stub| stub.index() as usize % LARGE_LOCK_COUNT == index)
                         .for_each(|stub| Control::of(stub).repair_large());
                 }
             };
             // SAFETY: the caller's contract.
             unsafe { lock.recover(|(), is_torn| repair(is_torn)) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LOOK_MILLISECONDS;
+    use crate::base::size_class::Class;
+    use crate::blocks::identity::{MAX_GENERATION, Serial};
+    use crate::heap::Heap;
+    use crate::heap::tests::{NoCallbacks, new_heap};
+    use crate::request::control::{Control, Opening};
+    use crate::request::finish::Survivors;
+    use crate::request::lanes::MAX_KEPT_LANES;
+    use crate::request::stub::Stub;
+    use std::vec::Vec;
+
+    fn open(heap: &'static Heap) -> &'static Control {
+        let control = heap.take_control().unwrap();
+        heap.open_request(control, heap.draw_numbers(), &Opening::default());
+        control
+    }
+
+    fn end(heap: &'static Heap, control: &Control) {
+        assert!(control.stub().state.drop_only_handle(&NoCallbacks));
+        heap.finish_request(control, Survivors::None);
+        heap.recycle(control);
+    }
+
+    /// Allocates in a request by as many threads as there are lanes.
+    fn use_lanes(heap: &'static Heap, control: &Control, count: usize) {
+        let lanes: Vec<_> = (0..count).map(|_| control.enter(heap).unwrap()).collect();
+        for lane in lanes {
+            heap.alloc_of_request(control, lane, Class::from_index(3).unwrap(), 1);
+            lane.occupancy.leave();
+        }
+    }
+
+    fn made_bytes(heap: &Heap) -> usize {
+        heap.controls.figures().made_bytes
+    }
+
+    #[test]
+    fn what_is_idle_goes_at_the_third_look_and_a_serial_never_comes_again() {
+        let heap = new_heap();
+        heap.set_up();
+        let mut serials = Vec::new();
+        for round in 1..=4 {
+            let controls: Vec<_> = (0..1000).map(|_| open(heap)).collect();
+            controls.iter().for_each(|control| use_lanes(heap, control, 2));
+            serials.extend(controls.iter().map(|control| control.serial()));
+            controls.into_iter().for_each(|control| end(heap, control));
+            let figures = heap.controls.figures();
+            let block_bytes = size_of::<Control>() + size_of::<Stub>();
+            assert_eq!(figures.idle_bytes, 1000 * block_bytes, "no control block is in use");
+            assert!(figures.warm_bytes > 0 && figures.made_bytes > 3 << 20, "{figures:?}");
+            let start = round * 100 * LOOK_MILLISECONDS;
+            heap.tick(start);
+            heap.tick(start + LOOK_MILLISECONDS / 2);
+            heap.tick(start + LOOK_MILLISECONDS);
+            assert_eq!(made_bytes(heap), figures.made_bytes, "a burst may come every second");
+            heap.tick(start + 2 * LOOK_MILLISECONDS);
+            assert_eq!((made_bytes(heap), heap.controls.warm_bytes()), (0, 0));
+            assert!(serials.iter().all(|&serial| heap.controls.was_issued(serial)));
+            assert!(serials.iter().all(|&serial| heap.owner(serial).is_none()));
+            heap.check();
+        }
+        let next = Serial::new(serials[0].index(), serials.len() as u32);
+        assert!(!heap.controls.was_issued(next), "it was not issued yet");
+        serials.sort_unstable();
+        serials.dedup();
+        assert_eq!(serials.len(), 4000);
+    }
+
+    #[test]
+    fn what_is_in_use_stays_while_its_neighbours_go() {
+        let heap = new_heap();
+        heap.set_up();
+        let controls: Vec<_> = (0..1000).map(|_| open(heap)).collect();
+        let mut kept: Vec<(&Control, Serial)> = Vec::new();
+        for (index, control) in controls.into_iter().enumerate() {
+            use_lanes(heap, control, 1 + index % 3);
+            if index % 97 == 5 {
+                kept.push((control, control.serial()));
+            } else {
+                end(heap, control);
+            }
+        }
+        let before = made_bytes(heap);
+        heap.release_all_idle();
+        assert!(made_bytes(heap) < before / 10, "{} of {before}", made_bytes(heap));
+        heap.check();
+        let more: Vec<_> = (0..1000).map(|_| open(heap)).collect();
+        for &(control, serial) in &kept {
+            assert_eq!(control.serial(), serial);
+            assert_eq!(control.figures().live_blocks, control.lanes().count());
+            assert!(heap.owner(serial).is_some_and(|o| core::ptr::eq(o.control(), control)));
+        }
+        more.into_iter().chain(kept.into_iter().map(|(c, _)| c)).for_each(|c| end(heap, c));
+        heap.release_all_idle();
+        assert_eq!((made_bytes(heap), heap.pages.chunk_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn slots_are_taken_lowest_first() {
+        let heap = new_heap();
+        heap.set_up();
+        let mut controls: Vec<_> = (0..10_000).map(|_| open(heap)).collect();
+        let indices: Vec<_> = controls.iter().map(|control| control.stub().index()).collect();
+        assert!(indices.iter().copied().eq(1..=10_000), "two groups and a half");
+        let given: Vec<_> = controls.drain(1000..9000).collect();
+        given.into_iter().rev().for_each(|control| end(heap, control));
+        assert_eq!(open(heap).stub().index(), 1001);
+    }
+
+    #[test]
+    fn a_request_with_many_lanes_leaves_few() {
+        let heap = new_heap();
+        heap.set_up();
+        let control = open(heap);
+        use_lanes(heap, control, 300);
+        assert_eq!(control.lanes().count(), 300);
+        end(heap, control);
+        assert_eq!(control.lanes.all().count(), 1 + MAX_KEPT_LANES);
+        let again = open(heap);
+        assert!(core::ptr::eq(again, control));
+        use_lanes(heap, again, 2);
+        assert_eq!(again.lanes().count(), 1 + MAX_KEPT_LANES, "what is walked from now on");
+        use_lanes(heap, again, 300);
+        end(heap, again);
+        heap.check();
+        heap.release_all_idle();
+        assert_eq!((made_bytes(heap), heap.controls.warm_bytes()), (0, 0));
+        assert_eq!(heap.pages.chunk_bytes(), 0, "no lane has a region left");
+    }
+
+    #[test]
+    fn a_spent_stub_has_no_other_request_and_its_neighbours_go_on() {
+        let heap = new_heap();
+        heap.set_up();
+        let control = open(heap);
+        let index = control.stub().index();
+        end(heap, control);
+        control.stub().state.rest(MAX_GENERATION - 1);
+        let last = open(heap);
+        assert_eq!(last.serial(), Serial::new(index, MAX_GENERATION));
+        use_lanes(heap, last, 2);
+        let serial = last.serial();
+        end(heap, last);
+        let other = open(heap);
+        assert_ne!(other.stub().index(), index);
+        end(heap, other);
+        heap.check();
+        heap.release_all_idle();
+        assert_eq!(made_bytes(heap), 0, "spent ones go, too");
+        assert!(heap.controls.was_issued(serial) && heap.owner(serial).is_none());
+        let next = open(heap);
+        assert_eq!(next.serial(), Serial::new(index + 1, 2), "not lifted to the last generation");
+        end(heap, next);
+    }
+
+    #[test]
+    fn a_request_is_named_until_its_control_block_is_made_anew() {
+        let heap = new_heap();
+        heap.set_up();
+        let control = open(heap);
+        let (serial, number) = (control.serial(), control.request_id().0);
+        end(heap, control);
+        assert_eq!(heap.controls.number_of_past(serial), Some(number));
+        heap.release_all_idle();
+        assert_eq!(heap.controls.number_of_past(serial), None);
+        assert!(heap.controls.was_issued(serial));
+        end(heap, open(heap));
+        assert_eq!(heap.controls.number_of_past(serial), None);
     }
 }

@@ -4,8 +4,6 @@ use super::Heap;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::blocks::holes::tidy_up;
 use crate::persistent::store::PORTION_BLOCKS;
-use crate::request::control::Control;
-use crate::request::finish;
 
 /// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
@@ -20,9 +18,9 @@ const MOST_PORTIONS: u64 = 10;
 pub struct HeapFigures {
     /// Bytes mapped from the system.
     pub mapped: usize,
-    /// Bytes of free pages.
+    /// Bytes of free pages, and of memory for descriptors that nobody uses.
     pub free: usize,
-    /// Bytes of blocks and mappings kept for the next allocation.
+    /// Bytes of blocks, mappings and control blocks kept for the next allocation or request.
     pub cached: usize,
     /// Bytes of the pages of adopted spans.
     pub adopted: usize,
@@ -33,7 +31,9 @@ impl Heap {
     pub fn idle_bytes(&self) -> usize {
         let (_, cached) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
-        self.store.most_bytes() + cached + free + self.controls.warm_bytes()
+        let controls = self.controls.figures();
+        let idle_bytes = controls.idle_bytes + controls.warm_bytes;
+        self.store.most_bytes() + cached + free + idle_bytes
     }
 
     /// Gives back what has been idle since the last tick, if a tick is due, or a portion of what is
@@ -41,6 +41,7 @@ impl Heap {
     pub fn tick(&self, now: u64) {
         if claim(&self.next_tick, now, TICK_MILLISECONDS).is_some() {
             self.store.age();
+            self.controls.look(now, self);
             self.mappings.decay(&self.pages, Some(now));
             self.pages.purge(true);
             self.has_work.store(true, Ordering::Relaxed);
@@ -56,21 +57,15 @@ impl Heap {
         }
     }
 
-    /// Gives everything idle back to the system: depots, warm regions, cached mappings, free pages.
+    /// Gives everything idle back to the system: depots, control blocks with what they keep, cached
+    /// mappings, free pages.
     /// Returns the bytes that went.
     pub fn release_all_idle(&self) -> usize {
         let purged = self.store.release(self);
         let persistent = self.persistent_tag().id();
         self.adopted.take_all(|span| tidy_up(self, span, persistent));
-        if self.controls.warm_bytes() != 0 {
-            self.controls.each_pooled(|control| self.release_warm_of(control));
-        }
-        purged + self.mappings.decay(&self.pages, None) + self.pages.purge(false)
-    }
-
-    /// Gives back the warm regions of one idle control block.
-    pub fn release_warm_of(&self, control: &Control) {
-        finish::release_warm(control, self);
+        let descriptor_bytes = self.controls.purge(true, self);
+        purged + descriptor_bytes + self.mappings.decay(&self.pages, None) + self.pages.purge(false)
     }
 
     /// Returns the figures of the process, not counting the thread caches.
@@ -78,10 +73,14 @@ impl Heap {
         let (mapping_bytes, cached_mappings) = self.mappings.figures();
         let (free, _) = self.pages.free_bytes();
         let descriptors = self.pages.space.descriptors.mapped_bytes();
+        let controls = self.controls.figures();
         HeapFigures {
             mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors,
-            free,
-            cached: self.store.held_bytes() + cached_mappings + self.controls.warm_bytes(),
+            free: free + controls.empty_bytes + self.pages.space.descriptors.untaken_bytes(),
+            cached: self.store.held_bytes()
+                + cached_mappings
+                + controls.warm_bytes
+                + controls.idle_bytes,
             adopted: self.adopted.held_bytes(),
         }
     }

@@ -125,7 +125,7 @@ impl Heap {
         if serial == Serial::PERSISTENT && !word.has(LIVE) {
             fatal::double_free(payload);
         }
-        if !word.has(ALIGNED) && self.controls.stubs.was_issued(serial) {
+        if !word.has(ALIGNED) && self.controls.was_issued(serial) {
             self.die_of_a_request(payload, serial, word);
         }
         fatal::not_a_block(payload)
@@ -197,8 +197,8 @@ impl Heap {
 
     /// The request with this serial, unless it is over; `None` for that of persistent blocks too.
     pub(super) fn owner(&self, serial: Serial) -> Option<Owner> {
-        let stub = self.controls.stubs.find(serial.index())?;
-        stub.has(serial.generation()).then_some(Owner { stub, serial })
+        let stub = self.controls.stub(serial.index())?;
+        stub.state.has(serial.generation()).then_some(Owner { stub, serial })
     }
 
     /// The header of a block names a request that is over, or nothing that ever was. `None`: it has
@@ -214,7 +214,7 @@ impl Heap {
         if has_changed(&Raw, block, header) {
             return None;
         }
-        if self.controls.stubs.was_issued(serial) {
+        if self.controls.was_issued(serial) {
             self.die_of_a_request(payload, serial, header);
         }
         if Hole::of(header).is_some() {
@@ -237,9 +237,7 @@ impl Heap {
 
     /// The request of a block is over.
     pub(super) fn die_of_an_ended_request(&self, payload: usize, serial: Serial) -> ! {
-        let stub = self.controls.stubs.find(serial.index());
-        let number = stub.and_then(|stub| Control::of(stub).number_of_past(serial.generation()));
-        fatal::ended_request(payload, number)
+        fatal::ended_request(payload, self.controls.number_of_past(serial))
     }
 
     /// Whether a region's blocks, walked from its start, include this one. Only used to word a

@@ -27,6 +27,8 @@ use crate::persistent::cache::CacheCredit;
 use crate::persistent::store::{SLOTS_BYTES, Store};
 use controls::Controls;
 
+pub use controls::LOOK_MILLISECONDS;
+
 /// The allocator: one instance of every part.
 pub struct Heap {
     identity: Identity,
@@ -109,6 +111,7 @@ impl Heap {
         self.store.check(self.persistent_tag());
         self.mappings.check(&self.pages);
         self.adopted.check();
+        self.controls.check();
         self.pages.check();
     }
 }

@@ -14,6 +14,8 @@ use crate::pages::span::Span;
 use crate::request::Host;
 use crate::request::control::{Control, Opening};
 use crate::request::finish::{self, Outcome, Survivors};
+use crate::request::lane::Lane;
+use crate::request::lists::Lists;
 
 impl Heap {
     /// Takes a control block, which is the caller's alone. `None`: the system has no more memory.
@@ -24,29 +26,23 @@ impl Heap {
     /// Puts back a control block whose request is over.
     pub fn recycle(&self, control: &Control) {
         control.retire();
-        self.controls.put(control);
+        self.controls.put(control, false, self);
     }
 
-    /// Opens a request in a control block that is the caller's alone. `None`: it needs a new stub,
-    /// and there is no memory.
+    /// Puts back a control block that was kept, but not used, for long.
+    pub fn recycle_old(&self, control: &Control) {
+        self.controls.put(control, true, self);
+    }
+
+    /// Opens a request in a control block that is the caller's alone.
     #[inline(always)]
-    pub fn open_request(&self, control: &Control, number: u64, opening: &Opening) -> Option<()> {
-        let serial = match control.stub().next_serial() {
-            Some(serial) => serial,
-            None => self.serial_of_new_stub(control)?,
-        };
+    pub fn open_request(&self, control: &Control, number: u64, opening: &Opening) {
+        let serial = control.stub().next_serial();
         let ids = Ids {
             request: self.identity.id_of(serial),
             persistent: self.identity.id_of(Serial::PERSISTENT),
         };
         control.open(serial, ids, number, opening);
-        Some(())
-    }
-
-    #[cold]
-    fn serial_of_new_stub(&self, control: &Control) -> Option<Serial> {
-        self.controls.renew_stub(control, &self.pages.space.descriptors)?;
-        control.stub().next_serial()
     }
 
     /// Survivors pin their spans from now on: nobody else allocates between them.
@@ -94,6 +90,22 @@ impl Host for Heap {
 
     fn refund_warm(&self, bytes: usize) {
         self.controls.refund_warm(bytes);
+    }
+
+    fn take_lane(&self) -> Option<&'static Lane> {
+        self.controls.take_lane(&self.pages.space.descriptors)
+    }
+
+    fn give_lane(&self, lane: &Lane, is_old: bool) {
+        self.controls.put_lane(lane, is_old);
+    }
+
+    fn take_lists(&self) -> Option<&'static Lists> {
+        self.controls.take_lists(&self.pages.space.descriptors)
+    }
+
+    fn give_lists(&self, lists: &Lists) {
+        self.controls.put_lists(lists);
     }
 
     fn large_lock(&self, owner: Serial) -> &Lock<()> {

@@ -67,7 +67,8 @@ impl<const WORDS: usize> PageBitmap<WORDS> {
         parts(first, count).for_each(|(word, mask)| self.set(word, mask));
     }
 
-    fn claim(&self, word: usize, mask: u64) -> bool {
+    /// Claims exactly these pages of one word, or nothing.
+    pub fn claim(&self, word: usize, mask: u64) -> bool {
         let mut seen = self.free[word].load(Ordering::Relaxed);
         while seen & mask == mask {
             match self.free[word].compare_exchange_weak(
@@ -83,7 +84,8 @@ impl<const WORDS: usize> PageBitmap<WORDS> {
         false
     }
 
-    fn set(&self, word: usize, mask: u64) {
+    /// Gives claimed pages of one word back.
+    pub fn set(&self, word: usize, mask: u64) {
         self.free[word].fetch_or(mask, Ordering::Release);
     }
 

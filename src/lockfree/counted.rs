@@ -5,11 +5,11 @@
 //! - **Y4** Whoever sees a block counted sees what was done before.
 //! - **Y5** What comes too late for a request changes nothing of the next one.
 
-use crate::base::sync::{AtomicU64, Ordering, const_fn};
+use crate::base::sync::{AtomicU64, Ordering};
 
 /// `generation : 8 | count : 24 | bytes : 32`, the bytes in units. Beyond 16 million blocks or 64
 /// GiB the figure stays where it is.
-pub struct CountedBytes(AtomicU64);
+pub struct CountedBytes(pub AtomicU64);
 
 /// Every stride is a multiple of it.
 const UNIT_BYTES: usize = 16;
@@ -27,13 +27,6 @@ const fn of_generation(generation: u32) -> u64 {
 }
 
 impl CountedBytes {
-    const_fn! {
-        /// Nothing, of no request.
-        pub const fn new() -> Self {
-            Self(AtomicU64::new(0))
-        }
-    }
-
     /// Nothing, of the request with this generation. The word is the caller's.
     #[inline]
     pub fn open(&self, generation: u32) {

@@ -1,9 +1,11 @@
-//! A list that only grows: the lanes of a request, the threads of the process.
+//! A list that grows while others walk it: the lanes of a request, the threads of the process.
 //!
 //! Compiled by `loom-tests`.
 //!
 //! - **N3** Whoever comes to an item sees what its pusher did to it before, and so for those behind
-//!   it. Items never go, and their links never change.
+//!   it. Links do not change until somebody who has the list alone cuts it.
+//! - **N4** A walk that goes on while the list is cut, which it should not know any more, comes to
+//!   its end; it may come to items of other lists, of which it sees no more than atomics.
 
 use crate::base::sync::{AtomicPtr, Ordering, const_fn};
 use core::ptr::null_mut;
@@ -31,7 +33,7 @@ impl<T: Linked> GrowList<T> {
     /// Pushes an item.
     ///
     /// # Safety
-    /// It is whole, on no list, and valid for good.
+    /// It is whole, on no list, and readable for good.
     pub unsafe fn push(&self, item: *mut T) {
         let mut first = self.0.load(Ordering::Relaxed);
         loop {
@@ -41,6 +43,25 @@ impl<T: Linked> GrowList<T> {
                 Ok(_) => return,
                 Err(now) => first = now,
             }
+        }
+    }
+
+    /// Cuts off all but the `count` items that were pushed last, and passes each to `take`, which may
+    /// push it on another list. The caller has the list alone.
+    pub fn cut(&self, count: usize, mut take: impl FnMut(&T)) {
+        let place = match self.all().take(count).last() {
+            Some(last) if count > 0 => &last.link().0,
+            _ => &self.0,
+        };
+        let mut next = place.load(Ordering::Relaxed);
+        if next.is_null() {
+            return;
+        }
+        place.store(null_mut(), Ordering::Relaxed);
+        // SAFETY: null, or an item (N3), which is the caller's now.
+        while let Some(item) = unsafe { next.as_ref() } {
+            next = item.link().0.load(Ordering::Relaxed);
+            take(item);
         }
     }
 

@@ -25,6 +25,7 @@ pub mod pool;
 pub mod refusals;
 pub mod run_index;
 pub mod state;
+pub mod slots;
 pub mod stray;
 pub mod stack;
 pub mod token;

@@ -1,8 +1,9 @@
-//! What is made when it is first needed, and then stays for the life of the process.
+//! What is made when it is first needed, and then stays: for the life of the process, or until who
+//! has it alone takes it.
 //!
 //! Compiled by `loom-tests`.
 //!
-//! - **O1** Whoever gets a thing sees it whole; it never goes and never changes its place.
+//! - **O1** Whoever gets a thing sees it whole; it never goes while others may get it.
 //! - **O2** Of several makers one is first. What the others made is unused for good.
 //! - **O3** The things of a list are made in order: there is no gap before one that a thread sees.
 
@@ -30,6 +31,12 @@ impl<T> Once<T> {
     /// Returns whether it was made.
     pub fn is_made(&self) -> bool {
         !self.0.load(Ordering::Relaxed).is_null()
+    }
+
+    /// Takes the thing out again; it can be made anew. The caller has the place alone.
+    pub fn take(&self) -> Option<&T> {
+        // SAFETY: as in `get`; it is valid for good.
+        unsafe { self.0.swap(null_mut(), Ordering::Relaxed).as_ref() }
     }
 
     /// Makes it of what `fresh` returns, if it was not made yet. `false`: `fresh` had nothing.

@@ -7,10 +7,10 @@
 //!   everything that every other handle's holder did before dropping it.
 //! - **L2** A visitor enters while the request is open and of the generation that its block names.
 //!   Whoever finishes waits until no visitor is left, and sees what each of them did.
-//! - **L3** Only a thread that has the stub to itself stores (`open`, `retire`); every other
+//! - **L3** Only a thread that has the stub to itself stores (`rest`, `open`, `retire`); every other
 //!   transition compares what it found, or adds to it.
 
-use crate::base::sync::{AtomicU64, Ordering, const_fn};
+use crate::base::sync::{AtomicU64, Ordering};
 
 /// The bits of a generation.
 pub const GENERATION_BITS: u32 = 24;
@@ -115,21 +115,27 @@ pub trait Callbacks {
     fn run(&self);
 }
 
-/// The state.
-pub struct State(AtomicU64);
+/// The state. Zero: of a stub that has had no request yet, or was wiped.
+pub struct State(pub AtomicU64);
 
 impl State {
-    const_fn! {
-        /// Of a stub that has had no request yet.
-        pub const fn new() -> Self {
-            Self(AtomicU64::new(0))
-        }
-    }
-
     /// What it is now.
     #[inline]
     pub fn look(&self) -> Snapshot {
         Snapshot(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Whether the request of this generation is not over yet. Whoever sees that sees what opened
+    /// it.
+    #[inline]
+    pub fn has(&self, generation: u32) -> bool {
+        let seen = Snapshot(self.0.load(Ordering::Acquire));
+        seen.generation() == generation && seen.phase() != Phase::Over
+    }
+
+    /// Of a stub whose last request, if any, had this generation. The stub is the caller's alone.
+    pub fn rest(&self, generation: u32) {
+        self.0.store(Snapshot::new(generation, Phase::Over, 0, 0).0, Ordering::Relaxed);
     }
 
     /// Opens a request with one handle, the caller's. The stub is the caller's alone.

@@ -1,24 +1,32 @@
 //! The stray list: blocks of a request on their way back from outside its lanes.
 //!
 //! Many push, one takes all by a swap. Its word is `generation : 20 | first : 44`: the low bits of
-//! the request's generation, and the first block in sixteenths of bytes, or `CLOSED`.
+//! the request's generation, and the first block in sixteenths of bytes, `EMPTY` or `CLOSED`. Zero is
+//! closed, so that a wiped stub takes no block.
 //!
 //! - **S1** After its compare-and-swap succeeds a pusher touches nothing of the request.
 //! - **S2** A push succeeds only while the request that the block names is open. (A pusher that
 //!   sleeps through exactly 2^20 requests of one stub would not be noticed.)
 //! - **S3** A swap sees all that every pusher whose block it takes did before.
 
-use crate::base::sync::{AtomicU64, Ordering, const_fn};
+use crate::base::sync::{AtomicU64, Ordering};
 use crate::lockfree::header::{Block, Memory, NONE, linked};
 
 const FIRST_BITS: u32 = 44;
 const FIRST_MASK: u64 = (1 << FIRST_BITS) - 1;
 const UNIT_SHIFT: u32 = 4;
 
-/// No block: payloads are multiples of 16 and far above it.
-const CLOSED: u64 = FIRST_MASK;
+const CLOSED: u64 = 0;
+/// No block, but one may come: payloads are far above it.
+const EMPTY: u64 = 1;
 
 const _: () = assert!(FIRST_BITS + UNIT_SHIFT == 48, "payloads are 16-byte aligned and below 2^48");
+
+/// The first block of a list in this state.
+const fn first_of(word: u64) -> Block {
+    let first = word & FIRST_MASK;
+    if first <= EMPTY { NONE } else { (first << UNIT_SHIFT) as Block }
+}
 
 const fn word_of(generation: u32, first: u64) -> u64 {
     (generation as u64) << FIRST_BITS | first
@@ -57,21 +65,14 @@ impl Chain {
     }
 }
 
-/// The list.
-pub struct StrayList(AtomicU64);
+/// The list. Zero: of a stub that has had no request yet, or was wiped; it is closed.
+pub struct StrayList(pub AtomicU64);
 
 impl StrayList {
-    const_fn! {
-        /// The list of a stub that has had no request yet.
-        pub const fn new() -> Self {
-            Self(AtomicU64::new(CLOSED))
-        }
-    }
-
     /// Opens the list for a new request. The stub is the caller's alone.
     #[inline]
     pub fn open(&self, generation: u32) {
-        self.0.store(word_of(generation, 0), Ordering::Release);
+        self.0.store(word_of(generation, EMPTY), Ordering::Release);
     }
 
     /// Why a push would be refused now; `None`: it would not. Whoever sees another request here
@@ -93,7 +94,7 @@ impl StrayList {
             if let Some(refusal) = refusal(seen, generation) {
                 return Err(refusal);
             }
-            memory.set_link(block, ((seen & FIRST_MASK) << UNIT_SHIFT) as Block);
+            memory.set_link(block, first_of(seen));
             match self.0.compare_exchange_weak(
                 seen,
                 word_of(generation, block as u64 >> UNIT_SHIFT),
@@ -109,12 +110,12 @@ impl StrayList {
     /// Whether a drain would find nothing now. Only for threads inside the request.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & FIRST_MASK == 0
+        self.0.load(Ordering::Relaxed) & FIRST_MASK <= EMPTY
     }
 
     /// Takes all blocks; the list stays open. Only for threads inside the request, so it is open.
     pub fn drain(&self, generation: u32) -> Chain {
-        chain(self.0.swap(word_of(generation, 0), Ordering::Acquire))
+        chain(self.0.swap(word_of(generation, EMPTY), Ordering::Acquire))
     }
 
     /// Takes all blocks and refuses every later one.
@@ -124,7 +125,7 @@ impl StrayList {
 }
 
 fn chain(word: u64) -> Chain {
-    Chain { first: ((word & FIRST_MASK) << UNIT_SHIFT) as Block }
+    Chain { first: first_of(word) }
 }
 
 fn refusal(word: u64, generation: u32) -> Option<Refusal> {

@@ -2,6 +2,7 @@
 
 pub mod span;
 pub mod descriptors;
+pub mod slots;
 pub mod chunk;
 pub mod registry;
 pub mod by_length;

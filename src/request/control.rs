@@ -5,11 +5,10 @@
 //! |---|---|---|
 //! | `lanes`, `exchange`, `footprint`, `pace`, `large`, `warm`, `strays` | see the part's file | |
 //! | `serial`, `id`, `persistent_id`, `numbers`, `name`, `leaks` | who opens the request, before others know it | anybody |
-//! | `stub` | see `stub`; stays with the control block until its generations are used up | |
+//! | `stub` | who makes the control block | who has it, or is in its request |
 //! | `on_end` | see `stack` | |
 //! | `has_persisted`, `bailed_out` | who persists a block, who gives the request up | who finishes |
 //! | `begun_before` | the thread whose hook began the request | the same |
-//! | `successor` | see `pool` | |
 //!
 //! - **Q1** Only a handle, a visit or the stub's being closed by the caller keeps a request: a live
 //!   block does not.
@@ -23,7 +22,6 @@ use crate::blocks::request_id::RequestId;
 use crate::lockfree::budget::Marked;
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::large;
-use crate::lockfree::pool::Successors;
 use crate::lockfree::stack::Stack;
 use crate::pages::span::Span;
 use crate::request::exchange::Exchange;
@@ -76,9 +74,7 @@ pub struct Control {
     /// What the threads inside allocate from.
     pub lanes: Lanes,
     pub(super) exchange: Exchange,
-    /// The next control block in the pool.
-    successor: AtomicU64,
-    stub: Cell<*const Stub>,
+    stub: &'static Stub,
     serial: AtomicU64,
     id: AtomicU64,
     persistent_id: AtomicU64,
@@ -132,25 +128,21 @@ impl Control {
         unsafe { &*with_exposed_provenance::<Self>(address) }
     }
 
-    /// Makes a control block in zeroed memory.
+    /// Makes a control block, whatever its memory contains.
     ///
     /// # Safety
-    /// `address` is zeroed, aligned memory of the size of a control block, the caller's alone.
-    pub unsafe fn make<'h>(address: usize) -> &'h Self {
-        let place = with_exposed_provenance_mut::<Self>(address);
+    /// `address` is aligned memory of the size of a control block, the caller's alone, as its stub
+    /// is. Whoever still has a pointer to an earlier one there reads its atomics at most.
+    pub unsafe fn make(address: usize, stub: &'static Stub) {
         // SAFETY: the caller's contract.
-        unsafe {
-            place.write(Self::new());
-            &*place
-        }
+        unsafe { with_exposed_provenance_mut::<Self>(address).write(Self::new(stub)) };
     }
 
-    fn new() -> Self {
+    fn new(stub: &'static Stub) -> Self {
         Self {
             lanes: Lanes::new(),
             exchange: Exchange::new(),
-            successor: AtomicU64::new(0),
-            stub: Cell::new(null()),
+            stub,
             serial: AtomicU64::new(0),
             id: AtomicU64::new(0),
             persistent_id: AtomicU64::new(0),
@@ -168,22 +160,15 @@ impl Control {
         }
     }
 
-    /// Gives a control block a stub, a new one or one in place of its last. The caller has it
-    /// alone.
-    pub fn set_stub(&self, stub: &'static Stub) {
-        self.stub.set(stub);
-    }
-
     /// Its stub.
     #[inline]
     pub fn stub(&self) -> &'static Stub {
-        // SAFETY: set before anybody else knew the control block, and never unmapped (M1).
-        unsafe { &*self.stub.get() }
+        self.stub
     }
 
     /// The control block of the request that a stub has, or had.
     pub fn of(stub: &Stub) -> &'static Self {
-        // SAFETY: a stub is made for a control block, which is type-stable (M1).
+        // SAFETY: a stub that has had a request is that of a control block, which is type-stable (M1).
         unsafe { &*stub.control().cast() }
     }
 
@@ -217,12 +202,6 @@ impl Control {
         self.stub().state.retire();
     }
 
-    /// Returns its address, by which spans name it.
-    #[inline]
-    pub fn address(&self) -> usize {
-        core::ptr::from_ref(self).expose_provenance()
-    }
-
     /// The request's number, never reused.
     pub fn serial(&self) -> Serial {
         Serial(self.serial.load(Ordering::Relaxed))
@@ -243,11 +222,13 @@ impl Control {
         RequestId(self.number_of(generation).load(Ordering::Relaxed))
     }
 
-    /// Returns the number of the request with this generation, unless that is long ago.
+    /// Returns the number of the request with this generation, unless that is long ago, or its
+    /// control block was made anew since.
     pub fn number_of_past(&self, generation: u32) -> Option<u64> {
         let now = self.stub().state.look().generation();
         (now.wrapping_sub(generation) < NUMBERS_KEPT as u32)
             .then(|| self.number_of(generation).load(Ordering::Relaxed))
+            .filter(|&number| number != 0)
     }
 
     /// What may stand in the headers of its regions.
@@ -275,19 +256,18 @@ impl Control {
         self.lanes.entered()
     }
 
-    /// Enters an idle lane, else a new one made of what `memory` returns: zeroed memory for the
-    /// life of the process.
+    /// Enters an idle lane, else one of the host's.
     #[inline]
-    pub fn enter(&self, memory: impl Fn(usize) -> Option<usize>) -> Option<&Lane> {
+    pub fn enter<S: Host>(&self, host: &S) -> Option<&Lane> {
         let first = self.lanes.enter_first();
-        if first.is_some() { first } else { self.enter_slow(memory) }
+        if first.is_some() { first } else { self.enter_slow(host) }
     }
 
     #[cold]
-    fn enter_slow(&self, memory: impl Fn(usize) -> Option<usize>) -> Option<&Lane> {
-        self.exchange.provide(&memory);
+    fn enter_slow<S: Host>(&self, host: &S) -> Option<&Lane> {
+        self.exchange.provide(host);
         self.lanes.share();
-        self.lanes.enter_any(Header::tag(self.id(), LIVE), &memory)
+        self.lanes.enter_any(Header::tag(self.id(), LIVE), host)
     }
 
     /// Looks at a lane's bin whose room is used up.
@@ -409,16 +389,6 @@ impl Control {
             // The last charge may not have reached the peak yet.
             peak: self.peak_bytes().max(footprint),
         }
-    }
-}
-
-/// Access to the successor words of pooled control blocks.
-pub struct ControlMemory;
-
-impl Successors for ControlMemory {
-    fn successor(&self, address: usize) -> &AtomicU64 {
-        // SAFETY: only control blocks are pooled here (M1).
-        unsafe { &(*with_exposed_provenance::<Control>(address)).successor }
     }
 }
 

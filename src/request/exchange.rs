@@ -3,36 +3,24 @@
 //!
 //! | field | written by | read by |
 //! |---|---|---|
-//! | `lists` | see `once`: who enters a second lane; stays with the control block | who is inside |
-//! | `by_class` | see `stack`: who is inside a lane pushes and drains | |
+//! | `lists` | see `once`: who enters a second lane; stays until the control block has been idle for long | who is inside |
 
-use crate::base::size_class::{CLASS_COUNT, Class};
+use super::Host;
+use crate::base::size_class::Class;
 use crate::blocks::memory::Raw;
-use crate::lockfree::header::NONE;
 use crate::lockfree::once::Once;
-use crate::lockfree::pool::ALIGN;
-use crate::lockfree::stack::Stack;
 use crate::request::figures::Pending;
 use crate::request::lane::{Lane, shared_cap};
-use core::ptr::with_exposed_provenance_mut;
+use crate::request::lists::Lists;
 
 /// The lists, once there are any.
 pub struct Exchange {
     lists: Once<Lists>,
 }
 
-/// Free blocks by class.
-#[repr(align(64))]
-struct Lists {
-    by_class: [Stack; CLASS_COUNT],
-}
-
 /// Fewest and most frees between two looks at a lane's bin.
 const MIN_ROOM: u32 = 2;
 const MAX_ROOM: u32 = 256;
-
-const _: () = assert!(NONE == 0, "zeros are empty, open lists");
-const _: () = assert!(align_of::<Lists>() <= ALIGN, "descriptor memory is aligned for the lists");
 
 impl Exchange {
     /// Creates an exchange without lists.
@@ -40,12 +28,25 @@ impl Exchange {
         Self { lists: Once::new() }
     }
 
-    /// Makes the lists, if there are none yet, of what `memory` returns: zeroed memory for the life
-    /// of the process. Without it bins are not bounded, and only memory is lost.
-    pub fn provide(&self, memory: &impl Fn(usize) -> Option<usize>) {
-        let fresh = || memory(size_of::<Lists>()).map(with_exposed_provenance_mut);
-        // SAFETY: zeros are lists.
-        unsafe { self.lists.make(fresh) };
+    /// Takes lists from the host, if there are none yet. Without them bins are not bounded, and only
+    /// memory is lost.
+    pub fn provide<S: Host>(&self, host: &S) {
+        if self.lists.is_made() {
+            return;
+        }
+        let Some(fresh) = host.take_lists() else { return };
+        // SAFETY: whole lists, this thread's alone, and never unmapped (M1).
+        unsafe { self.lists.make(|| Some(core::ptr::from_ref(fresh).cast_mut())) };
+        if !self.lists().is_some_and(|lists| core::ptr::eq(lists, fresh)) {
+            host.give_lists(fresh);
+        }
+    }
+
+    /// Gives the lists back. Nobody is in the request, and nothing is in them.
+    pub fn release<S: Host>(&self, host: &S) {
+        if let Some(lists) = self.lists.take() {
+            host.give_lists(lists);
+        }
     }
 
     fn lists(&self) -> Option<&Lists> {
@@ -124,17 +125,5 @@ impl Exchange {
                 list.drain();
             });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeros_are_empty_open_lists() {
-        // SAFETY: atomics may have any value; that zeros are lists is what is tested.
-        let lists: Lists = unsafe { core::mem::zeroed() };
-        assert!(lists.by_class.iter().all(Stack::is_empty));
     }
 }

@@ -30,10 +30,11 @@ impl<'f> Pending<'f> {
 mod tests {
     use super::*;
     use crate::base::size_class::Class;
+    use crate::base::sync::AtomicU64;
 
     #[test]
     fn blocks_and_bytes_share_a_word() {
-        let figure = CountedBytes::new();
+        let figure = CountedBytes(AtomicU64::new(0));
         figure.open(7);
         for class in Class::all() {
             figure.add(7, 1, class.stride_bytes());
@@ -48,7 +49,7 @@ mod tests {
 
     #[test]
     fn what_comes_too_late_changes_nothing() {
-        let figure = CountedBytes::new();
+        let figure = CountedBytes(AtomicU64::new(0));
         figure.open(7);
         figure.add(6, 1, 16);
         figure.take(6, 1, 16);

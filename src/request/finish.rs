@@ -14,6 +14,7 @@ use super::Host;
 use super::adopt::{Survey, settle_lent, settle_region};
 use super::control::Control;
 use super::lane::{Lane, Out};
+use super::lanes::MAX_KEPT_LANES;
 use crate::base::sync::Ordering;
 use crate::lockfree::large;
 use crate::pages::span::{Span, SpanKind};
@@ -72,7 +73,10 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
     if !control.has_one_lane() {
         control.exchange.forget_handed_on();
     }
-    control.lanes().for_each(|lane| reset_lane(control, lane, supply));
+    for (index, lane) in control.lanes().enumerate() {
+        reset_lane(control, lane, supply, index <= MAX_KEPT_LANES);
+    }
+    shed_lanes(control, supply);
     Outcome {
         freed_blocks: live_blocks + large_count,
         freed_bytes: live_bytes + large_bytes,
@@ -80,30 +84,50 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
     }
 }
 
-/// Empties a lane; its regions stay with the control block as far as the caps allow.
-fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S) {
+/// Empties a lane; if that stays with the control block, so do its regions, as far as the caps
+/// allow.
+fn reset_lane<S: Host>(control: &Control, lane: &Lane, supply: &S, is_kept: bool) {
     if control.has_one_lane() && lane.is_untouched() {
         return;
     }
     lane.take_lent().for_each(|span| settle_lent(control, supply, span, None));
     lane.reset(|region| {
-        let stays = control.warm.keeps(region, supply);
+        let stays = is_kept && control.warm.keeps(region, supply);
         if !stays {
-            supply.give_span(region);
+            let_go(control, region, supply);
         }
         stays
     });
 }
 
-/// Gives back the regions that stayed with a pooled control block. Returns their bytes.
-pub fn release_warm<S: Host>(control: &Control, supply: &S) -> usize {
-    let mut bytes = 0;
-    for region in control.lanes.all().flat_map(Lane::take_all_warm) {
-        bytes += region.bytes();
-        control.warm.let_go(region, supply);
-        supply.give_span(region);
+/// Gives back the lanes that are more than stay with a control block.
+#[inline]
+fn shed_lanes<S: Host>(control: &Control, supply: &S) {
+    if !control.has_one_lane() {
+        control.lanes.shed(MAX_KEPT_LANES, |lane| {
+            release_warm(control, lane, supply);
+            supply.give_lane(lane, false);
+        });
     }
-    bytes
+}
+
+fn release_warm<S: Host>(control: &Control, lane: &Lane, supply: &S) {
+    lane.take_all_warm().for_each(|region| let_go(control, region, supply));
+}
+
+/// Gives back an empty region, whether it was warm or not.
+#[cold]
+fn let_go<S: Host>(control: &Control, region: &Span, supply: &S) {
+    control.warm.let_go(region, supply);
+    supply.give_span(region);
+}
+
+/// Gives back what an idle control block has besides its own memory: warm regions, lanes, lists. It
+/// is the caller's alone.
+pub fn strip<S: Host>(control: &Control, supply: &S) {
+    control.lanes.all().for_each(|lane| release_warm(control, lane, supply));
+    control.lanes.shed(0, |lane| supply.give_lane(lane, true));
+    control.exchange.release(supply);
 }
 
 fn release_large<S: Host>(control: &Control, supply: &S) {
@@ -141,6 +165,7 @@ fn settle<S: Host>(
             settle_region(control, supply, lane, region, &mut survey);
         }
     }
+    shed_lanes(control, supply);
     if survivors == Survivors::None {
         outcome.freed_blocks = live_blocks;
         outcome.freed_bytes = live_bytes;

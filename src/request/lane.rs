@@ -8,6 +8,7 @@
 //! | `entry_count` | the occupant | the same |
 //! | `regions`, `warm`, `cut_bytes`, `range_..` | the occupant, else the closer | the same |
 //! | `pieces`, `limit_is_suspended` | the occupant, else the closer | the same |
+//! | `slot` | who makes the lane | who gives it back |
 //! | `next` | see `grow_list` | |
 //!
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of
@@ -73,6 +74,8 @@ pub struct Lane {
     /// Whether the request's memory limit is suspended for the occupant, which reports or cleans
     /// up.
     pub limit_is_suspended: Cell<bool>,
+    /// Its number among the lanes of the process; of a control block's first lane it means nothing.
+    pub slot: u32,
     /// The request's next lane.
     next: Link<Lane>,
 }
@@ -107,9 +110,9 @@ const _: () = assert!(Kind::Unused as u8 == 0, "zeros are nobody's bins");
 
 impl Lane {
     /// Creates an idle lane without regions.
-    pub fn new() -> Self {
+    pub fn new(slot: u32) -> Self {
         // SAFETY: zeros are such a lane, but with bins that are full at once.
-        let lane: Self = unsafe { core::mem::zeroed() };
+        let lane = Self { slot, ..unsafe { core::mem::zeroed() } };
         lane.set_shared(false);
         lane
     }

@@ -3,16 +3,15 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `first`, further lanes | see `lane` | |
-//! | `others` | see `grow_list`: the thread that adds a lane; lanes stay with the control block | any thread |
+//! | `others` | see `grow_list`: the thread that adds a lane, the closer that sheds some | any thread |
 //! | `shared` | the opener of the request; the thread that enters a second lane | any thread |
 
+use super::Host;
 use crate::base::sync::{AtomicBool, Ordering};
 use crate::blocks::bin::Kind;
 use crate::lockfree::grow_list::GrowList;
 use crate::lockfree::header::Header;
-use crate::lockfree::pool::ALIGN;
 use crate::request::lane::{Lane, Out};
-use core::ptr::with_exposed_provenance_mut;
 
 /// The lanes of a request.
 #[repr(C)]
@@ -25,12 +24,13 @@ pub struct Lanes {
     shared: AtomicBool,
 }
 
-const _: () = assert!(align_of::<Lane>() <= ALIGN, "descriptor memory is aligned for a lane");
+/// Most further lanes that stay with a control block when its request is over.
+pub const MAX_KEPT_LANES: usize = 3;
 
 impl Lanes {
     /// Creates one lane, of no request.
     pub fn new() -> Self {
-        Self { first: Lane::new(), others: GrowList::new(), shared: AtomicBool::new(false) }
+        Self { first: Lane::new(0), others: GrowList::new(), shared: AtomicBool::new(false) }
     }
 
     /// Opens the first lane for a new request that no other thread knows yet; `tag` is the header
@@ -78,29 +78,25 @@ impl Lanes {
         }
     }
 
-    /// Enters an idle lane, else a new one made of what `memory` returns: zeroed memory for the
-    /// life of the process.
-    pub fn enter_any(
-        &self,
-        tag: Header,
-        memory: &impl Fn(usize) -> Option<usize>,
-    ) -> Option<&Lane> {
+    /// Enters an idle lane, else one of the host's.
+    pub fn enter_any<S: Host>(&self, tag: Header, host: &S) -> Option<&Lane> {
         if let Some(lane) = self.all().find(|lane| lane.occupancy.try_enter()) {
             lane.bins.open(Kind::Lane, tag);
             return Some(lane);
         }
-        let place = with_exposed_provenance_mut::<Lane>(memory(size_of::<Lane>())?);
-        // SAFETY: fresh memory of the size and alignment of a lane.
-        let lane = unsafe {
-            place.write(Lane::new());
-            &*place
-        };
+        let lane = host.take_lane()?;
         lane.bins.open(Kind::Lane, tag);
         lane.set_shared(true);
         lane.occupancy.try_enter();
-        // SAFETY: written above, and its memory is for the life of the process.
-        unsafe { self.others.push(place) };
+        // SAFETY: a lane of this thread alone, on no list, and never unmapped (M1).
+        unsafe { self.others.push(core::ptr::from_ref(lane).cast_mut()) };
         Some(lane)
+    }
+
+    /// Passes the further lanes but `kept` of them to `take`: they are not the request's any more.
+    /// The caller has it alone.
+    pub fn shed(&self, kept: usize, take: impl FnMut(&Lane)) {
+        self.others.cut(kept, take);
     }
 
     /// Returns what all lanes together have outside their bins.

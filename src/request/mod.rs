@@ -4,13 +4,14 @@
 mod span_list;
 pub mod lane;
 mod figures;
+pub mod lists;
 pub mod stub;
 mod strays;
 mod exchange;
 mod footprint;
 mod warm;
 mod pace;
-mod lanes;
+pub mod lanes;
 mod large_list;
 // Their sum.
 pub mod control;
@@ -26,6 +27,8 @@ pub mod leaks;
 use crate::base::sync::Lock;
 use crate::blocks::identity::Serial;
 use crate::pages::supply::Supply;
+use lane::Lane;
+use lists::Lists;
 
 /// Why a request gets no block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +46,14 @@ pub trait Host: Supply {
     fn charge_warm(&self, bytes: usize) -> bool;
     /// Notes that `bytes` less stay with pooled control blocks.
     fn refund_warm(&self, bytes: usize);
+    /// Takes an idle lane, which is the caller's alone. `None`: the system has no more memory.
+    fn take_lane(&self) -> Option<&'static Lane>;
+    /// Gives back a lane without regions, which was idle for long if `is_old`.
+    fn give_lane(&self, lane: &Lane, is_old: bool);
+    /// Takes empty lists, which are the caller's alone. `None`: the system has no more memory.
+    fn take_lists(&self) -> Option<&'static Lists>;
+    /// Gives back empty lists, which were idle for long.
+    fn give_lists(&self, lists: &Lists);
     /// Returns the lock of the list of large blocks of the request with this serial.
     fn large_lock(&self, owner: Serial) -> &Lock<()>;
 }

@@ -5,24 +5,19 @@
 //! |---|---|---|
 //! | `state`, `strays` | see `lockfree/state`, `lockfree/stray` | |
 //! | `pending`, `persisted` | see `figures` | |
-//! | `control`, `index` | the thread that makes the stub, before others know it | anybody |
+//! | `control`, `index` | the thread that makes the control block, before others know it | anybody who has seen a request of it |
 //!
 //! - **U3** Stubs are type-stable (M1), so a stale header can always be looked up; what it finds
-//!   has another generation then, or is not open.
+//!   has another generation then, or is not open. A wiped stub reads as one that has had no request:
+//!   over, its list closed, without a control block.
 
 use super::figures::Pending;
-use crate::base::sync::{AtomicPtr, Lock, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU32, Ordering};
 use crate::blocks::identity::{MAX_GENERATION, Serial};
 use crate::lockfree::counted::CountedBytes;
-use crate::lockfree::said::Said;
-use crate::lockfree::state::{Phase, State};
+use crate::lockfree::state::State;
 use crate::lockfree::stray::StrayList;
-use core::cell::Cell;
-use core::ptr::{null_mut, with_exposed_provenance_mut};
-
-const INDEX_BITS: u32 = 24;
-const LEAF_STUBS: usize = 1024;
-const LEAF_COUNT: usize = (1 << INDEX_BITS) / LEAF_STUBS;
+use core::ptr::with_exposed_provenance;
 
 /// What other threads write of a request, on a cache line of its own.
 #[repr(align(64))]
@@ -35,30 +30,35 @@ pub struct Stub {
     pub pending: CountedBytes,
     /// Blocks that were cut by the request and persisted.
     pub persisted: CountedBytes,
-    control: Cell<*const ()>,
-    index: Cell<u32>,
+    control: AtomicPtr<()>,
+    index: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Stub>() == 64, "a stub is one cache line");
 
-// SAFETY: the table at the head of the module says who touches which field when.
-unsafe impl Sync for Stub {}
-
 impl Stub {
-    const fn new(control: *const (), index: u32) -> Self {
-        Self {
-            state: State::new(),
-            strays: StrayList::new(),
-            pending: CountedBytes::new(),
-            persisted: CountedBytes::new(),
-            control: Cell::new(control),
-            index: Cell::new(index),
+    /// The stub at an address.
+    ///
+    /// # Safety
+    /// The memory is for a stub (M1), zeros or one.
+    pub unsafe fn at(address: usize) -> &'static Self {
+        // SAFETY: the caller's contract. Zeros are a stub (U3).
+        unsafe { &*with_exposed_provenance(address) }
+    }
+
+    /// Makes it the stub of this control block, if it is a wiped one: its requests go on above this
+    /// generation. It is the caller's alone.
+    pub fn settle(&self, control: *const (), index: u32, generation: u32) {
+        if self.control().is_null() {
+            self.control.store(control.cast_mut(), Ordering::Relaxed);
+            self.index.store(index, Ordering::Relaxed);
+            self.state.rest(generation);
         }
     }
 
-    /// Its control block, of a type that stands above this one.
+    /// Its control block, of a type that stands above this one; null: it was wiped.
     pub fn control(&self) -> *const () {
-        self.control.get()
+        self.control.load(Ordering::Relaxed)
     }
 
     /// The figure of free blocks that are in no bin, of the request that the stub has.
@@ -70,114 +70,24 @@ impl Stub {
     /// The serial of its request, or of the last one it had.
     #[inline]
     pub fn serial(&self) -> Serial {
-        Serial::new(self.index.get(), self.state.look().generation())
+        Serial::new(self.index(), self.state.look().generation())
     }
 
-    /// The serial of the next request. `None`: every generation is used up. The stub is the
-    /// caller's.
+    /// The serial of the next request. The stub is the caller's, and not spent.
     #[inline]
-    pub fn next_serial(&self) -> Option<Serial> {
-        let generation = self.state.look().generation();
-        (generation < MAX_GENERATION).then(|| Serial::new(self.index.get(), generation + 1))
+    pub fn next_serial(&self) -> Serial {
+        Serial::new(self.index(), self.state.look().generation() + 1)
     }
 
-    /// Whether it has a request of this generation that is not over yet.
-    pub fn has(&self, generation: u32) -> bool {
-        let state = self.state.look();
-        state.generation() == generation && state.phase() != Phase::Over
-    }
-}
-
-struct Leaf([Stub; LEAF_STUBS]);
-
-/// The table. Zeros are an empty one.
-pub struct Stubs {
-    leaves: [AtomicPtr<Leaf>; LEAF_COUNT],
-    /// Stubs that were made; the first one has index 1, because index 0 is the persistent lifetime.
-    count: Said,
-    making: Lock<()>,
-}
-
-impl Stubs {
-    /// No stub.
-    pub const fn new() -> Self {
-        Self {
-            leaves: [const { AtomicPtr::new(null_mut()) }; LEAF_COUNT],
-            count: Said::new(),
-            making: Lock::new(()),
-        }
-    }
-
-    /// The stub with this index, if there is one.
+    /// Whether every generation is used up.
     #[inline]
-    pub fn find(&self, index: u32) -> Option<&'static Stub> {
-        if index == 0 || u64::from(index) > self.count.hear() {
-            return None;
-        }
-        let leaf = self.leaves[index as usize / LEAF_STUBS].load(Ordering::Relaxed);
-        // SAFETY: a stub is counted after it was written to its leaf, and leaves are never
-        // unmapped.
-        Some(unsafe { &(&(*leaf).0)[index as usize % LEAF_STUBS] })
+    pub fn is_spent(&self) -> bool {
+        self.state.look().generation() == MAX_GENERATION
     }
 
-    /// Whether a request has, or had, this serial.
-    pub fn was_issued(&self, serial: Serial) -> bool {
-        serial.generation() > 0
-            && self
-                .find(serial.index())
-                .is_some_and(|stub| serial.generation() <= stub.state.look().generation())
-    }
-
-    /// Makes a stub for a control block. `None`: there is no memory, or no index is left. `memory`
-    /// gives zeroed memory for the life of the process.
-    pub fn make(
-        &self,
-        control: *const (),
-        memory: impl Fn(usize) -> Option<usize>,
-    ) -> Option<&'static Stub> {
-        loop {
-            let wanted = self.count.peek() as u32 + 1;
-            let leaf = self.leaves.get(wanted as usize / LEAF_STUBS)?;
-            // Nothing maps memory under a lock.
-            let fresh = if leaf.load(Ordering::Relaxed).is_null() {
-                with_exposed_provenance_mut::<Leaf>(memory(size_of::<Leaf>())?)
-            } else {
-                null_mut()
-            };
-            let _making = self.making.lock();
-            if leaf.load(Ordering::Relaxed).is_null() {
-                leaf.store(fresh, Ordering::Relaxed);
-            }
-            // Another thread may have made stubs meanwhile, and a leaf of ours may be lost to one
-            // of theirs.
-            if self.count.peek() as u32 + 1 != wanted {
-                continue;
-            }
-            let leaf = leaf.load(Ordering::Relaxed);
-            if leaf.is_null() {
-                continue;
-            }
-            // SAFETY: memory for a leaf; this place in it was never used.
-            let place = unsafe { &raw mut (*leaf).0[wanted as usize % LEAF_STUBS] };
-            // SAFETY: as above.
-            unsafe { place.write(Stub::new(control, wanted)) };
-            self.count.say(u64::from(wanted));
-            // SAFETY: written above, and never unmapped.
-            return Some(unsafe { &*place });
-        }
-    }
-
-    /// Every stub there is.
-    pub fn all(&self) -> impl Iterator<Item = &'static Stub> + '_ {
-        (1..=self.count.hear() as u32).filter_map(|index| self.find(index))
-    }
-
-    /// Makes the table whole in a process that was just forked: it is at every step.
-    ///
-    /// # Safety
-    /// As `Lock::recover`.
-    pub unsafe fn recover(&self) {
-        // SAFETY: the caller's contract.
-        unsafe { self.making.recover(|(), _| ()) };
+    /// Its number among the stubs, and that of its control block.
+    #[inline]
+    pub fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
     }
 }

@@ -39,7 +39,7 @@ impl Thread {
         let lane = match self.lane_inside(control) {
             Some(lane) => lane,
             None => {
-                let lane = control.enter(|bytes| HEAP.take_descriptor_memory(bytes))?;
+                let lane = control.enter(&HEAP)?;
                 lane.occupant.set(self.address());
                 lane
             }
@@ -65,7 +65,10 @@ impl Thread {
         if first.is_some() || control.has_one_lane() {
             first
         } else {
-            control.lanes().find(is_here)
+            // A block's request may be over by now, and the walk go on in the lanes of others (N4):
+            // of those only one may be this thread's, and its tag tells.
+            let of_request = |lane: &&Lane| lane.bins.tag().id() == control.id();
+            control.lanes().find(is_here).filter(of_request)
         }
     }
 

@@ -134,10 +134,7 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
     }
     thread.catching_count.set(0);
     thread.suspension.set(0);
-    for control in thread.stash.iter().take(thread.stash_count.replace(0)) {
-        // SAFETY: a stashed control block (M1), which is this thread's.
-        HEAP.recycle(unsafe { &*control.get() });
-    }
+    thread.unstash_all();
     let room = thread.entries.take_idle_room(true);
     free_persistent(Some(thread), room.expose_provenance());
     local::set_active(&raw const EXITED);

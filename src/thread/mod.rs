@@ -77,6 +77,9 @@ pub struct Thread {
     end_number: Cell<u64>,
     stash: [Cell<*const Control>; MAX_STASHED],
     stash_count: Cell<usize>,
+    /// The serials that the stashed ones had at the last look.
+    stash_seen: [Cell<u64>; MAX_STASHED],
+    next_look: Cell<u64>,
     /// How many requests this thread opened and finished; for figures.
     opened_count: Gauge,
     finished_count: Gauge,
@@ -163,10 +166,7 @@ pub fn trim() -> usize {
     ASKED.fetch_add(1, Ordering::Relaxed);
     if let Some(thread) = current() {
         HEAP.flush(&thread.cache);
-        for control in thread.stash.iter().take(thread.stash_count.get()) {
-            // SAFETY: a stashed control block (M1), which is this thread's.
-            HEAP.release_warm_of(unsafe { &*control.get() });
-        }
+        thread.unstash_all();
     }
     HEAP.release_all_idle()
 }

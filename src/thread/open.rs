@@ -30,7 +30,7 @@ impl Thread {
     #[inline(always)]
     fn open(&self, opening: &Opening) -> Option<&'static Control> {
         let control = self.take_control()?;
-        open_as(control, self.take_number(), opening)?;
+        open_as(control, self.take_number(), opening);
         self.opened_count.add(1);
         Some(control)
     }
@@ -40,13 +40,13 @@ impl Thread {
 fn open_without_thread(opening: &Opening) -> Option<&'static Control> {
     HEAP.set_up();
     let control = HEAP.take_control()?;
-    open_as(control, HEAP.draw_numbers(), opening)?;
+    open_as(control, HEAP.draw_numbers(), opening);
     count_opened_without_thread();
     Some(control)
 }
 
 #[inline(always)]
-fn open_as(control: &Control, number: u64, opening: &Opening) -> Option<()> {
+fn open_as(control: &Control, number: u64, opening: &Opening) {
     // Whoever sees the flags sees what was stored before: how handles are dropped.
     if OF_ALL_REQUESTS.hear() == IS_KNOWN {
         return HEAP.open_request(control, number, opening);
@@ -56,7 +56,7 @@ fn open_as(control: &Control, number: u64, opening: &Opening) -> Option<()> {
 
 /// Opens the first request of a process, or any one if the environment sets something for all.
 #[cold]
-fn open_slow(control: &Control, number: u64, opening: &Opening) -> Option<()> {
+fn open_slow(control: &Control, number: u64, opening: &Opening) {
     drop_handles_by(finish::drop_handle);
     let mut flags = IS_KNOWN;
     if environment::flag(c"RQMALLOC_TRACE") == Some(true) {
@@ -73,7 +73,7 @@ fn open_slow(control: &Control, number: u64, opening: &Opening) -> Option<()> {
     opening.leaks.traced |= flags & ARE_TRACED != 0;
     opening.leaks.reported |= flags & ARE_TRACED != 0;
     opening.hides_limit |= flags & HIDE_LIMITS != 0;
-    HEAP.open_request(control, number, &opening)
+    HEAP.open_request(control, number, &opening);
 }
 
 /// Adds a handle; the caller has one. Fatal when there are so many that counting them would soon

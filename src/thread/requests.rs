@@ -3,6 +3,7 @@
 use super::{HEAP, MAX_STASHED, Thread, current, each_thread};
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::blocks::identity::NUMBERS_PER_DRAW;
+use crate::heap::LOOK_MILLISECONDS;
 use crate::request::control::Control;
 
 /// Requests opened and finished by threads without a cache; other threads count their own.
@@ -22,16 +23,56 @@ impl Thread {
         Some(unsafe { &*self.stash[count - 1].get() })
     }
 
-    /// Keeps a control block whose request is over; `false`: there is no room.
+    /// Keeps a control block whose request is over; `false`: there is no room, or it is spent.
     pub fn stash_control(&self, control: &'static Control) -> bool {
         let count = self.stash_count.get();
-        if count == MAX_STASHED {
+        if count == MAX_STASHED || control.stub().is_spent() {
             return false;
         }
         control.retire();
         self.stash[count].set(control);
         self.stash_count.set(count + 1);
         true
+    }
+
+    /// Gives what was kept at the last look, and not used since, to other threads; if a look is due.
+    #[inline]
+    pub fn age_stash(&self, now: u64) {
+        if now >= self.next_look.get() {
+            self.look_at_stash(now);
+        }
+    }
+
+    #[cold]
+    fn look_at_stash(&self, now: u64) {
+        self.next_look.set(now + LOOK_MILLISECONDS);
+        self.unstash_unless(|serial| self.stash_seen.iter().all(|seen| seen.get() != serial));
+    }
+
+    /// Gives every control block that this thread keeps to other threads.
+    pub fn unstash_all(&self) {
+        self.unstash_unless(|_| false);
+    }
+
+    /// Keeps only what `is_kept` says by the serial of its last request.
+    fn unstash_unless(&self, is_kept: impl Fn(u64) -> bool) {
+        let count = self.stash_count.get();
+        let mut kept = 0;
+        let mut serials = [0; MAX_STASHED];
+        for place in &self.stash[..count] {
+            // SAFETY: a stashed control block (M1), which is this thread's.
+            let control = unsafe { &*place.get() };
+            let serial = control.stub().serial().0;
+            if is_kept(serial) {
+                self.stash[kept].set(control);
+                serials[kept] = serial;
+                kept += 1;
+            } else {
+                HEAP.recycle_old(control);
+            }
+        }
+        self.stash_count.set(kept);
+        self.stash_seen.iter().zip(serials).for_each(|(seen, serial)| seen.set(serial));
     }
 
     /// Takes the number of the next request.

@@ -61,6 +61,7 @@ impl Thread {
         let asked = ASKED.load(Ordering::Relaxed);
         if self.answered.replace(asked) != asked {
             HEAP.flush(&self.cache);
+            self.unstash_all();
         }
         let count = self.slow_count.get() + 1;
         self.slow_count.set(count);
@@ -84,6 +85,7 @@ impl Thread {
             self.cache.set_share(RUNNING_COUNT.load(Ordering::Relaxed));
             HEAP.age_cache(&self.cache);
         }
+        self.age_stash(now);
         HEAP.tick(now);
     }
 }
@@ -257,7 +259,7 @@ fn visit<R>(thread: Option<&Thread>, owner: Owner, f: impl FnOnce() -> R) -> Opt
 /// for a lane.
 fn visit_lane<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option<R> {
     visit(Some(thread), owner, || {
-        let lane = owner.control().enter(|bytes| HEAP.take_descriptor_memory(bytes))?;
+        let lane = owner.control().enter(&HEAP)?;
         lane.bins.set_cache(&raw const thread.cache.bins);
         let result = f(lane);
         lane.occupancy.leave();

@@ -230,6 +230,8 @@ cases! {
     mapping_freed_after_end: "block of an ended request (address {address}, request {request})";
     over_aligned_freed_after_end: "block of an ended request (address {address}, request {request})";
     resized_after_end: "block of an ended request (address {address}, request {request})";
+    header_of_a_request_long_ago: "block of an ended request (address {address}, request of long ago)";
+    header_of_a_request_that_never_was: "header overwritten (address {address}, header {header})";
     freed_after_trim: "not a block of this allocator (address {address})";
 
     efree_of_a_persistent_block: "wrong family (address {address}, block persistent, freed as request)";
@@ -863,6 +865,39 @@ mod child {
         let block = ended(100, 8);
         // SAFETY: none: that is what is tested.
         unsafe { RqMalloc.realloc(block, layout(100, 8), 300) };
+    }
+
+    /// A persistent block with the header of a request's, whose control block and stub are gone.
+    pub fn header_of_a_request_long_ago() {
+        let persistent = take(100, 8);
+        rqmalloc::begin_request();
+        // SAFETY: the word before a payload is its header.
+        let stale = unsafe { take(100, 8).sub(8).cast::<u64>().read() };
+        let _ = end();
+        rqmalloc::trim();
+        // SAFETY: as above; the header is wrong, that is what is tested.
+        unsafe { persistent.sub(8).cast::<u64>().write(stale) };
+        tell_address(persistent);
+        free(persistent, 100, 8);
+    }
+
+    /// The same of the stub's next request, which nobody has opened.
+    pub fn header_of_a_request_that_never_was() {
+        let persistent = take(100, 8);
+        let mut headers = [0; 3];
+        for header in &mut headers {
+            rqmalloc::begin_request();
+            // SAFETY: the word before a payload is its header.
+            *header = unsafe { take(100, 8).sub(8).cast::<u64>().read() };
+            let _ = end();
+        }
+        rqmalloc::trim();
+        // Ids are scrambled; one with another bit is of a request far away.
+        // SAFETY: as above; the header is wrong, that is what is tested.
+        unsafe { persistent.sub(8).cast::<u64>().write(headers[0] ^ 1 << 40) };
+        tell_address(persistent);
+        tell_header(persistent);
+        free(persistent, 100, 8);
     }
 
     pub fn freed_after_trim() {
