@@ -259,8 +259,9 @@ pub fn engine(context: Context) {
 /// Requests with two threads inside, before and after one with many.
 pub fn lanes(context: Context) {
     const MANY: usize = 1500;
-    const BATCH: usize = 100;
-    const BATCHES: usize = 60;
+    // Enough that what counts is not the change of threads.
+    const BATCH: usize = 10;
+    const BATCHES: usize = 600;
     let work = || {
         let blocks: Vec<Vec<u8>> = (0..50).map(|_| vec![1; 100]).collect();
         black_box(&blocks);
@@ -293,6 +294,7 @@ pub fn lanes(context: Context) {
             }
             nested(&requests, &work, &|| replied.recv().expect("it replies"));
             for request in requests {
+                black_box(request.usage());
                 let _ = request.close();
             }
         }

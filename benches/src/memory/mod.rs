@@ -29,7 +29,7 @@ pub enum Kind {
     Waits,
     /// Its processor time counts.
     Works,
-    /// One of the six programs: its time counts, and its marks are `peak` and `final`.
+    /// One of the six programs: its time counts, and its marks are `peak`, `freed` and `final`.
     Program,
     /// Runs until it is told to stop.
     Soak,
@@ -215,4 +215,11 @@ fn traffic(context: Context, duration: Duration) {
             std::hint::black_box(&blocks);
         });
     });
+}
+
+/// Marks the end of a program's work, and what it holds after a second of ordinary traffic.
+fn settled(context: Context) {
+    mark("freed");
+    traffic(context, Duration::from_secs(1));
+    mark("final");
 }

@@ -2,7 +2,7 @@
 //! buckets of 32 that double from eight, objects of 40 with 16 a property, references of 32, all
 //! counted.
 
-use super::mark;
+use super::{mark, settled};
 use crate::Context;
 use crate::rng::Rng;
 use std::hint::black_box;
@@ -187,6 +187,6 @@ pub fn php(context: Context) {
         let value = entity(&mut rng, &names, row);
         cache.set(&Text::new(&format!("entity:{id}")), value);
     }
-    mark("final");
+    settled(context);
     black_box((total, cache.buckets.len()));
 }

@@ -1,6 +1,7 @@
-//! Programs that hold what they made: marked with the most they hold, and after most of it is gone.
+//! Programs that hold what they made: marked with the most they hold, and a second after most of it
+//! is gone.
 
-use super::mark;
+use super::{mark, settled};
 use crate::Context;
 use crate::rng::Rng;
 use std::collections::HashMap;
@@ -67,7 +68,7 @@ pub fn json(context: Context) {
     for document in &mut store {
         *document = serde_json::from_str(&text).expect("it is JSON");
     }
-    mark("final");
+    settled(context);
     black_box((total, store));
 }
 
@@ -118,7 +119,7 @@ pub fn syntax(context: Context) {
     mark("peak");
     trees.truncate(1);
     trees[0] = syn::parse_file(&source(&mut rng, items)).expect("it is Rust");
-    mark("final");
+    settled(context);
     black_box((count, trees));
 }
 
@@ -178,7 +179,7 @@ pub fn interpreter(context: Context) {
     let mut scope = rhai::Scope::new();
     scope.push_constant("TURNS", 1_i64).push_constant("COUNT", count / 10);
     engine.run_ast_with_scope(&mut scope, &script).expect("it runs");
-    mark("final");
+    settled(context);
     black_box((held, scope));
 }
 
@@ -260,7 +261,7 @@ pub fn index(context: Context) {
     segment.postings.retain(|_, list| list.len() > 20);
     segment.postings.shrink_to_fit();
     segment.postings.values_mut().for_each(Vec::shrink_to_fit);
-    mark("final");
+    settled(context);
     black_box((found, segment));
 }
 
@@ -292,6 +293,6 @@ pub fn strings(context: Context) {
     for index in 0..held / 20 {
         map.insert(format!("new {index}"), text(&mut rng));
     }
-    mark("final");
+    settled(context);
     black_box(map);
 }
