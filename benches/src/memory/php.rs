@@ -169,12 +169,12 @@ pub fn php(context: Context) {
         }
         // Copy on write: a part of the tables is separated.
         for bucket in list.buckets.iter_mut().step_by(5) {
-            if let Value::Object(object) = &bucket.value {
-                if let Some(Value::Table(table)) = object.properties.last() {
-                    let mut copy = Table::clone(table);
-                    copy.set(&names.columns[1], Value::Long(page));
-                    bucket.value = Value::Table(Rc::new(copy));
-                }
+            if let Value::Object(object) = &bucket.value
+                && let Some(Value::Table(table)) = object.properties.last()
+            {
+                let mut copy = Table::clone(table);
+                copy.set(&names.columns[1], Value::Long(page));
+                bucket.value = Value::Table(Rc::new(copy));
             }
         }
         total += sum(&Value::Table(Rc::new(list.clone())));

@@ -133,7 +133,7 @@ pub fn soak(context: Context) {
                         }
                         black_box(answer(context, &mut rng, cache, &mut connections[index]));
                     }
-                    if turn % BURST_TURNS == 0 {
+                    if turn.is_multiple_of(BURST_TURNS) {
                         burst(context, &mut rng);
                     }
                     thread::sleep(PAUSE);
