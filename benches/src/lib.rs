@@ -12,7 +12,8 @@
 //! `compare`, builds these binaries, runs every workload with every allocator in a process of its
 //! own, round after round, and prints the medians.
 //!
-//! `NAME memory ROW` is another use of them: `ci/memory` compares what the allocators hold.
+//! `NAME memory ROW` is another use of them: `ci/memory` compares what the allocators hold. What
+//! a row asks for, by size, and what size classes add, prints `asked memory ROW`.
 
 mod json;
 pub mod memory;

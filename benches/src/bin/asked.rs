@@ -23,12 +23,12 @@ struct Counting;
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// By whether the alignment is above 8, then by size.
-static LIVE: [[AtomicIsize; MOST]; 2] = [const { [const { AtomicIsize::new(0) }; MOST] }; 2];
+/// By size, then by whether the alignment is above 8.
+static LIVE: [[AtomicIsize; 2]; MOST] = [const { [const { AtomicIsize::new(0) }; 2] }; MOST];
 
 fn count(layout: Layout, change: isize) {
     if layout.size() < MOST {
-        LIVE[usize::from(layout.align() > 8)][layout.size()].fetch_add(change, Relaxed);
+        LIVE[layout.size()][usize::from(layout.align() > 8)].fetch_add(change, Relaxed);
     }
 }
 
@@ -86,9 +86,9 @@ fn at_mark(name: &str) {
     let (mut blocks, mut asked) = (0, 0);
     let mut costs = [0; 3];
     println!("asked at {name}");
-    for size in 1..MOST {
+    for (size, live) in LIVE.iter().enumerate().skip(1) {
         let [unaligned, aligned] =
-            [0, 1].map(|index| LIVE[index][size].load(Relaxed).max(0).unsigned_abs());
+            live.each_ref().map(|blocks| blocks.load(Relaxed).max(0).unsigned_abs());
         let count = unaligned + aligned;
         if count == 0 {
             continue;
