@@ -11,12 +11,17 @@
 //! the name of a workload, it prints nanoseconds per operation, or `n/a`, on one line. The driver,
 //! `compare`, builds these binaries, runs every workload with every allocator in a process of its
 //! own, round after round, and prints the medians.
+//!
+//! `NAME memory ROW` is another use of them: `ci/memory` compares what the allocators hold. What
+//! a row asks for, by size, and what size classes add, prints `asked memory ROW`.
 
 mod json;
+pub mod memory;
 mod rng;
 pub mod workloads;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// How a workload begins and ends a request, if the allocator has such a thing.
 #[derive(Clone, Copy)]
@@ -37,28 +42,44 @@ pub struct Context {
     pub hooks: Option<Hooks>,
     /// Whether to do only a tenth of the work.
     pub quick: bool,
+    /// How long a soak takes.
+    pub soak: Duration,
 }
 
-/// The `main` of an allocator's binary: `NAME [--quick]`.
+/// The `main` of an allocator's binary: `NAME [--quick]`, or `memory [ROW] [--quick]
+/// [--seconds N]`.
 pub fn main(hooks: Option<Hooks>) -> ExitCode {
-    let mut name = None;
-    let mut quick = false;
-    for argument in std::env::args().skip(1) {
+    let mut names = Vec::new();
+    let mut context = Context { hooks, quick: false, soak: Duration::from_secs(60) };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--quick" => quick = true,
-            _ => name = Some(argument),
+            "--quick" => context.quick = true,
+            "--seconds" => match arguments.next().and_then(|number| number.parse().ok()) {
+                Some(seconds) => context.soak = Duration::from_secs(seconds),
+                None => return usage(),
+            },
+            _ => names.push(argument),
         }
     }
-    let Some(workload) = name.as_deref().and_then(workloads::find) else {
-        eprintln!("usage: NAME [--quick], where NAME is one of");
-        for workload in workloads::ALL {
-            eprintln!("  {:<20} ns per {}", workload.name, workload.unit);
-        }
-        return ExitCode::FAILURE;
-    };
-    match (workload.run)(Context { hooks, quick }) {
-        Some(ns) => println!("{ns:.3}"),
-        None => println!("n/a"),
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    match names[..] {
+        ["memory"] if memory::main(None, context) => return ExitCode::SUCCESS,
+        ["memory", row] if memory::main(Some(row), context) => return ExitCode::SUCCESS,
+        [name] => match workloads::find(name).map(|workload| (workload.run)(context)) {
+            Some(Some(ns)) => println!("{ns:.3}"),
+            Some(None) => println!("n/a"),
+            None => return usage(),
+        },
+        _ => return usage(),
     }
     ExitCode::SUCCESS
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: NAME [--quick], or memory [ROW] [--quick] [--seconds N]; NAME is one of");
+    for workload in workloads::ALL {
+        eprintln!("  {:<20} ns per {}", workload.name, workload.unit);
+    }
+    ExitCode::FAILURE
 }
