@@ -12,11 +12,10 @@
 //!   16. (Both are 0 if there is no range.)
 //! - **F3** The number of blocks in `bins[c]`, `bins[c].room` and `bins[c].taken` add up to 0, modulo
 //!   2^32.
-//! - **F4** A lane has no block of a class whose blocks have a span of their own.
 
 use super::memory::Raw;
 use crate::base::fatal;
-use crate::base::size_class::{CLASS_COUNT, Class, FIRST_LARGE_CLASS, HEADER_BYTES};
+use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
 use crate::base::sync::{AtomicU32, Gauge, Ordering};
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE, linked};
@@ -44,6 +43,13 @@ const _: () = assert!(Kind::Unused as u8 == 0, "zeroed bins are nobody's");
 const ROOM_AFTER_RESET: u32 = 256;
 
 impl Bin {
+    /// Without blocks (F3).
+    const AFTER_RESET: Self = Self {
+        head: Cell::new(NONE),
+        room: AtomicU32::new(ROOM_AFTER_RESET),
+        taken: AtomicU32::new(ROOM_AFTER_RESET.wrapping_neg()),
+    };
+
     const fn new() -> Self {
         Self { head: Cell::new(NONE), room: AtomicU32::new(0), taken: AtomicU32::new(0) }
     }
@@ -388,10 +394,10 @@ impl Bins {
         self.cut_count.get()
     }
 
-    /// Returns how many blocks are in a lane's bins, and their bytes of stride (F4).
+    /// Returns how many blocks are in the bins, and their bytes of stride.
     pub fn held(&self) -> (usize, usize) {
         let (mut blocks, mut bytes) = (0, 0);
-        for (bin, class) in self.bins.iter().zip(Class::all_shared()) {
+        for (bin, class) in self.bins.iter().zip(Class::all()) {
             let count = bin.count() as usize;
             if count > 0 {
                 blocks += count;
@@ -401,15 +407,12 @@ impl Bins {
         (blocks, bytes)
     }
 
-    /// Forgets all blocks of a lane, and the range (F4).
+    /// Forgets all blocks and the range. The caller has the bins alone: nobody reads figures either.
     #[inline]
     pub fn reset(&self) {
-        for bin in &self.bins[..FIRST_LARGE_CLASS] {
-            if bin.head.get() != NONE {
-                bin.head.set(NONE);
-                bin.room.store(ROOM_AFTER_RESET, Ordering::Relaxed);
-                bin.taken.store(ROOM_AFTER_RESET.wrapping_neg(), Ordering::Relaxed);
-            }
+        for bin in &self.bins {
+            // SAFETY: the caller's contract; every part of a bin may be changed behind a reference.
+            unsafe { core::ptr::from_ref(bin).cast_mut().write(Bin::AFTER_RESET) };
         }
         self.cut_count.set(0);
         self.set_region(0, 0);
@@ -421,9 +424,6 @@ impl Bins {
             let bin = self.bin(class);
             let listed = Magazine { head: bin.head(), count: bin.count() };
             check_list("bin count", listed, self.free_header(class));
-            if self.kind() == Kind::Lane && class.is_large() && bin.count() > 0 {
-                fatal::broken("large blocks of a lane", bin.count() as usize, class.index());
-            }
         }
     }
 }
