@@ -21,11 +21,13 @@ impl Heap {
     pub fn spill(&self, cache: &Cache, class: Class) {
         // Blocks of adopted spans keep those, a page for each in the worst case.
         let magazine = cache.make_room(class, |rest| self.store.send_home(class, rest, self));
+        self.provide_slots();
         self.store.put_rest(class, magazine, self);
     }
 
     /// Takes back free blocks of `class`.
     pub fn put_magazine(&self, class: Class, magazine: Magazine) {
+        self.provide_slots();
         self.store.put(class, magazine, self);
     }
 

@@ -106,7 +106,7 @@ impl AddressSpace {
     }
 
     /// Whether addresses that are not used cost nothing; asks the system now and then.
-    fn is_plenty(&self) -> bool {
+    pub fn is_plenty(&self) -> bool {
         let mut answer = self.answer.load(Ordering::Relaxed);
         if answer / 2 == 0 {
             answer = TAKES_BETWEEN_QUESTIONS * 2 + usize::from(os::has_plenty_of_addresses());
