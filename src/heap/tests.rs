@@ -82,7 +82,10 @@ type Action = fn(&'static Heap, &Cache);
 
 /// What the thread does that is forked at every step; together these take every lock there is.
 const FORKED_AT: [(&str, Action); 9] = [
-    ("set up", |heap, _| heap.set_up()),
+    ("set up", |heap, _| {
+        heap.set_up();
+        heap.provide_slots();
+    }),
     ("magazines", |heap, cache| {
         use_class(heap, cache, 2, 40);
         use_class(heap, cache, 2, 40);
