@@ -175,7 +175,7 @@ impl AddressSpace {
     /// Takes just these chunks, behind a mapping of the caller's: out of a vacancy, or new ones.
     pub fn take_at(&self, base: usize, bytes: usize) -> bool {
         match self.registry.registered(base) {
-            None => self.was_plenty() && self.map_at(base, bytes),
+            None => self.map_at(base, bytes),
             Some(Backing::Mapping(span)) => {
                 let found =
                     self.unlink_if(span, |span| span.base() == base && span.bytes() >= bytes);
