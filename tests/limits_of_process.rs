@@ -20,6 +20,9 @@ const MIB: usize = 1 << 20;
 #[cfg(target_os = "linux")]
 cases! {
     works_below_any_limit_of_addresses;
+    a_small_program_needs_few_addresses;
+    many_mapped_blocks_are_few_mappings;
+    blocks_have_exact_lengths_below_a_limit_of_addresses;
     other_system_calls_are_refused;
     other_system_calls_kill;
     a_call_that_is_not_named_is_refused;
@@ -134,6 +137,86 @@ fn works_below_any_limit_of_addresses() {
         });
         assert_eq!(status, 0, "{more} MiB of addresses beyond what the process has");
     }
+}
+
+/// The first chunk is mapped by and by: a process whose allocator is not used yet does its first
+/// work in a megabyte, and more in a few.
+#[cfg(target_os = "linux")]
+fn a_small_program_needs_few_addresses() {
+    rqmalloc::trim();
+    let before = addresses();
+    let blocks: Vec<Vec<u8>> = (0..1000).map(|size| vec![1; size]).collect();
+    let after = addresses();
+    drop(blocks);
+    assert!(after - before <= 2 * MIB, "{} KiB for half a megabyte", (after - before) >> 10);
+    let status = status_of(|| {
+        limit_addresses(addresses() + 5 * MIB);
+        let blocks: Vec<Vec<u8>> = (0..2000).map(|size| vec![1; size]).collect();
+        assert_eq!(blocks.iter().map(Vec::len).sum::<usize>(), 1999 * 1000);
+    });
+    assert_eq!(status, 0, "2 MiB in 5");
+}
+
+#[cfg(target_os = "linux")]
+fn mapping_count() -> usize {
+    std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+}
+
+/// Blocks above 1 MiB lie next to one another, so the kernel joins their mappings; and those freed
+/// between others leave few holes.
+#[cfg(target_os = "linux")]
+fn many_mapped_blocks_are_few_mappings() {
+    const COUNT: usize = 20_000;
+    let before = mapping_count();
+    let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(COUNT);
+    let take = |byte: u8| {
+        let mut block = Vec::with_capacity(MIB + 100_000);
+        block.push(byte);
+        block
+    };
+    (0..COUNT).for_each(|index| blocks.push(take(index as u8)));
+    let live = mapping_count();
+    assert!(live < before + 100, "{live} mappings for {COUNT} blocks, {before} without");
+    // In an order that is none: half of them go, and the others are counted on.
+    let mut seed = 1_usize;
+    for index in (1..COUNT).rev() {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        blocks.swap(index, (seed >> 33) % (index + 1));
+    }
+    blocks.truncate(COUNT / 2);
+    rqmalloc::trim();
+    let half = mapping_count();
+    assert!(half < before + 1000, "{half} mappings after half of {COUNT} blocks were freed");
+    rqmalloc::check_structures();
+    (0..COUNT / 2).for_each(|index| blocks.push(take(index as u8)));
+    let again = mapping_count();
+    assert!(again < before + 1000, "{again} mappings for {COUNT} blocks");
+    drop(blocks);
+    rqmalloc::trim();
+    rqmalloc::check_structures();
+    let after = mapping_count();
+    assert!(after < before + 100, "{after} mappings without a block, {before} before");
+    let stats = stats();
+    assert!(stats.mapped_bytes < 64 * MIB, "{stats}");
+}
+
+/// Where addresses are limited, a mapped block takes no more of them than it needs.
+#[cfg(target_os = "linux")]
+fn blocks_have_exact_lengths_below_a_limit_of_addresses() {
+    let status = status_of(|| {
+        limit_addresses(addresses() + 100 * MIB);
+        let mut blocks = Vec::with_capacity(100);
+        for _ in 0..100 {
+            let mut block: Vec<u8> = Vec::new();
+            if block.try_reserve_exact(MIB + 100_000).is_err() {
+                break;
+            }
+            block.push(1);
+            blocks.push(block);
+        }
+        assert!(blocks.len() > 75, "{} blocks of 1.1 MiB in 100 MiB", blocks.len());
+    });
+    assert_eq!(status, 0);
 }
 
 // ---- system calls ----------------------------------------------------------------------------

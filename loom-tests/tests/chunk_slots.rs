@@ -338,7 +338,9 @@ fn chunk_extended_against_opened_anew_and_extended() {
             assert!(model.grow_by(1), "at other addresses");
             model.mapped.lock()[1] = 0;
         }
-        extenders.into_iter().for_each(|extender| drop(extender.join().unwrap()));
+        let extended = extenders.into_iter().map(|extender| extender.join().unwrap());
+        let count = extended.filter(|is_extended| *is_extended).count();
+        assert!(model.reach(0).pages() <= 1 + count, "B9: by one each");
         model.assert_whole(1);
     });
 }

@@ -25,6 +25,7 @@ impl Heap {
         // Blocks of adopted spans keep those, a page for each in the worst case.
         let sort = |rest| self.store.send_home(class, rest, self);
         let leaving = cache.make_room(class, &self.credit, sort);
+        self.provide_slots();
         self.store.put_rest(class, leaving, self);
     }
 
@@ -40,6 +41,7 @@ impl Heap {
 
     /// Takes back free blocks of `class`.
     pub fn put_magazine(&self, class: Class, magazine: Magazine) {
+        self.provide_slots();
         self.store.put(class, magazine, self);
     }
 

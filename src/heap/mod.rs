@@ -17,7 +17,7 @@ mod tests;
 mod adopted_tests;
 
 use crate::base::os;
-use crate::base::sync::{AtomicBool, AtomicU64, Lock, step};
+use crate::base::sync::{AtomicBool, AtomicU64, Lock, Ordering, step};
 use crate::blocks::identity::Identity;
 use crate::lockfree::header::Header;
 use crate::pages::adopted::AdoptedSpans;
@@ -29,11 +29,16 @@ use controls::Controls;
 
 pub use controls::LOOK_MILLISECONDS;
 
+/// Where addresses are few, the slots are mapped when there are as many times their bytes in chunks.
+const SLOTS_WORTH_FACTOR: usize = 4;
+
 /// The allocator: one instance of every part.
 pub struct Heap {
     identity: Identity,
     /// Whether the heap is set up.
     setup: Lock<bool>,
+    /// Whether the store has slots, or is about to.
+    has_slots: AtomicBool,
     pages: PageHeap,
     mappings: Mappings,
     adopted: AdoptedSpans,
@@ -54,6 +59,7 @@ impl Heap {
         Self {
             identity: Identity::new(),
             setup: Lock::new(false),
+            has_slots: AtomicBool::new(false),
             pages: PageHeap::new(),
             mappings: Mappings::new(),
             adopted: AdoptedSpans::new(),
@@ -66,29 +72,37 @@ impl Heap {
         }
     }
 
-    /// Chooses the cookie and maps the slots of the store, once.
+    /// Chooses the cookie, once.
     pub fn set_up(&self) {
         if self.identity.is_chosen() {
             return;
         }
-        let (cookie, slots) = (os::random() | 1, os::map(SLOTS_BYTES, 0));
+        let cookie = os::random() | 1;
         let mut is_done = self.setup.lock();
-        if *is_done {
-            drop(is_done);
-            if let Some(base) = slots {
-                // SAFETY: just mapped, and known to nobody else.
-                unsafe { os::unmap(base, SLOTS_BYTES) };
-            }
+        if !*is_done {
+            self.identity.choose(cookie);
+            step();
+            *is_done = true;
+        }
+    }
+
+    /// Maps the slots of the store, once, when magazines are there to be put into them. Until then
+    /// these go back to their slabs. Where addresses are few, a small program does without.
+    fn provide_slots(&self) {
+        if self.has_slots.load(Ordering::Relaxed) {
             return;
         }
-        if let Some(base) = slots {
-            // SAFETY: just mapped, and never unmapped.
-            unsafe { self.store.provide_slots(base) };
+        let is_large = self.pages.chunk_bytes() >= SLOTS_BYTES * SLOTS_WORTH_FACTOR;
+        if !is_large && !self.pages.space.is_plenty() {
+            return;
         }
-        step();
-        self.identity.choose(cookie);
-        step();
-        *is_done = true;
+        let Some(base) = os::map(SLOTS_BYTES, 0) else { return };
+        if self.has_slots.swap(true, Ordering::Relaxed) {
+            // SAFETY: just mapped, and known to nobody else.
+            return unsafe { os::unmap(base, SLOTS_BYTES) };
+        }
+        // SAFETY: just mapped, and never unmapped; nobody else has come here.
+        unsafe { self.store.provide_slots(base) };
     }
 
     /// Returns the header of a live persistent block of class 0.

@@ -106,7 +106,7 @@ impl AddressSpace {
     }
 
     /// Whether addresses that are not used cost nothing; asks the system now and then.
-    fn is_plenty(&self) -> bool {
+    pub fn is_plenty(&self) -> bool {
         let mut answer = self.answer.load(Ordering::Relaxed);
         if answer / 2 == 0 {
             answer = TAKES_BETWEEN_QUESTIONS * 2 + usize::from(os::has_plenty_of_addresses());
@@ -175,7 +175,7 @@ impl AddressSpace {
     /// Takes just these chunks, behind a mapping of the caller's: out of a vacancy, or new ones.
     pub fn take_at(&self, base: usize, bytes: usize) -> bool {
         match self.registry.registered(base) {
-            None => self.was_plenty() && self.map_at(base, bytes),
+            None => self.map_at(base, bytes),
             Some(Backing::Mapping(span)) => {
                 let found =
                     self.unlink_if(span, |span| span.base() == base && span.bytes() >= bytes);
