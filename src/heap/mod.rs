@@ -13,6 +13,8 @@ pub mod idle;
 mod fork;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod slab_tests;
 
 use crate::base::os;
 use crate::base::sync::{AtomicBool, AtomicU64, Lock, step};
