@@ -15,6 +15,8 @@ mod fork;
 mod tests;
 #[cfg(test)]
 mod adopted_tests;
+#[cfg(test)]
+mod slab_tests;
 
 use crate::base::os;
 use crate::base::sync::{AtomicBool, AtomicU64, Lock, Ordering, step};

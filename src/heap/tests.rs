@@ -93,7 +93,7 @@ pub fn one_request(heap: &'static Heap) -> Vec<Block> {
 type Action = fn(&'static Heap, &Cache);
 
 /// What the thread does that is forked at every step; together these take every lock there is.
-const FORKED_AT: [(&str, Action); 10] = [
+const FORKED_AT: [(&str, Action); 11] = [
     ("set up", |heap, _| {
         heap.set_up();
         heap.provide_slots();
@@ -106,6 +106,20 @@ const FORKED_AT: [(&str, Action); 10] = [
         use_class(heap, cache, FIRST_LARGE_CLASS - 1, 20);
         heap.release_all_idle();
         use_class(heap, cache, FIRST_LARGE_CLASS - 1, 20);
+    }),
+    ("slabs in part", |heap, cache| {
+        let class = Class::from_index(28).unwrap();
+        let alloc = || heap.alloc_persistent(Some(cache), class).block;
+        let blocks: Vec<Block> = (0..40).map(|_| alloc()).collect();
+        let (kept, freed): (Vec<_>, Vec<_>) = (0..40).partition(|index| index % 8 == 3);
+        freed.iter().for_each(|&index| free(heap, cache, blocks[index]));
+        heap.flush(&cache);
+        heap.release_all_idle();
+        let again: Vec<Block> = (0..40).map(|_| alloc()).collect();
+        kept.iter().for_each(|&index| free(heap, cache, blocks[index]));
+        again.iter().for_each(|&block| free(heap, cache, block));
+        heap.flush(&cache);
+        heap.release_all_idle();
     }),
     ("mappings", |heap, cache| {
         let first = heap.alloc_persistent_mapped(16 << 20, 16).block;
@@ -284,8 +298,8 @@ fn a_fork_by_who_holds_a_lock_leaves_it_held() {
     assert_eq!(status, 0);
 }
 
-/// Returns the last words of a child that a walker ends.
-fn last_words(run: impl FnOnce()) -> String {
+/// Returns the last words of a child that is ended by what it does.
+pub fn last_words(run: impl FnOnce()) -> String {
     let mut pipe = [0; 2];
     // SAFETY: `pipe` is writable.
     assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);

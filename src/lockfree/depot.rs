@@ -5,7 +5,9 @@
 //!
 //! - **D1** `filled` says which slots are filled; a magazine is in one slot or outside. It changes
 //!   by one store, so that a process forked at any moment has each magazine once.
-//! - **D2** `low` is the least `count` since the last `age`: this many were not needed meanwhile.
+//! - **D2** `low` is the least `count` since the last `age`: this many were not needed meanwhile. But
+//!   while magazines are refused, what comes is still in the processor's caches, and what is here is
+//!   not: it stays, because the former is cheaper to reap.
 
 use crate::base::sync::{AtomicU32, Lock, Ordering, const_fn, step};
 use crate::lockfree::header::Block;
@@ -44,6 +46,8 @@ struct Ring<S> {
     slots: S,
     filled: Filled,
     low: u32,
+    /// Whether a magazine was refused since the last `age`.
+    has_refused: bool,
 }
 
 /// Which slots are filled, in one word: the first in the upper half, how many in the lower.
@@ -90,7 +94,7 @@ impl<S> Depot<S> {
         /// An empty depot with these slots.
         pub const fn new(slots: S) -> Self {
             Self {
-                ring: Lock::new(Ring { slots, filled: Filled::NONE, low: 0 }),
+                ring: Lock::new(Ring { slots, filled: Filled::NONE, low: 0, has_refused: false }),
                 hint: AtomicU32::new(0),
             }
         }
@@ -124,6 +128,7 @@ impl<S: Slots> Depot<S> {
         let mut ring = self.ring.lock();
         let (bottom, count) = (ring.filled.bottom(), ring.filled.count());
         if count >= ring.slots.capacity() {
+            ring.has_refused = true;
             return Err(magazine);
         }
         let slot = ring.slot(count);
@@ -158,14 +163,15 @@ impl<S: Slots> Depot<S> {
         Some(ring.slots.get(slot))
     }
 
-    /// Returns how many magazines were not needed since the last call.
+    /// Returns how many magazines were not needed since the last call (D2).
     pub fn age(&self) -> u32 {
         if self.magazine_count() == 0 {
             return 0;
         }
         let mut ring = self.ring.lock();
-        let idle = ring.low;
+        let idle = if ring.has_refused { 0 } else { ring.low };
         ring.low = ring.filled.count();
+        ring.has_refused = false;
         idle
     }
 

@@ -6,4 +6,5 @@ pub mod slab_purge;
 pub mod slab;
 pub mod cache;
 pub mod from_holes;
+pub mod reap;
 pub mod store;

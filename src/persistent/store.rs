@@ -4,25 +4,19 @@
 //! Blocks with a span of their own are not kept here: the span of a free one goes back at once.
 
 use crate::base::fatal;
-use crate::base::size_class::{
-    Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET, HEADER_BYTES, PAGE_BYTES,
-};
+use crate::base::size_class::{Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{AtomicU32, Ordering};
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::check_list;
-use crate::blocks::holes::note_holes;
 use crate::blocks::memory::Raw;
-use crate::blocks::region::free_hole;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
-use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE, linked};
-use crate::lockfree::token::reap;
+use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
 use crate::pages::page_heap::Taken;
-use crate::pages::shelf::Shelf;
-use crate::pages::span::{Span, SpanKind};
+use crate::pages::span::SpanKind;
 use crate::pages::supply::Supply;
 use crate::persistent::from_holes;
+use crate::persistent::reap::{CHAIN_COUNT, blocks_of, in_turn, reap_adopted};
 use crate::persistent::slab::Slabs;
-use core::iter::from_fn;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
 /// Most magazines in a depot.
@@ -36,7 +30,7 @@ const REAPED_BEFORE_GROWTH: usize = 32;
 /// Blocks that are reaped, or looked at in slabs, at once: some thousand instructions for each
 /// hundred. A tick's work is done in such portions.
 pub const PORTION_BLOCKS: usize = 32 * 1024;
-/// Blocks that are looked for in slabs together.
+/// Blocks that are put back together.
 const BATCH_COUNT: usize = 64;
 
 /// The slots of a depot, in memory that is provided when the heap is first used.
@@ -173,7 +167,7 @@ impl Store {
             return magazine;
         }
         let mut others = Magazine::EMPTY;
-        reap_adopted(class, magazine, supply, |block, _| {
+        reap_adopted(class, blocks_of(magazine), supply, |block, _| {
             Raw.set_link(block, others.head);
             others = Magazine { head: block, count: others.count + 1 };
         });
@@ -188,7 +182,7 @@ impl Store {
         if class.is_large() {
             give_large(magazine, supply);
         } else if let Err(magazine) = self.depot(class).put(magazine) {
-            self.reap(class, magazine, supply);
+            self.reap(class, blocks_of(magazine), supply);
         }
     }
 
@@ -212,14 +206,14 @@ impl Store {
 
     /// Returns free blocks to their slabs, and slabs that are whole again to the supply. Those that
     /// lie in adopted spans become holes there.
-    fn reap<S: Supply>(&self, class: Class, magazine: Magazine, supply: &S) {
+    fn reap<S: Supply>(&self, class: Class, blocks: impl Iterator<Item = Block>, supply: &S) {
         // Looking for spans and touching them are two loops, so that a processor that waits for one
         // goes on with the next.
         let mut batch = [None; BATCH_COUNT];
         let mut count = 0;
         let slabs = self.slabs(class);
         let take_back = |batch: &[_]| slabs.take_back(class, batch, |span| supply.give_span(span));
-        reap_adopted(class, magazine, supply, |block, span| {
+        reap_adopted(class, blocks, supply, |block, span| {
             batch[count] = Some((block, span));
             count += 1;
             if count == BATCH_COUNT {
@@ -230,11 +224,25 @@ impl Store {
         take_back(&batch[..count]);
     }
 
-    /// Reaps the coldest magazines of a class, at most `count`.
-    fn reap_coldest<S: Supply>(&self, class: Class, count: usize, supply: &S) {
-        for magazine in from_fn(|| self.depot(class).take_coldest()).take(count) {
-            self.reap(class, magazine, supply);
+    /// Reaps the coldest magazines of a class, at most `count`. Returns how many blocks there were.
+    fn reap_coldest<S: Supply>(&self, class: Class, count: usize, supply: &S) -> usize {
+        let (mut left, mut blocks) = (count, 0);
+        while left > 0 {
+            let mut heads = [NONE; CHAIN_COUNT];
+            let mut taken = 0;
+            for head in heads.iter_mut().take(left) {
+                let Some(magazine) = self.depot(class).take_coldest() else { break };
+                *head = magazine.head;
+                taken += 1;
+                blocks += magazine.count as usize;
+            }
+            if taken == 0 {
+                break;
+            }
+            self.reap(class, in_turn(heads), supply);
+            left -= taken;
         }
+        blocks
     }
 
     /// Reaps some of the coldest magazines of all classes. Returns whether there were any.
@@ -283,14 +291,10 @@ impl Store {
         let due = &self.due_magazines[class.index()];
         let left = due.load(Ordering::Relaxed);
         if left > 0 {
-            // Two threads that work may reap less.
-            due.store(left - 1, Ordering::Relaxed);
-            let Some(magazine) = self.depot(class).take_coldest() else {
-                due.store(0, Ordering::Relaxed);
-                return Some(0);
-            };
-            self.reap(class, magazine, supply);
-            return Some(magazine.count as usize);
+            // Two threads that work at once may reap less.
+            let count = left.min(CHAIN_COUNT as u32);
+            due.store(left - count, Ordering::Relaxed);
+            return Some(self.reap_coldest(class, count as usize, supply));
         }
         let looked = self.slabs(class).purge_one(class, false, |span| supply.give_span(span))?;
         Some(looked.blocks as usize)
@@ -375,60 +379,6 @@ impl Store {
     }
 }
 
-/// Returns the blocks of a magazine that lie in adopted spans, or in regions whose request is open,
-/// to them, and passes the others on with their spans.
-fn reap_adopted<'s, S: Supply>(
-    class: Class,
-    magazine: Magazine,
-    supply: &'s S,
-    mut pass_on: impl FnMut(Block, &'s Span),
-) {
-    // Neighbours mostly come one after the other: they are counted off together.
-    let mut run: Option<Run<'_>> = None;
-    for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
-        let page = (block - HEADER_BYTES) / PAGE_BYTES;
-        if let Some(run) = run.as_mut().filter(|run| run.page == page) {
-            free_hole(block - HEADER_BYTES, class.stride_bytes());
-            run.count += 1;
-            continue;
-        }
-        let span = supply.span_of_free_persistent(block);
-        if span.kind() == SpanKind::Slab {
-            pass_on(block, span);
-            continue;
-        }
-        let count = match run.take() {
-            Some(run) if core::ptr::eq(run.span, span) => run.count,
-            other => {
-                finish_run(class, other, supply);
-                0
-            }
-        };
-        let persistent = Header(Raw.header(block).load(Ordering::Relaxed)).id();
-        free_hole(block - HEADER_BYTES, class.stride_bytes());
-        run = Some(Run { span, page, count: count + 1, persistent });
-    }
-    finish_run(class, run, supply);
-}
-
-/// Blocks of one span that were reaped and still count. (A page that the span gave back may be
-/// another span's, so one is known by its pages only.)
-struct Run<'s> {
-    span: &'s Span,
-    page: usize,
-    count: u64,
-    /// The id of persistent blocks.
-    persistent: u64,
-}
-
-fn finish_run<S: Supply>(class: Class, run: Option<Run<'_>>, supply: &S) {
-    if let Some(Run { span, count, persistent, .. }) = run.filter(|run| run.count > 0) {
-        note_holes(supply, span, count as usize * class.stride_bytes(), persistent);
-        // Nothing of the span is touched afterwards.
-        reap(&Shelf(supply), span, count);
-    }
-}
-
 /// The header of a free block, where live ones of class 0 have this tag.
 pub fn free_header(tag: Header, class: Class) -> Header {
     tag.without(LIVE).with_class(class.index())
@@ -436,7 +386,7 @@ pub fn free_header(tag: Header, class: Class) -> Header {
 
 /// Gives back the spans of free large blocks.
 fn give_large<S: Supply>(magazine: Magazine, supply: &S) {
-    for block in linked(&Raw, magazine.head).take(magazine.count as usize) {
+    for block in blocks_of(magazine) {
         supply.give_span(supply.span_of_free(block, SpanKind::Slab));
     }
 }
