@@ -212,9 +212,9 @@ pub unsafe fn persist(payload: *mut u8) {
     }
 }
 
-/// Gives unused memory back to the operating system: this thread's cache, and the process's stores
-/// of free blocks, pages and mappings. Returns the bytes given back. The caches of other threads
-/// stay as they are.
+/// Gives unused memory back to the operating system: what this thread keeps, and the process's
+/// stores of free blocks, pages, mappings and control blocks. Returns the bytes given back. What
+/// other threads keep stays as it is.
 pub fn trim() -> usize {
     thread::trim()
 }
