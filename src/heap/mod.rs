@@ -78,6 +78,8 @@ impl Heap {
         self.identity.choose(cookie);
         step();
         *is_done = true;
+        drop(is_done);
+        self.controls.reserve(&self.pages.descriptors);
     }
 
     /// Returns the header of a live persistent block of class 0.
