@@ -92,6 +92,11 @@ impl Controls {
         }
     }
 
+    /// Sees to it that the first requests can be opened when the system has no more memory.
+    pub fn reserve(&self, memory: &DescriptorMemory) {
+        self.blocks.reserve(memory);
+    }
+
     /// Takes an idle control block, else a new one. `None`: the system has no more memory, or every
     /// stub is spent.
     pub fn take(&self, memory: &DescriptorMemory) -> Option<&'static Control> {

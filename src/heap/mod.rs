@@ -81,11 +81,14 @@ impl Heap {
         }
         let cookie = os::random() | 1;
         let mut is_done = self.setup.lock();
-        if !*is_done {
-            self.identity.choose(cookie);
-            step();
-            *is_done = true;
+        if *is_done {
+            return;
         }
+        self.identity.choose(cookie);
+        step();
+        *is_done = true;
+        drop(is_done);
+        self.controls.reserve(&self.pages.space.descriptors);
     }
 
     /// Maps the slots of the store, once, when magazines are there to be put into them. Until then

@@ -146,6 +146,7 @@ const FORKED_AT: [(&str, Action); 11] = [
         one_request(heap).iter().for_each(|&block| free(heap, cache, block));
         heap.controls.purge(true, heap);
         one_request(heap).iter().for_each(|&block| free(heap, cache, block));
+        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
     }),
     ("adopted spans", |heap, cache| {
         let survivors = [one_request(heap), one_request(heap)];
@@ -213,10 +214,7 @@ fn use_after_fork(heap: &'static Heap, live: &[Block]) {
     heap.release_all_idle();
     // What was in the other thread's hand, at most a chunk that it was about to open, and a region.
     let left_bytes = heap.pages.chunk_bytes() - heap.pages.free_bytes().0;
-    assert!(
-        left_bytes <= 2 * CHUNK_BYTES,
-        "{left_bytes} bytes: more is lost than was in hand"
-    );
+    assert!(left_bytes <= 2 * CHUNK_BYTES, "{left_bytes} bytes: more is lost than was in hand");
 }
 
 /// Forks. Returns the status that the child ended with: 0 if it ran to its end.

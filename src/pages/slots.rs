@@ -9,6 +9,7 @@
 //! | `groups` | see `once` | anybody |
 //! | `index`, `leaves` | see `run_index`, `slots` | |
 //! | `hint`, `leaf_count` | who takes or gives a slot, as hints | the same |
+//! | `reserve` | who sets up the heap; who opens a leaf takes it by a swap | the same |
 
 use crate::base::fatal;
 use crate::base::os;
@@ -52,6 +53,8 @@ pub struct Slots<T, const STUB: usize> {
     hint: AtomicUsize,
     /// Leaves that have memory, or fewer.
     leaf_count: AtomicUsize,
+    /// Memory for the first leaf, so that it is there when the system has no more; 0: none.
+    reserve: AtomicUsize,
     things: PhantomData<fn() -> T>,
 }
 
@@ -122,7 +125,15 @@ impl<T, const STUB: usize> Slots<T, STUB> {
             groups: OnceList { places: [const { Once::new() }; GROUP_COUNT] },
             hint: AtomicUsize::new(0),
             leaf_count: AtomicUsize::new(0),
+            reserve: AtomicUsize::new(0),
             things: PhantomData,
+        }
+    }
+
+    /// Takes addresses for the first leaf, which cost nothing until it is used.
+    pub fn reserve(&self, memory: &DescriptorMemory) {
+        if let Some(base) = memory.take(Self::TAKEN_BYTES) {
+            self.reserve.store(base, Ordering::Relaxed);
         }
     }
 
@@ -207,9 +218,10 @@ impl<T, const STUB: usize> Slots<T, STUB> {
             let leaf = number % GROUP_LEAVES;
             if group.leaves[leaf].base().is_none() {
                 // A leaf that another thread opens first leaves this memory to the next one.
-                let base = match fresh {
-                    Some(base) => base,
-                    None => memory.take(Self::TAKEN_BYTES)?,
+                let base = match (fresh, self.reserve.swap(0, Ordering::Relaxed)) {
+                    (Some(base), _) => base,
+                    (None, 0) => memory.take(Self::TAKEN_BYTES)?,
+                    (None, reserved) => reserved,
                 };
                 fresh = Some(base);
                 let aligned = base.next_multiple_of(os::MIN_PAGE_BYTES);

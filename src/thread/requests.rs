@@ -113,3 +113,39 @@ pub fn open_count() -> usize {
     each_thread(|thread| opened += thread.opened_count.get());
     opened.saturating_sub(finished)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::LOOK_MILLISECONDS;
+    use crate::request::control::Opening;
+    use crate::thread::finish::drop_handle;
+    use crate::thread::life::current_or_start;
+    use crate::thread::open::open;
+    use std::vec::Vec;
+
+    #[test]
+    fn what_was_stashed_and_not_used_goes_at_the_next_look() {
+        let thread = current_or_start().unwrap();
+        let open_at_once = |count: usize| {
+            let open: Vec<_> = (0..count).map(|_| open(&Opening::default()).unwrap()).collect();
+            open.into_iter().for_each(drop_handle);
+        };
+        open_at_once(3);
+        assert_eq!(thread.stash_count.get(), 3);
+        // Later than any clock.
+        let now = 1 << 50;
+        thread.age_stash(now);
+        assert_eq!(thread.stash_count.get(), 3, "they may have been used just now");
+        open_at_once(1);
+        thread.age_stash(now + LOOK_MILLISECONDS - 1);
+        assert_eq!(thread.stash_count.get(), 3, "no look is due");
+        thread.age_stash(now + LOOK_MILLISECONDS);
+        assert_eq!(thread.stash_count.get(), 1, "two were not used");
+        thread.age_stash(now + 2 * LOOK_MILLISECONDS);
+        assert_eq!(thread.stash_count.get(), 0);
+        open_at_once(6);
+        assert_eq!(thread.stash_count.get(), 4);
+        thread.unstash_all();
+        assert_eq!(thread.stash_count.get(), 0);
+    }
+}
