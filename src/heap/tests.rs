@@ -146,7 +146,7 @@ const FORKED_AT: [(&str, Action); 11] = [
         one_request(heap).iter().for_each(|&block| free(heap, cache, block));
         heap.controls.purge(true, heap);
         one_request(heap).iter().for_each(|&block| free(heap, cache, block));
-        cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+        heap.flush(cache);
     }),
     ("adopted spans", |heap, cache| {
         let survivors = [one_request(heap), one_request(heap)];
