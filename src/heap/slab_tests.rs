@@ -127,3 +127,22 @@ fn a_double_free_in_a_purged_page_has_a_name() {
         assert!(said.starts_with("rqmalloc: double free"), "{class:?}: {said}");
     }
 }
+
+#[test]
+fn everything_in_depots_comes_back_with_ticks() {
+    let heap = new_heap();
+    heap.set_up();
+    let cache = new_cache(heap);
+    let class = Class::of(1000).unwrap();
+    let blocks: Vec<Block> =
+        (0..80_000).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
+    blocks.iter().for_each(|&block| free(heap, &cache, block));
+    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    assert!(heap.store.held_bytes() > 16 << 20);
+    // The first looks at what was needed, and that of two magazines one is kept each time.
+    for _ in 0..20 {
+        heap.store.age();
+        while !heap.store.work(1000, heap) {}
+    }
+    assert_eq!(heap.store.held_bytes(), 0);
+}

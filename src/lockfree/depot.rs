@@ -6,8 +6,8 @@
 //! - **D1** `filled` says which slots are filled; a magazine is in one slot or outside. It changes
 //!   by one store, so that a process forked at any moment has each magazine once.
 //! - **D2** `low` is the least `count` since the last `age`: this many were not needed meanwhile. But
-//!   while magazines are refused, what comes is still in the processor's caches, and what is here is
-//!   not: it stays, because the former is cheaper to reap.
+//!   while many magazines are refused, what comes is still in the processor's caches, and what is
+//!   here is not: it stays, because the former is cheaper to reap.
 
 use crate::base::sync::{AtomicU32, Lock, Ordering, const_fn, step};
 use crate::lockfree::header::Block;
@@ -32,6 +32,9 @@ impl Magazine {
     }
 }
 
+/// The part of the slots that is many magazines refused between two calls of `age`.
+const MANY_DIVISOR: u32 = 4;
+
 /// The memory of a depot's slots. Every call is made under the depot's lock.
 pub trait Slots {
     /// Returns how many slots there are.
@@ -46,8 +49,8 @@ struct Ring<S> {
     slots: S,
     filled: Filled,
     low: u32,
-    /// Whether a magazine was refused since the last `age`.
-    has_refused: bool,
+    /// How many magazines were refused since the last `age`.
+    refused_count: u32,
 }
 
 /// Which slots are filled, in one word: the first in the upper half, how many in the lower.
@@ -94,7 +97,7 @@ impl<S> Depot<S> {
         /// An empty depot with these slots.
         pub const fn new(slots: S) -> Self {
             Self {
-                ring: Lock::new(Ring { slots, filled: Filled::NONE, low: 0, has_refused: false }),
+                ring: Lock::new(Ring { slots, filled: Filled::NONE, low: 0, refused_count: 0 }),
                 hint: AtomicU32::new(0),
             }
         }
@@ -128,7 +131,7 @@ impl<S: Slots> Depot<S> {
         let mut ring = self.ring.lock();
         let (bottom, count) = (ring.filled.bottom(), ring.filled.count());
         if count >= ring.slots.capacity() {
-            ring.has_refused = true;
+            ring.refused_count = ring.refused_count.saturating_add(1);
             return Err(magazine);
         }
         let slot = ring.slot(count);
@@ -169,9 +172,10 @@ impl<S: Slots> Depot<S> {
             return 0;
         }
         let mut ring = self.ring.lock();
-        let idle = if ring.has_refused { 0 } else { ring.low };
+        let many = ring.slots.capacity().div_ceil(MANY_DIVISOR).max(1);
+        let idle = if ring.refused_count >= many { 0 } else { ring.low };
         ring.low = ring.filled.count();
-        ring.has_refused = false;
+        ring.refused_count = 0;
         idle
     }
 
