@@ -66,7 +66,7 @@ impl Model {
             self.things[slot].write(|thing| *thing = WHOLE);
             self.leaf.note_made(slot);
         }
-        self.things[slot].read(|thing| assert_eq!(*thing, WHOLE, "C2: taken as made"));
+        self.things[slot].read(|thing| assert_eq!(*thing, WHOLE, "I2: taken as made"));
         self.extras[slot].write(|extra| *extra = 1);
         Some(slot)
     }
@@ -78,7 +78,7 @@ impl Model {
 
 impl Contents for Model {
     fn strip(&self, slot: usize) {
-        self.things[slot].read(|thing| assert_eq!(*thing, WHOLE, "C2: stripped"));
+        self.things[slot].read(|thing| assert_eq!(*thing, WHOLE, "I2: stripped"));
         self.extras[slot].write(|extra| *extra = 0);
     }
 
@@ -105,7 +105,7 @@ impl Contents for Model {
     }
 }
 
-/// C1, C2: what a thread takes is whole, whether it was wiped or not.
+/// I1, I2: what a thread takes is whole, whether it was wiped or not.
 #[test]
 fn taken_against_wiped() {
     explore(3, || {
@@ -166,7 +166,7 @@ fn a_look_goes_by_age() {
     });
 }
 
-/// C3: whoever looks at a stub finds that a generation was issued, while it is wiped and opened
+/// I3: whoever looks at a stub finds that a generation was issued, while it is wiped and opened
 /// anew.
 #[test]
 fn judged_against_wiped_and_opened_anew() {
@@ -178,7 +178,7 @@ fn judged_against_wiped_and_opened_anew() {
         model.leaf.give(slot, false, || ());
         let other = model.clone();
         let judge = thread::spawn(move || {
-            assert!(other.leaf.was_issued(slot, &other.stubs[slot], 5), "C3");
+            assert!(other.leaf.was_issued(slot, &other.stubs[slot], 5), "I3");
             assert!(!other.leaf.was_issued(slot, &other.stubs[slot], 7), "never issued");
             assert!(!other.stubs[slot].has(5), "it is over");
         });
@@ -187,7 +187,7 @@ fn judged_against_wiped_and_opened_anew() {
         let kept = model.leaf.kept();
         model.stubs[slot].rest(kept);
         model.stubs[slot].open(kept + 1);
-        assert!(model.stubs[slot].has(6), "C3: above every one before");
+        assert!(model.stubs[slot].has(6), "I3: above every one before");
         judge.join().unwrap();
     });
 }

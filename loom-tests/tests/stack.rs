@@ -38,7 +38,7 @@ impl Model {
     }
 }
 
-/// K2: the swap sees the pusher's link and its last use of the payload.
+/// K5: the swap sees the pusher's link and its last use of the payload.
 #[test]
 fn push_against_drain() {
     explore(4, || {

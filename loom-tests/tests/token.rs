@@ -31,7 +31,7 @@ impl Store for Shelf {
 
     fn list_unless(&self, _span: &Span, is_empty: impl FnOnce() -> bool) -> bool {
         let mut is_listed = self.is_listed.lock();
-        assert!(!*is_listed, "T1: listed twice");
+        assert!(!*is_listed, "T5: listed twice");
         *is_listed = !is_empty();
         *is_listed
     }
@@ -41,7 +41,7 @@ impl Store for Shelf {
     }
 
     fn give_back(&self, span: &Span) {
-        assert_eq!(self.given_back.fetch_add(1, Ordering::Relaxed), 0, "T1: given back once");
+        assert_eq!(self.given_back.fetch_add(1, Ordering::Relaxed), 0, "T5: given back once");
         span.holes.write(|holes| *holes = u32::MAX);
         // Its pages are somebody else's, who writes what was a block.
         span.headers.iter().for_each(|header| header.write(|is_free| *is_free = false));

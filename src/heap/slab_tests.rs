@@ -137,7 +137,7 @@ fn everything_in_depots_comes_back_with_ticks() {
     let blocks: Vec<Block> =
         (0..80_000).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
     blocks.iter().for_each(|&block| free(heap, &cache, block));
-    cache.flush(|class, magazine| heap.put_magazine(class, magazine));
+    heap.flush(&cache);
     assert!(heap.store.held_bytes() > 16 << 20);
     // The first looks at what was needed, and that of two magazines one is kept each time.
     for _ in 0..20 {

@@ -4,11 +4,11 @@
 //! Compiled by `loom-tests`. It knows bits, not memory: `Contents` does. A thing may have a stub
 //! beside it, which others find by the slot's number at any time.
 //!
-//! - **C1** A slot whose idle bit a claim has cleared is the claimer's until it is given back (B1,
+//! - **I1** A slot whose idle bit a claim has cleared is the claimer's until it is given back (B1,
 //!   B2). A spent slot is nobody's any more: only who wipes it touches it.
-//! - **C2** The thing in a made slot is whole. Its owner notes that it is made after it has written
+//! - **I2** The thing in a made slot is whole. Its owner notes that it is made after it has written
 //!   it, and takes that back before it wipes any of it.
-//! - **C3** Before stubs are wiped the leaf keeps the last generation that any of them had, and the
+//! - **I3** Before stubs are wiped the leaf keeps the last generation that any of them had, and the
 //!   next one that a slot opens is above it: who finds no generation in a stub asks the leaf.
 
 use crate::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence, step};
@@ -79,7 +79,7 @@ impl Leaf {
         }
     }
 
-    /// Takes the first idle slot, which is the caller's (C1). Returns it, and whether there is a
+    /// Takes the first idle slot, which is the caller's (I1). Returns it, and whether there is a
     /// thing in it.
     pub fn take(&self, publish: impl Fn()) -> Option<(usize, bool)> {
         let Some(slot) = self.idle.take(1, || ()) else {
@@ -89,7 +89,7 @@ impl Leaf {
         Some((slot, self.made.load(Ordering::Relaxed) & bit(slot) != 0))
     }
 
-    /// Notes that the thing in the caller's slot is whole (C2).
+    /// Notes that the thing in the caller's slot is whole (I2).
     pub fn note_made(&self, slot: usize) {
         self.made.fetch_or(bit(slot), Ordering::Relaxed);
     }
@@ -158,7 +158,7 @@ impl Leaf {
         self.spent.load(Ordering::Relaxed) & bit(slot) != 0
     }
 
-    /// Keeps what is lost with a stub that is wiped next (C3). The caller has its slot.
+    /// Keeps what is lost with a stub that is wiped next (I3). The caller has its slot.
     pub fn keep(&self, generation: u32) {
         self.kept.fetch_max(generation, Ordering::Relaxed);
     }

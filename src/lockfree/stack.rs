@@ -1,8 +1,8 @@
 //! A list that many push to and one takes all of: what lanes hand on to one another, and what is
 //! called before a request's memory goes. It is never closed.
 //!
-//! - **K1** After its compare-and-swap succeeds a pusher touches nothing of what it pushed.
-//! - **K2** A drain sees all that every pusher whose item it takes did before.
+//! - **K4** After its compare-and-swap succeeds a pusher touches nothing of what it pushed.
+//! - **K5** A drain sees all that every pusher whose item it takes did before.
 
 use crate::base::sync::{AtomicU64, Ordering, const_fn};
 use crate::lockfree::header::{Block, Memory, NONE};

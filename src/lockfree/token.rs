@@ -1,11 +1,11 @@
 //! Who gives an adopted span back: a region whose request is over and in which persistent blocks
 //! are.
 //!
-//! - **T1** An adopted span has one *token*: it is listed in the store, or in one thread's hand.
+//! - **T5** An adopted span has one *token*: it is listed in the store, or in one thread's hand.
 //!   Only whoever has the token gives the span back.
-//! - **T2** The count is the adopted blocks that were not reaped yet, plus one for the token.
+//! - **T6** The count is the adopted blocks that were not reaped yet, plus one for the token.
 //!   Before the closer has added its blocks it runs below zero by those that were reaped meanwhile.
-//! - **T3** After it has published a span nobody but the next one who takes its token touches what
+//! - **T7** After it has published a span nobody but the next one who takes its token touches what
 //!   only the token's holder may.
 
 use crate::base::sync::{AtomicU64, Ordering};

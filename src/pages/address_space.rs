@@ -6,7 +6,7 @@
 //! would leave a hole between others while there are many: then they lose their memory and wait, as
 //! a *vacancy*, for the next chunk or mapping.
 //!
-//! - **V2** A vacancy is whole chunks, mapped by us, reads as zero, and is registered. What has
+//! - **V5** A vacancy is whole chunks, mapped by us, reads as zero, and is registered. What has
 //!   been taken out of the lists, and is of no kind, is the taker's.
 //! - **V3** Whoever has mapped the first address of a chunk has its entry in the registry: nothing
 //!   else begins in that chunk, and nothing from another one reaches into it.
@@ -190,7 +190,7 @@ impl AddressSpace {
 
     /// Unmaps addresses that were mapped here and are forgotten.
     pub fn unmap(&self, base: usize, bytes: usize) {
-        // SAFETY: the caller's, by V2 or because it has the chunk or the mapping; nothing refers to
+        // SAFETY: the caller's, by V5 or because it has the chunk or the mapping; nothing refers to
         // them any more.
         unsafe { os::unmap(base, bytes) };
         self.note_gone(base, bytes);

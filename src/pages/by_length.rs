@@ -4,7 +4,7 @@
 //! length, or anything in the next that has something will do: no search depends on how many there
 //! are.
 //!
-//! - **V1** A span is linked here while its kind says so, which changes only under the lock that
+//! - **V4** A span is linked here while its kind says so, which changes only under the lock that
 //!   guards the lists. Its length does not change meanwhile.
 
 use crate::base::os::MAX_PAGE_BYTES;
@@ -121,7 +121,7 @@ impl ByLength {
         oldest.min_by_key(|span| span.mapping.cached_at.get())
     }
 
-    /// Links anew those spans of this kind, after a fork in which a thread was at it (V1).
+    /// Links anew those spans of this kind, after a fork in which a thread was at it (V4).
     pub fn rebuild<'h>(&mut self, spans: impl Iterator<Item = &'h Span>, kind: SpanKind) {
         *self = Self::new();
         spans.filter(|span| span.kind() == kind).for_each(|span| self.put(span));

@@ -1,5 +1,6 @@
 //! Pages: where they come from, what they are used for, and how an address leads to that.
 
+pub mod slab_blocks;
 pub mod span;
 pub mod descriptors;
 pub mod slots;

@@ -228,7 +228,7 @@ impl Slabs {
         self.lists.lock().idle_count
     }
 
-    /// Walks the lists; fatal if a slab contradicts A1, A2 or A5.
+    /// Walks the lists; fatal if a slab contradicts A1, A2 or A7.
     pub fn check(&self, class: Class) {
         let page_bytes = os::page_bytes();
         self.lists.lock().check(class, page_bytes);

@@ -5,7 +5,7 @@
 //!   go.
 //! - **A3** Every list is whole from its first slab on at every step, and all else but `touched`
 //!   follows from that, so a process that is forked meanwhile can rebuild the rest.
-//! - **A5** A slab with blocks to give is on the list for how full it is, and *settled* while too
+//! - **A7** A slab with blocks to give is on the list for how full it is, and *settled* while too
 //!   little has come back for another look. Those that are not settled are listed with the one that
 //!   was changed last at the front.
 
@@ -247,7 +247,7 @@ impl SlabLists {
         }
     }
 
-    /// Walks the lists; fatal if a slab contradicts A1, A2 or A5.
+    /// Walks the lists; fatal if a slab contradicts A1, A2 or A7.
     pub fn check(&self, class: Class, page_bytes: usize) {
         let mut idle = 0;
         for (number, list) in self.lists.iter().enumerate() {

@@ -8,7 +8,7 @@
 //! 2. what is on the list goes into a lane's bins, so that it does not look live;
 //! 3. each live block is adopted (`lockfree/lifetime`), or is a hole if its free was first;
 //! 4. the adopted blocks of a span are counted, then the span is published (`lockfree/token`):
-//!    after that the closer does not touch it any more (T3).
+//!    after that the closer does not touch it any more (T7).
 
 use super::Host;
 use super::adopt::{Survey, settle_lent, settle_region};
