@@ -55,6 +55,27 @@ impl Line {
         line
     }
 
+    /// Writes each line of a text to standard error.
+    pub fn print_each(text: core::fmt::Arguments<'_>) {
+        struct Lines(Line);
+        impl core::fmt::Write for Lines {
+            fn write_str(&mut self, text: &str) -> core::fmt::Result {
+                for (index, part) in text.split('\n').enumerate() {
+                    if index > 0 {
+                        self.0.print();
+                        self.0 = Line::EMPTY;
+                    }
+                    self.0.text(part);
+                }
+                Ok(())
+            }
+        }
+        let mut lines = Lines(Self::EMPTY);
+        // Writing a line never fails.
+        let _ = core::fmt::Write::write_fmt(&mut lines, text);
+        lines.0.print();
+    }
+
     /// Writes the text to standard error, as a line.
     pub fn print(&self) {
         let mut whole = Self::EMPTY;

@@ -39,13 +39,17 @@ static AT_EXIT: extern "C" fn() = print_stats;
 extern "C" fn read_environment() {
     let is_of_requests = environment::flag(c"RQMALLOC_PRELOAD_REQUESTS") == Some(true);
     OF_REQUESTS.store(is_of_requests, Ordering::Relaxed);
+    if environment::flag(c"RQMALLOC_BACKGROUND") == Some(true) {
+        // Without it, memory goes back on other threads' slow paths.
+        let _ = crate::start_background_thread();
+    }
     // Reads the environment too.
     find_dlopen();
 }
 
 extern "C" fn print_stats() {
     if environment::flag(c"RQMALLOC_STATS") == Some(true) {
-        Line::of_arguments(format_args!("{}", stats())).print();
+        Line::print_each(format_args!("{}", stats()));
     }
 }
 

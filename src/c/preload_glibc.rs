@@ -103,25 +103,13 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
     if is_written { 0 } else { -1 }
 }
 
-/// `malloc_stats`: the figures in one line on standard error.
+/// `malloc_stats`: the figures in ten lines on standard error.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc_stats() {
     if !is_in_charge() {
         return pass_on!("malloc_stats", fn() -> (),);
     }
-    let Stats {
-        mapped_bytes: mapped,
-        in_use_bytes: in_use,
-        cached_bytes: cached,
-        free_bytes: free,
-        open_request_count: open_requests,
-        ..
-    } = stats();
-    Line::of_arguments(format_args!(
-        "system bytes = {mapped}, in use bytes = {in_use}, cached bytes = {cached}, \
-         free bytes = {free}, open requests = {open_requests}"
-    ))
-    .print();
+    Line::print_each(format_args!("{}", stats()));
 }
 
 // ---- the C library's own names -------------------------------------------------------------

@@ -25,7 +25,7 @@ use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 /// every second.
 pub const LOOK_MILLISECONDS: u64 = 500;
 /// Most bytes of regions that stay with all pooled control blocks together.
-const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
+pub const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
 /// Locks of the lists of large blocks: requests share them by their stubs' index.
 const LARGE_LOCK_COUNT: usize = 16;
 

@@ -13,17 +13,29 @@ const PORTION_MILLISECONDS: u64 = 10;
 /// Most portions that are done at once, for a thread that comes by late.
 const MOST_PORTIONS: u64 = 10;
 
-/// What the process has, not counting the thread caches.
+/// What the process has, in bytes, not counting the thread caches.
 #[derive(Clone, Copy, Default)]
 pub struct HeapFigures {
-    /// Bytes mapped from the system.
+    /// Mapped from the system.
     pub mapped: usize,
-    /// Bytes of free pages, and of memory for descriptors that nobody uses.
+    /// Free pages, and memory for descriptors that nobody uses.
     pub free: usize,
-    /// Bytes of blocks, mappings and control blocks kept for the next allocation or request.
-    pub cached: usize,
-    /// Bytes of the pages of adopted spans.
+    /// Those free pages that are backed by memory.
+    pub free_resident: usize,
+    /// Free blocks in the depots.
+    pub depots: usize,
+    /// Blocks of slabs that are not out: free, purged, or never cut.
+    pub slabs: usize,
+    /// Idle control blocks and their like, and warm regions.
+    pub warm: usize,
+    /// Freed mappings that are kept for the next block.
+    pub mappings: usize,
+    /// Pages of adopted spans.
     pub adopted: usize,
+    /// Descriptors in use.
+    pub descriptors: usize,
+    /// What caches have drawn from their credit.
+    pub drawn: usize,
 }
 
 impl Heap {
@@ -70,18 +82,22 @@ impl Heap {
 
     /// Returns the figures of the process, not counting the thread caches.
     pub fn figures(&self) -> HeapFigures {
-        let (mapping_bytes, cached_mappings) = self.mappings.figures();
-        let (free, _) = self.pages.free_bytes();
-        let descriptors = self.pages.space.descriptors.mapped_bytes();
+        let (mapping_bytes, mappings) = self.mappings.figures();
+        let (free, free_resident) = self.pages.free_bytes();
+        let descriptors = &self.pages.space.descriptors;
         let controls = self.controls.figures();
+        let unused = controls.empty_bytes + descriptors.untaken_bytes();
         HeapFigures {
-            mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors,
-            free: free + controls.empty_bytes + self.pages.space.descriptors.untaken_bytes(),
-            cached: self.store.held_bytes()
-                + cached_mappings
-                + controls.warm_bytes
-                + controls.idle_bytes,
+            mapped: self.pages.chunk_bytes() + mapping_bytes + descriptors.mapped_bytes(),
+            free: free + unused,
+            free_resident,
+            depots: self.store.depots_held_bytes(),
+            slabs: self.store.slab_bytes(),
+            warm: controls.warm_bytes + controls.idle_bytes,
+            mappings,
             adopted: self.adopted.held_bytes(),
+            descriptors: descriptors.mapped_bytes().saturating_sub(unused + controls.idle_bytes),
+            drawn: self.credit.drawn_bytes(),
         }
     }
 }
@@ -112,7 +128,7 @@ mod tests {
             (0..20).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
         let during = heap.figures();
         assert!(during.mapped - before.mapped >= 20 << 19);
-        assert!(during.mapped - during.free - during.cached >= 20 << 19);
+        assert!(during.mapped - during.free - during.slabs >= 20 << 19);
         blocks.into_iter().for_each(|block| free(heap, &cache, block));
         heap.flush(&cache);
         let after = heap.figures();

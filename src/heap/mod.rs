@@ -29,7 +29,7 @@ use crate::persistent::cache::CacheCredit;
 use crate::persistent::store::{SLOTS_BYTES, Store};
 use controls::Controls;
 
-pub use controls::LOOK_MILLISECONDS;
+pub use controls::{LOOK_MILLISECONDS, MAX_WARM_BYTES};
 
 /// Where addresses are few, the slots are mapped when there are as many times their bytes in chunks.
 const SLOTS_WORTH_FACTOR: usize = 4;

@@ -138,11 +138,11 @@ fn everything_in_depots_comes_back_with_ticks() {
         (0..80_000).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
     blocks.iter().for_each(|&block| free(heap, &cache, block));
     heap.flush(&cache);
-    assert!(heap.store.held_bytes() > 16 << 20);
+    assert!(heap.store.most_bytes() > 16 << 20);
     // The first looks at what was needed, and that of two magazines one is kept each time.
     for _ in 0..20 {
         heap.store.age();
         while !heap.store.work(1000, heap) {}
     }
-    assert_eq!(heap.store.held_bytes(), 0);
+    assert_eq!(heap.store.most_bytes(), 0);
 }

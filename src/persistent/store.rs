@@ -329,7 +329,8 @@ impl Store {
             .sum()
     }
 
-    fn slab_bytes(&self) -> usize {
+    /// Returns the bytes of blocks of slabs that are not out.
+    pub fn slab_bytes(&self) -> usize {
         Class::all_shared().map(|class| self.slabs(class).idle_count() * class.stride_bytes()).sum()
     }
 
@@ -338,12 +339,11 @@ impl Store {
         self.slab_bytes() + self.depot_bytes()
     }
 
-    /// Returns the bytes of what is stored.
-    pub fn held_bytes(&self) -> usize {
-        let in_depots: usize = Class::all_shared()
+    /// Returns the bytes of what is in the depots.
+    pub fn depots_held_bytes(&self) -> usize {
+        Class::all_shared()
             .map(|class| self.depot(class).block_count() as usize * class.stride_bytes())
-            .sum();
-        self.slab_bytes() + in_depots
+            .sum()
     }
 
     /// Makes the store whole in a process that was just forked.
