@@ -119,6 +119,12 @@ fn expect_sum() -> rqmalloc::Stats {
         stats.in_use_bytes + stats.cached_bytes + stats.free_bytes,
         "{stats}"
     );
+    let in_use = stats.live_bytes + stats.adopted_bytes + stats.descriptor_bytes;
+    assert_eq!(stats.in_use_bytes, in_use, "{stats}");
+    let in_blocks = stats.thread_cache_bytes + stats.depot_bytes + stats.slab_bytes;
+    let cached = in_blocks + stats.warm_bytes + stats.cached_mapping_bytes;
+    assert_eq!(stats.cached_bytes, cached, "{stats}");
+    assert!(stats.free_resident_bytes <= stats.free_bytes, "{stats}");
     stats
 }
 
