@@ -56,6 +56,7 @@ impl Line {
     }
 
     /// Writes each line of a text to standard error.
+    #[cfg(all(feature = "preload", target_os = "linux"))]
     pub fn print_each(text: core::fmt::Arguments<'_>) {
         struct Lines(Line);
         impl core::fmt::Write for Lines {

@@ -44,11 +44,13 @@ const ROOM_AFTER_RESET: u32 = 256;
 
 impl Bin {
     /// Without blocks (F3).
-    const AFTER_RESET: Self = Self {
-        head: Cell::new(NONE),
-        room: AtomicU32::new(ROOM_AFTER_RESET),
-        taken: AtomicU32::new(ROOM_AFTER_RESET.wrapping_neg()),
-    };
+    const fn after_reset() -> Self {
+        Self {
+            head: Cell::new(NONE),
+            room: AtomicU32::new(ROOM_AFTER_RESET),
+            taken: AtomicU32::new(ROOM_AFTER_RESET.wrapping_neg()),
+        }
+    }
 
     const fn new() -> Self {
         Self { head: Cell::new(NONE), room: AtomicU32::new(0), taken: AtomicU32::new(0) }
@@ -412,7 +414,7 @@ impl Bins {
     pub fn reset(&self) {
         for bin in &self.bins {
             // SAFETY: the caller's contract; every part of a bin may be changed behind a reference.
-            unsafe { core::ptr::from_ref(bin).cast_mut().write(Bin::AFTER_RESET) };
+            unsafe { core::ptr::from_ref(bin).cast_mut().write(Bin::after_reset()) };
         }
         self.cut_count.set(0);
         self.set_region(0, 0);

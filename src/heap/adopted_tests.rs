@@ -113,7 +113,7 @@ fn allocate(
 
 fn free_all(heap: &Heap, cache: &Cache, blocks: impl IntoIterator<Item = Block>) {
     blocks.into_iter().for_each(|block| free(heap, cache, block));
-    heap.flush(&cache);
+    heap.flush(cache);
 }
 
 /// A heap in which something else happens when a free block's span is first looked up.

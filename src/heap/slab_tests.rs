@@ -24,7 +24,7 @@ fn sparse(
     blocks.iter().for_each(|&block| fill(block, class));
     let (kept, freed): (Vec<_>, Vec<_>) = (0..blocks.len()).partition(|index| index % 64 == 7);
     freed.iter().for_each(|&index| free(heap, cache, blocks[index]));
-    heap.flush(&cache);
+    heap.flush(cache);
     let pick = |of: Vec<usize>| of.into_iter().map(|index| blocks[index]).collect();
     (pick(kept), pick(freed))
 }

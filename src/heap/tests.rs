@@ -113,12 +113,12 @@ const FORKED_AT: [(&str, Action); 11] = [
         let blocks: Vec<Block> = (0..40).map(|_| alloc()).collect();
         let (kept, freed): (Vec<_>, Vec<_>) = (0..40).partition(|index| index % 8 == 3);
         freed.iter().for_each(|&index| free(heap, cache, blocks[index]));
-        heap.flush(&cache);
+        heap.flush(cache);
         heap.release_all_idle();
         let again: Vec<Block> = (0..40).map(|_| alloc()).collect();
         kept.iter().for_each(|&index| free(heap, cache, blocks[index]));
         again.iter().for_each(|&block| free(heap, cache, block));
-        heap.flush(&cache);
+        heap.flush(cache);
         heap.release_all_idle();
     }),
     ("mappings", |heap, cache| {
