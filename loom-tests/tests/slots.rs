@@ -120,6 +120,23 @@ fn taken_against_wiped() {
     });
 }
 
+/// I4: a walk sees the things that others have made.
+#[test]
+fn made_against_walked() {
+    explore(3, || {
+        let model = Model::new(1);
+        let other = model.clone();
+        let walker = thread::spawn(move || {
+            for slot in other.leaf.in_use() {
+                other.things[slot].read(|thing| assert_eq!(*thing, WHOLE, "I4"));
+            }
+        });
+        assert!(model.take().is_some() && model.take().is_some());
+        walker.join().unwrap();
+        assert_eq!(model.leaf.in_use().count(), USED);
+    });
+}
+
 /// The same where two slots share a page: it is wiped only while both are idle.
 #[test]
 fn a_page_of_two_against_two_that_take() {

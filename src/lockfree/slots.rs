@@ -10,6 +10,7 @@
 //!   it, and takes that back before it wipes any of it.
 //! - **I3** Before stubs are wiped the leaf keeps the last generation that any of them had, and the
 //!   next one that a slot opens is above it: who finds no generation in a stub asks the leaf.
+//! - **I4** Whoever walks what is in use sees each thing as its maker left it, or later.
 
 use crate::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence, step};
 use crate::lockfree::bitmap::{PageBitmap, runs};
@@ -89,9 +90,9 @@ impl Leaf {
         Some((slot, self.made.load(Ordering::Relaxed) & bit(slot) != 0))
     }
 
-    /// Notes that the thing in the caller's slot is whole (I2).
+    /// Notes that the thing in the caller's slot is whole (I2, I4).
     pub fn note_made(&self, slot: usize) {
-        self.made.fetch_or(bit(slot), Ordering::Relaxed);
+        self.made.fetch_or(bit(slot), Ordering::Release);
     }
 
     /// Gives a slot back, as one that was used just now or, if `is_old`, long ago.
@@ -191,9 +192,9 @@ impl Leaf {
         (idle & self.spent.load(Ordering::Relaxed)).count_ones() as usize
     }
 
-    /// Returns the slots whose thing has an owner.
+    /// Returns the slots whose thing has an owner (I4).
     pub fn in_use(&self) -> impl Iterator<Item = usize> {
         let [idle] = self.idle.snapshot();
-        slots_in(self.made.load(Ordering::Relaxed) & !idle & !self.spent.load(Ordering::Relaxed))
+        slots_in(self.made.load(Ordering::Acquire) & !idle & !self.spent.load(Ordering::Relaxed))
     }
 }
