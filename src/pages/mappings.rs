@@ -22,6 +22,10 @@ use crate::pages::span::{Extent, Span, SpanKind};
 
 /// A mapping is snug if it exceeds the block's need by at most one part in this many.
 const SLACK_DIVISOR: usize = 4;
+/// A mapping from the store is divided if it is so many times as long as needed; else its excess
+/// goes a while later, if the block is still there.
+const WORTH_A_CUT_FACTOR: usize = 4;
+
 /// All mappings.
 pub struct Mappings {
     store: MappingStore,
@@ -94,10 +98,10 @@ impl Mappings {
     }
 
     /// Puts the chunks of a mapping from the store back that a block of `wanted` bytes does not
-    /// reach.
+    /// reach, if they are many: pieces would serve no longer block later.
     fn cut(&self, pages: &PageHeap, span: &Span, wanted: usize) {
         let (kept, extent) = (whole_chunks(wanted), span.mapping.extent());
-        if span.bytes() <= kept {
+        if span.bytes() < kept * WORTH_A_CUT_FACTOR {
             return;
         }
         let Some(behind) = pages.space.take_descriptor() else { return };
