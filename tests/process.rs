@@ -50,6 +50,7 @@ cases! {
     open_requests_leave_nothing;
     open_requests_leave_nothing_without_trim;
     many_threads_in_a_request_leave_nothing;
+    mappings_that_cannot_move_leave_no_addresses;
     steady_state_asks_for_nothing;
     steady_state_of_threads_asks_for_nothing;
     a_producer_and_a_consumer_ask_for_nothing;
@@ -803,6 +804,35 @@ fn many_threads_in_a_request_leave_nothing() {
     let (resident_after, after) = (resident(), expect_sum());
     assert!(after.in_use_bytes < before.in_use_bytes + MIB, "{before}, {after}");
     assert!(resident_after < resident_before + 2 * MIB, "{resident_before}, {resident_after}");
+}
+
+/// Returns the bytes of addresses that are mapped.
+fn addresses() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').next().and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+}
+
+fn mappings_that_cannot_move_leave_no_addresses() {
+    let grow = || {
+        let mut held = vec![1_u8; 20 * MIB];
+        // A part of its own keeps the system from moving it.
+        #[cfg(target_os = "linux")]
+        // SAFETY: a page of the block, which the advice does not change.
+        unsafe {
+            let page = held.as_mut_ptr().add(MIB).map_addr(|address| address & !0xffff);
+            assert_eq!(libc::madvise(page.cast(), 1 << 16, libc::MADV_DONTFORK), 0);
+        }
+        // What lies behind it keeps it from growing where it is.
+        let beside = vec![1_u8; 8 * MIB];
+        held.resize(90 * MIB, 2);
+        assert!(held[20 * MIB - 1] == 1 && held[90 * MIB - 1] == 2);
+        drop((held, beside));
+        trim();
+    };
+    grow();
+    let before = addresses();
+    (0..20).for_each(|_| grow());
+    assert!(addresses() < before + 100 * MIB, "{before} bytes, then {}", addresses());
 }
 
 // ---- steady state ----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 //! What is asked of the operating system, and the one place where its answers are judged: running
 //! out of memory is reported to the caller, anything else is a bug of ours and fatal.
 //!
-//! System calls: `mmap`, `munmap`, `madvise`, `mremap`, `prctl(PR_SET_VMA)`, and `clock_gettime`
+//! System calls: `mmap`, `munmap`, `madvise`, `mremap`, `process_vm_readv`, `prctl(PR_SET_VMA)`, and `clock_gettime`
 //! through the vdso. `system_call` adds those made without the C library: `nanosleep`, `write` and
 //! `getrandom`.
 //!
@@ -293,14 +293,28 @@ pub unsafe fn resize(_address: usize, _old_bytes: usize, _new_bytes: usize) -> R
     Resized::Fixed
 }
 
-/// Moves a mapping's pages onto the start of another mapping without copying them. `false`: they
-/// were not moved, and the other mapping may or may not still exist, because the kernel removes it
-/// first. Another thread may have been given its addresses since, so they must be left alone.
+/// The outcome of moving a mapping's pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moved {
+    /// They are where the other mapping was.
+    Done,
+    /// Nothing has changed.
+    Refused,
+    /// They were not moved, and the other mapping is gone, or nobody can tell: some kernels remove
+    /// it first, and another thread may have been given its addresses since.
+    TargetGone,
+}
+
+/// Moves a mapping's pages onto the start of another mapping without copying them.
 ///
 /// # Safety
 /// `bytes` from `from` and `to_bytes` from `to` are mapped here, and nothing refers to the latter.
 #[cfg(target_os = "linux")]
-pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) -> bool {
+pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) -> Moved {
+    // By this word the other mapping is known again. No other mapping has it.
+    let word = random();
+    // SAFETY: the caller's contract: the other mapping is writable, and nothing refers to it.
+    unsafe { pointer(to).cast::<u64>().write(word) };
     keeping_errno(|| {
         // SAFETY: the caller's contract.
         let moved = unsafe {
@@ -312,8 +326,26 @@ pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) 
                 pointer(to),
             )
         };
-        moved != libc::MAP_FAILED
+        if moved != libc::MAP_FAILED {
+            Moved::Done
+        } else if read_word(to) == Some(word) {
+            Moved::Refused
+        } else {
+            Moved::TargetGone
+        }
     })
+}
+
+/// Reads a word that may not be mapped. `None`: it is not, or the system does not say.
+#[cfg(target_os = "linux")]
+fn read_word(address: usize) -> Option<u64> {
+    let mut word = 0_u64;
+    let length = size_of::<u64>();
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: length };
+    let remote = libc::iovec { iov_base: pointer(address), iov_len: length };
+    // SAFETY: reads this process's memory into `word`; addresses that are not mapped are an error.
+    let read = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+    (usize::try_from(read) == Ok(length)).then_some(word)
 }
 
 /// Moves a mapping's pages onto another; this system cannot.
@@ -321,8 +353,8 @@ pub unsafe fn move_pages(from: usize, bytes: usize, to: usize, to_bytes: usize) 
 /// # Safety
 /// `bytes` from each address are mapped here, and nothing refers to those at `to`.
 #[cfg(not(target_os = "linux"))]
-pub unsafe fn move_pages(_from: usize, _bytes: usize, _to: usize, _to_bytes: usize) -> bool {
-    false
+pub unsafe fn move_pages(_from: usize, _bytes: usize, _to: usize, _to_bytes: usize) -> Moved {
+    Moved::Refused
 }
 
 /// Returns milliseconds of a monotonic clock that is cheap to read and accurate to a few

@@ -198,7 +198,7 @@ pub unsafe fn resize(
         NONE
     };
     let allocated = if resized == NONE {
-        route::alloc_beside_found(&found, PAYLOAD_ALIGN, size)
+        route::alloc_beside_found(&found, found.made_for(capacity), PAYLOAD_ALIGN, size)
     } else {
         Allocated::NOTHING
     };

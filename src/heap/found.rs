@@ -58,6 +58,14 @@ impl Owner {
 }
 
 impl Found<'_> {
+    /// Returns the size that a block of this capacity was made for, as far as that is known.
+    pub fn made_for(&self, capacity: usize) -> usize {
+        match self.place {
+            Place::Mapped(_) => self.span.mapping.asked_bytes.get(),
+            _ => capacity,
+        }
+    }
+
     /// Returns its class; `None`: it has a mapping of its own.
     pub fn class(&self) -> Option<Class> {
         match self.place {

@@ -40,7 +40,9 @@ impl<const WHOLE: usize> Credit<WHOLE> {
 
     /// Returns bytes that were drawn.
     pub fn give_back(&self, bytes: usize) {
-        self.drawn.fetch_sub(bytes, Ordering::Relaxed);
+        // Where a signal handler forked meanwhile, the child may have forgotten them.
+        let back = |drawn: usize| Some(drawn.saturating_sub(bytes));
+        let _ = self.drawn.fetch_update(Ordering::Relaxed, Ordering::Relaxed, back);
     }
 
     /// Forgets what other threads have drawn, in a process that was just forked: this one has drawn

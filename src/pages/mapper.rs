@@ -1,7 +1,7 @@
 //! What one mapping is given, keeps and loses when it comes, changes its length and goes: the steps
 //! are in `lockfree::mapping`.
 
-use crate::base::os::{self, Resized};
+use crate::base::os::{self, Moved, Resized};
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::lockfree::mapping::{Change, Space};
 use crate::pages::address_space::{AddressSpace, mapped_length, whole_chunks};
@@ -153,14 +153,18 @@ impl Space for Mapper<'_> {
         let (from, to) = (self.extent.get(), self.target.get());
         let (old, new) = (mapped_length(old, from), mapped_length(new, to));
         // SAFETY: both mappings are the caller's.
-        let is_moved = unsafe { os::move_pages(base, old, target, new) };
-        let gone = if is_moved { (base, old) } else { (target, new) };
-        self.space.note_gone(gone.0, gone.1);
-        if is_moved {
-            let to = if to == Extent::Exact { to } else { Extent::Moved };
-            self.counts.note_moved(from, to);
-            self.extent.set(to);
+        match unsafe { os::move_pages(base, old, target, new) } {
+            Moved::Done => {
+                self.space.note_gone(base, old);
+                let to = if to == Extent::Exact { to } else { Extent::Moved };
+                self.counts.note_moved(from, to);
+                self.extent.set(to);
+                return true;
+            }
+            Moved::Refused if to == Extent::Exact => self.space.unmap(target, new),
+            Moved::Refused => self.space.give(target, new, to),
+            Moved::TargetGone => self.space.note_gone(target, new),
         }
-        is_moved
+        false
     }
 }

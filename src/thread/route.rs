@@ -288,7 +288,7 @@ pub fn persist(payload: usize) {
 /// request's survivors are.
 pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) -> Allocated {
     let found = HEAP.judge(payload, size, align);
-    let allocated = alloc_beside_found(&found, align, new_size);
+    let allocated = alloc_beside_found(&found, size, align, new_size);
     if allocated.is_refused() {
         found.owner().inspect(|owner| tell_refusal(owner.control(), new_size));
     }
@@ -296,15 +296,20 @@ pub fn alloc_beside(payload: usize, size: usize, align: usize, new_size: usize) 
 }
 
 /// Does what `alloc_beside` does, for a block already found and callers that report a refusal
-/// themselves.
-pub fn alloc_beside_found(found: &Found<'_>, align: usize, new_size: usize) -> Allocated {
+/// themselves. It was made for `size` bytes.
+pub fn alloc_beside_found(
+    found: &Found<'_>,
+    size: usize,
+    align: usize,
+    new_size: usize,
+) -> Allocated {
     let thread = current_or_start();
     let (Some(thread), Some(owner)) = (thread, found.owner()) else {
         return alloc_persistent(thread, new_size, align);
     };
     let control = owner.control();
     // What shrinks gives back more than it takes, though only afterwards.
-    let is_shrunk = class_bytes(new_size) < found.capacity(found.block);
+    let is_shrunk = class_bytes(new_size) < class_bytes(size);
     let alloc = |lane: &Lane| {
         let was_suspended = lane.limit_is_suspended.get();
         lane.limit_is_suspended.set(was_suspended || is_shrunk);

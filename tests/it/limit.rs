@@ -580,3 +580,26 @@ fn any_reserve_is_one() {
         end(request);
     }
 }
+
+/// A mapping is longer than its block, which grows for all that.
+#[test]
+fn growth_by_less_than_the_slack_of_a_mapping_is_growth() {
+    let _together = together();
+    let size = (12 << 20) + 1000;
+    let request = Request::builder()
+        .memory_limit((12 << 20) + (16 << 10))
+        .reserve(0)
+        .report_limit(false)
+        .build();
+    let layout = layout(size, 8);
+    // SAFETY: the layout has a size; the block is freed with it or with what it was resized to.
+    unsafe {
+        let block = request.run(|| RqMalloc.alloc(layout));
+        assert!(!block.is_null());
+        let grown = request.run(|| RqMalloc.realloc(block, layout, size + 30_000));
+        assert!(grown.is_null(), "it would hold {:?}", request.usage());
+        request.run(|| RqMalloc.dealloc(block, layout));
+    }
+    let usage = request.usage();
+    assert!(usage.peak_bytes <= (12 << 20) + (16 << 10), "{usage:?}");
+}
