@@ -37,9 +37,12 @@ struct Cut {
     count: u32,
 }
 
+/// Bytes that are purged with as much work as one block is looked at.
+const PURGED_BYTES_PER_BLOCK: usize = 128;
+
 /// What was looked through, and what came of it.
 pub struct Looked {
-    /// Blocks that were looked at.
+    /// Blocks that were looked at, and what purging costs beside that, in blocks.
     pub blocks: u32,
     /// Bytes that were purged.
     pub bytes: usize,
@@ -127,9 +130,10 @@ impl Slabs {
         }
     }
 
-    /// A tick has come, with this number.
-    pub fn tick(&self, now: u8) {
-        self.lists.lock().now = now;
+    /// A tick has come.
+    pub fn tick(&self) {
+        let mut lists = self.lists.lock();
+        lists.now = lists.now.wrapping_add(1);
     }
 
     /// Every slab to which anything has come back is to be looked through. Returns how many.
@@ -154,6 +158,7 @@ impl Slabs {
             let listed = self.take_all(span);
             looked.blocks += listed.count;
             (kept, looked.bytes) = purge_free_pages(span, &pages, listed);
+            looked.blocks += (looked.bytes / PURGED_BYTES_PER_BLOCK) as u32;
         }
         if self.put_back(class, span, kept, &pages) {
             release(span);

@@ -23,7 +23,8 @@ const FULLNESS_COUNT: usize = 4;
 /// The list of the slabs in hand.
 const IN_HAND: usize = 2 * FULLNESS_COUNT;
 const LIST_COUNT: usize = IN_HAND + 1;
-/// What has come back to a settled slab must be this part of what it has to give.
+/// What has come back to a settled slab must be this part of what it has to give, or of what is out:
+/// when little is out, a few blocks more make many pages free.
 const WORTH_A_LOOK_DIVISOR: u32 = 8;
 
 #[derive(Clone, Copy)]
@@ -39,7 +40,7 @@ pub struct SlabLists {
     pub idle_count: usize,
     /// The slab being changed.
     touched: *const Span,
-    /// The tick that it is, in the low bits of its number.
+    /// The low bits of the number of ticks that have come.
     pub now: u8,
 }
 
@@ -291,7 +292,8 @@ pub enum Place {
 /// Whether so much has come back to a settled slab that another look is worth while.
 pub fn is_worth_a_look(span: &Span) -> bool {
     let returned = u32::from(span.counts.returned.get());
-    returned > 0 && returned * WORTH_A_LOOK_DIVISOR >= u32::from(span.counts.free.get())
+    let (free, out) = (u32::from(span.counts.free.get()), u32::from(span.counts.out.get()));
+    returned > 0 && returned * WORTH_A_LOOK_DIVISOR >= free.min(out)
 }
 
 /// Returns how many of its `count` blocks a slab has to give.
