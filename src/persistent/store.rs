@@ -14,8 +14,9 @@ use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
 use crate::pages::page_heap::Taken;
 use crate::pages::span::SpanKind;
 use crate::pages::supply::Supply;
+use crate::persistent::chains::{CHAIN_COUNT, blocks_of, in_turn};
 use crate::persistent::from_holes;
-use crate::persistent::reap::{CHAIN_COUNT, blocks_of, in_turn, reap_adopted};
+use crate::persistent::reap::reap_adopted;
 use crate::persistent::slab::Slabs;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
