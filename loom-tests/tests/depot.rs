@@ -82,8 +82,8 @@ fn two_magazines_for_one_slot() {
         let outcomes = [give(&model, 0), giver.join().unwrap()];
         let refused = outcomes.iter().filter_map(|outcome| outcome.err()).collect::<Vec<_>>();
         assert_eq!(refused.len(), 1, "one slot has room for one magazine");
-        assert_eq!(model.depot.age(), 0, "D2: what is here stays while others are refused");
-        assert_eq!(model.depot.age(), 1, "and is idle afterwards");
+        assert_eq!(model.depot.age(), None, "D2: what is here stays while others are refused");
+        assert_eq!(model.depot.age(), Some(1), "and is idle afterwards");
         let kept = model.depot.take().map(|magazine| model.use_up(magazine));
         assert_eq!(kept, Some(1 - refused[0]), "`put` gives back the magazine it was given");
         assert!(model.depot.take().is_none(), "D1: a refused magazine is not in a slot");

@@ -9,9 +9,9 @@ use crate::persistent::store::PORTION_BLOCKS;
 pub const TICK_MILLISECONDS: u64 = 100;
 
 /// The interval at which a portion is done of what is due since a tick.
-const PORTION_MILLISECONDS: u64 = 10;
-/// Most portions that are done at once, for a thread that comes by late.
-const MOST_PORTIONS: u64 = 10;
+const PORTION_MILLISECONDS: u64 = 5;
+/// Most portions that are made up for, one at a time, when threads come by late.
+const MOST_LATE_PORTIONS: u64 = 20;
 
 /// What the process has, in bytes, not counting the thread caches.
 #[derive(Clone, Copy, Default)]
@@ -51,7 +51,7 @@ impl Heap {
     /// Gives back what has been idle since the last tick, if a tick is due, or a portion of what is
     /// due since then.
     pub fn tick(&self, now: u64) {
-        if claim(&self.next_tick, now, TICK_MILLISECONDS).is_some() {
+        if claim(&self.next_tick, now, TICK_MILLISECONDS, 0) {
             self.store.age();
             self.controls.look(now, self);
             self.mappings.decay(&self.pages, Some(now));
@@ -61,11 +61,9 @@ impl Heap {
         if !self.has_work.load(Ordering::Relaxed) {
             return;
         }
-        if let Some(late) = claim(&self.next_portion, now, PORTION_MILLISECONDS) {
-            let portions = (late / PORTION_MILLISECONDS + 1).min(MOST_PORTIONS) as usize;
-            if self.store.work(portions * PORTION_BLOCKS, self) {
-                self.has_work.store(false, Ordering::Relaxed);
-            }
+        let is_due = claim(&self.next_portion, now, PORTION_MILLISECONDS, MOST_LATE_PORTIONS);
+        if is_due && self.store.work(PORTION_BLOCKS, self) {
+            self.has_work.store(false, Ordering::Relaxed);
         }
     }
 
@@ -102,12 +100,12 @@ impl Heap {
     }
 }
 
-/// Claims what is due at a time, if it is due, and says when it is next. Returns how late it is.
-fn claim(next: &AtomicU64, now: u64, interval: u64) -> Option<u64> {
+/// Claims what is due at a time, if it is due, and says when it is next: an interval later, where at
+/// most so many intervals are made up for.
+fn claim(next: &AtomicU64, now: u64, interval: u64, most_late: u64) -> bool {
     let due = next.load(Ordering::Relaxed);
-    let claimed = now >= due
-        && next.compare_exchange(due, now + interval, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    claimed.then(|| now - due)
+    let after = due.max(now.saturating_sub(most_late * interval)) + interval;
+    now >= due && next.compare_exchange(due, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
 #[cfg(test)]

@@ -146,3 +146,39 @@ fn everything_in_depots_comes_back_with_ticks() {
     }
     assert_eq!(heap.store.most_bytes(), 0);
 }
+
+/// Where there is plenty, a magazine is cut from several slabs: each block once, from more than one.
+#[test]
+fn blocks_of_several_slabs_are_taken_side_by_side() {
+    let heap = new_heap();
+    heap.set_up();
+    let cache = new_cache(heap);
+    let class = Class::of(24).unwrap();
+    let (kept, freed) = sparse(heap, &cache, class, 200 * class.slab_pages() * PAGE_BYTES);
+    kept.iter().for_each(|&block| fill(block, class));
+    for _ in 0..4 {
+        heap.store.age();
+        while !heap.store.work(1000, heap) {}
+    }
+    heap.check();
+    let most = freed.len();
+    let again: Vec<Block> =
+        (0..most).map(|_| heap.alloc_persistent(Some(&cache), class).block).collect();
+    heap.check();
+    let of_several = again.windows(256).step_by(256).any(|window| {
+        let mut bases: Vec<usize> = window.iter().map(|&b| heap.find(b).span.base()).collect();
+        bases.sort_unstable();
+        bases.dedup();
+        bases.len() >= 8
+    });
+    assert!(of_several);
+    again.iter().for_each(|&block| fill(block, class));
+    let mut all: Vec<Block> = again.iter().chain(&kept).copied().collect();
+    all.sort_unstable();
+    assert!(all.windows(2).all(|pair| pair[0] + class.stride_bytes() <= pair[1]));
+    all.iter().for_each(|&block| check_filled(block, class));
+    all.iter().for_each(|&block| free(heap, &cache, block));
+    heap.flush(&cache);
+    heap.release_all_idle();
+    assert_eq!(heap.pages.chunk_bytes(), 0);
+}

@@ -166,14 +166,14 @@ impl<S: Slots> Depot<S> {
         Some(ring.slots.get(slot))
     }
 
-    /// Returns how many magazines were not needed since the last call (D2).
-    pub fn age(&self) -> u32 {
+    /// Returns how many magazines were not needed since the last call (D2). `None`: many were refused.
+    pub fn age(&self) -> Option<u32> {
         if self.magazine_count() == 0 {
-            return 0;
+            return Some(0);
         }
         let mut ring = self.ring.lock();
         let many = ring.slots.capacity().div_ceil(MANY_DIVISOR).max(1);
-        let idle = if ring.refused_count >= many { 0 } else { ring.low };
+        let idle = (ring.refused_count < many).then_some(ring.low);
         ring.low = ring.filled.count();
         ring.refused_count = 0;
         idle

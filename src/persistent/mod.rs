@@ -1,5 +1,6 @@
 //! The persistent lifetime: blocks of the process.
 
+pub mod chains;
 pub mod slab_pages;
 pub mod slab_lists;
 pub mod slab_purge;

@@ -11,6 +11,7 @@ use crate::blocks::memory::Raw;
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
 use crate::pages::span::Span;
+use crate::persistent::chains::CHAIN_COUNT;
 use crate::persistent::slab_lists::{Place, SlabLists, idle_blocks, is_worth_a_look, uncut_blocks};
 use crate::persistent::slab_pages::SlabPages;
 use crate::persistent::slab_purge::{has_candidates, purge_free_pages};
@@ -37,9 +38,12 @@ struct Cut {
     count: u32,
 }
 
+/// Bytes that are purged with as much work as one block is looked at.
+const PURGED_BYTES_PER_BLOCK: usize = 128;
+
 /// What was looked through, and what came of it.
 pub struct Looked {
-    /// Blocks that were looked at.
+    /// Blocks that were looked at, and what purging costs beside that, in blocks.
     pub blocks: u32,
     /// Bytes that were purged.
     pub bytes: usize,
@@ -53,13 +57,13 @@ impl Slabs {
 
     /// Takes up to `want` free blocks from slabs that have some. `Magazine::EMPTY`: none has.
     pub fn take(&self, class: Class, want: u32, free_header: Header) -> Magazine {
-        let mut taken = Magazine::EMPTY;
+        let mut taken = self.take_from_several(class, want);
         for _ in 0..MAX_SLABS_AT_ONCE {
-            let Some(cut) = self.take_listed(class, want - taken.count) else { break };
-            taken = link(class, cut, taken, free_header);
             if taken.count * ENOUGH_DIVISOR >= want {
                 break;
             }
+            let Some(cut) = self.take_listed(class, want - taken.count) else { break };
+            taken = link(class, cut, taken, free_header);
         }
         taken
     }
@@ -88,22 +92,48 @@ impl Slabs {
         link(class, cut, Magazine::EMPTY, free_header)
     }
 
-    fn take_listed(&self, class: Class, want: u32) -> Option<Cut> {
+    /// Takes an equal share of each of several slabs' own lists, if there is plenty. Their links are
+    /// followed side by side: after many frees none is in the processor's caches.
+    fn take_from_several(&self, class: Class, want: u32) -> Magazine {
+        let share = want / CHAIN_COUNT as u32;
         let mut lists = self.lists.lock();
-        let span = lists.fullest()?;
-        lists.touch(span);
-        let slab = &span.slab;
-        let recycled = take_recycled(span, want);
-        let fresh = cut(class, span, want - recycled.count);
-        let count = recycled.count + fresh.len() as u32;
+        let Some(spans) = lists.plenty(class.slab_count(), share) else { return Magazine::EMPTY };
+        let mut lasts = spans.map(Span::free);
+        for _ in 1..share {
+            lasts.iter_mut().for_each(|last| *last = Raw.link(*last));
+        }
+        let mut head = NONE;
+        for (span, last) in spans.iter().zip(lasts) {
+            lists.touch(span);
+            let first = split(span, last, share);
+            self.note_taken(&mut lists, class, span, share);
+            Raw.set_link(last, head);
+            head = first;
+        }
+        Magazine { head, count: share * CHAIN_COUNT as u32 }
+    }
+
+    /// So many blocks of a slab that is touched are out, which were not.
+    fn note_taken(&self, lists: &mut SlabLists, class: Class, span: &Span, count: u32) {
         span.counts.out.set(span.counts.out.get() + count as u16);
         step();
         lists.idle_count -= count as usize;
         step();
-        slab.changed_at.set(lists.now);
+        lists.taken_count += count as usize;
+        span.slab.changed_at.set(lists.now);
         let is_settled = SlabLists::place(span) == Place::Listed { is_settled: true };
         lists.relist(span, class.slab_count(), is_settled);
         lists.let_go();
+    }
+
+    fn take_listed(&self, class: Class, want: u32) -> Option<Cut> {
+        let mut lists = self.lists.lock();
+        let span = lists.fullest()?;
+        lists.touch(span);
+        let recycled = take_recycled(span, want);
+        let fresh = cut(class, span, want - recycled.count);
+        let count = recycled.count + fresh.len() as u32;
+        self.note_taken(&mut lists, class, span, count);
         let first = pages_of(class, span).block(fresh.start);
         Some(Cut { recycled, first, count: fresh.len() as u32 })
     }
@@ -127,9 +157,9 @@ impl Slabs {
         }
     }
 
-    /// A tick has come, with this number.
-    pub fn tick(&self, now: u8) {
-        self.lists.lock().now = now;
+    /// A tick has come.
+    pub fn tick(&self) {
+        self.lists.lock().tick();
     }
 
     /// Every slab to which anything has come back is to be looked through. Returns how many.
@@ -154,6 +184,7 @@ impl Slabs {
             let listed = self.take_all(span);
             looked.blocks += listed.count;
             (kept, looked.bytes) = purge_free_pages(span, &pages, listed);
+            looked.blocks += (looked.bytes / PURGED_BYTES_PER_BLOCK) as u32;
         }
         if self.put_back(class, span, kept, &pages) {
             release(span);
@@ -250,12 +281,20 @@ fn take_recycled(span: &Span, want: u32) -> Magazine {
         return Magazine { head, count: available };
     }
     let last = (1..want).fold(head, |block, _| Raw.link(block));
-    span.set_free(Raw.link(last));
-    step();
-    span.counts.free.set((available - want) as u16);
-    step();
+    split(span, last, want);
     Raw.set_link(last, NONE);
     Magazine { head, count: want }
+}
+
+/// Takes the first `count` blocks off a slab's own list, up to `last`, which stays linked to the
+/// others. Returns the first.
+fn split(span: &Span, last: Block, count: u32) -> Block {
+    let first = span.free();
+    span.set_free(Raw.link(last));
+    step();
+    span.counts.free.set(span.counts.free.get() - count as u16);
+    step();
+    first
 }
 
 /// Takes up to `want` neighbours that are uncut.

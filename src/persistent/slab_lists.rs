@@ -15,6 +15,7 @@ use crate::base::sync::step;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::linked;
 use crate::pages::span::{Span, SpanKind};
+use crate::persistent::chains::CHAIN_COUNT;
 use crate::persistent::slab_pages::{SlabPages, runs_in};
 use core::ptr::null;
 
@@ -23,7 +24,15 @@ const FULLNESS_COUNT: usize = 4;
 /// The list of the slabs in hand.
 const IN_HAND: usize = 2 * FULLNESS_COUNT;
 const LIST_COUNT: usize = IN_HAND + 1;
-/// What has come back to a settled slab must be this part of what it has to give.
+/// What is taken between two ticks is much if it is this part of what there is: all of it would be
+/// needed before long.
+const MUCH_DIVISOR: usize = 16;
+/// How many slabs' worth of blocks there must be before several slabs are cut at once.
+const PLENTY_SLABS: usize = 64;
+/// Most slabs that are looked at for that.
+const MOST_TRIED: usize = 2 * CHAIN_COUNT;
+/// What has come back to a settled slab must be this part of what it has to give, or of what is out:
+/// when little is out, a few blocks more make many pages free.
 const WORTH_A_LOOK_DIVISOR: u32 = 8;
 
 #[derive(Clone, Copy)]
@@ -37,9 +46,11 @@ pub struct SlabLists {
     lists: [List; LIST_COUNT],
     /// Blocks that the slabs have to give, but for those in hand: a figure for `stats`.
     pub idle_count: usize,
+    /// Blocks that were taken since the last tick.
+    pub taken_count: usize,
     /// The slab being changed.
     touched: *const Span,
-    /// The tick that it is, in the low bits of its number.
+    /// The low bits of the number of ticks that have come while little was taken.
     pub now: u8,
 }
 
@@ -57,6 +68,7 @@ impl SlabLists {
         Self {
             lists: [List { first: null(), last: null() }; LIST_COUNT],
             idle_count: 0,
+            taken_count: 0,
             touched: null(),
             now: 0,
         }
@@ -79,6 +91,28 @@ impl SlabLists {
         let first = self.lists[..IN_HAND].iter().find(|list| !list.first.is_null())?.first;
         // SAFETY: a descriptor (M1): a slab of this class, on a list that the lock guards.
         unsafe { first.as_ref() }
+    }
+
+    /// Returns the fullest slabs, not settled, that have more than `share` blocks on their own lists,
+    /// if there is plenty of blocks.
+    pub fn plenty<'s>(&self, count: u32, share: u32) -> Option<[&'s Span; CHAIN_COUNT]> {
+        if self.idle_count < PLENTY_SLABS * count as usize || share == 0 {
+            return None;
+        }
+        let spans = self.lists[..IN_HAND].iter().step_by(2).flat_map(|list| self.walk(list));
+        let has_share = |span: &&Span| u32::from(span.counts.free.get()) > share;
+        let mut found = spans.take(MOST_TRIED).filter(has_share);
+        let mut chosen = [None; CHAIN_COUNT];
+        chosen.iter_mut().for_each(|span| *span = found.next());
+        let [Some(first), .., Some(_)] = chosen else { return None };
+        Some(chosen.map(|span| span.unwrap_or(first)))
+    }
+
+    /// A tick has come.
+    pub fn tick(&mut self) {
+        if core::mem::take(&mut self.taken_count) * MUCH_DIVISOR <= self.idle_count {
+            self.now = self.now.wrapping_add(1);
+        }
     }
 
     /// Returns, of all slabs that are not settled, one that was changed at least so many ticks ago:
@@ -185,7 +219,7 @@ impl SlabLists {
         step();
     }
 
-    fn walk(&self, list: &List) -> impl Iterator<Item = &Span> {
+    fn walk<'s>(&self, list: &List) -> impl Iterator<Item = &'s Span> + use<'s> {
         let mut at = list.first;
         core::iter::from_fn(move || {
             // SAFETY: null, or a descriptor (M1) on a list that the lock guards.
@@ -291,7 +325,8 @@ pub enum Place {
 /// Whether so much has come back to a settled slab that another look is worth while.
 pub fn is_worth_a_look(span: &Span) -> bool {
     let returned = u32::from(span.counts.returned.get());
-    returned > 0 && returned * WORTH_A_LOOK_DIVISOR >= u32::from(span.counts.free.get())
+    let (free, out) = (u32::from(span.counts.free.get()), u32::from(span.counts.out.get()));
+    returned > 0 && returned * WORTH_A_LOOK_DIVISOR >= free.min(out)
 }
 
 /// Returns how many of its `count` blocks a slab has to give.

@@ -14,8 +14,9 @@ use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
 use crate::pages::page_heap::Taken;
 use crate::pages::span::SpanKind;
 use crate::pages::supply::Supply;
+use crate::persistent::chains::{CHAIN_COUNT, blocks_of, in_turn};
 use crate::persistent::from_holes;
-use crate::persistent::reap::{CHAIN_COUNT, blocks_of, in_turn, reap_adopted};
+use crate::persistent::reap::reap_adopted;
 use crate::persistent::slab::Slabs;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 
@@ -27,8 +28,10 @@ const DEPOT_BYTES: usize = SLOTS_PER_DEPOT as usize * size_of::<Magazine>();
 pub const SLOTS_BYTES: usize = DEPOT_BYTES * FIRST_LARGE_CLASS;
 /// Most magazines that are reaped before the process grows.
 const REAPED_BEFORE_GROWTH: usize = 32;
-/// Blocks that are reaped, or looked at in slabs, at once: some thousand instructions for each
-/// hundred. A tick's work is done in such portions.
+/// Least magazines of a class that are reaped at a tick, if so many were not needed.
+const LEAST_REAPED: u32 = CHAIN_COUNT as u32;
+/// Blocks that are reaped, or looked at in slabs, at once: some 50 to 100 ns for each. A tick's work
+/// is done in such portions.
 pub const PORTION_BLOCKS: usize = 32 * 1024;
 /// Blocks that are put back together.
 const BATCH_COUNT: usize = 64;
@@ -62,8 +65,6 @@ pub struct Store {
     depots: [Depot<SlotArray>; FIRST_LARGE_CLASS],
     /// Magazines of each class that are to be reaped before the next tick.
     due_magazines: [AtomicU32; FIRST_LARGE_CLASS],
-    /// The number of ticks that have come.
-    tick_count: AtomicU32,
     /// The class that the next portion begins with.
     next_class: AtomicU32,
 }
@@ -76,7 +77,6 @@ impl Store {
             depots: [const { Depot::new(SlotArray { first: null_mut(), capacity: 0 }) };
                 FIRST_LARGE_CLASS],
             due_magazines: [const { AtomicU32::new(0) }; FIRST_LARGE_CLASS],
-            tick_count: AtomicU32::new(0),
             next_class: AtomicU32::new(0),
         }
     }
@@ -257,27 +257,38 @@ impl Store {
     }
 
     /// A tick has come: half of the magazines that nobody needed since the last one are to be reaped,
-    /// and slabs are to be looked through that did not change. `work` does that.
+    /// and slabs are to be looked through that did not change. `work` does that. Where many magazines
+    /// are refused, blocks come back to all slabs: there is no look until that is over.
     pub fn age(&self) {
-        let now = self.tick_count.fetch_add(1, Ordering::Relaxed) + 1;
         for class in Class::all_shared() {
-            let idle = self.depot(class).age().div_ceil(2);
-            self.due_magazines[class.index()].store(idle, Ordering::Relaxed);
-            self.slabs(class).tick(now as u8);
+            let idle = self.depot(class).age();
+            let due = idle.map_or(0, |idle| idle.min(idle.div_ceil(2).max(LEAST_REAPED)));
+            self.due_magazines[class.index()].store(due, Ordering::Relaxed);
+            if idle.is_some() {
+                self.slabs(class).tick();
+            }
         }
     }
 
     /// Does so many blocks' worth of what is due since the last tick. Returns whether that was all.
     pub fn work<S: Supply>(&self, blocks: usize, supply: &S) -> bool {
-        let first = self.next_class.load(Ordering::Relaxed) as usize;
+        // What is reaped first need not be looked through twice.
         let mut left = blocks;
+        self.work_through(&mut left, |class| self.reap_due(class, supply))
+            && self.work_through(&mut left, |class| self.look_through(class, supply))
+    }
+
+    /// Does a kind of work for all classes until there is none, or no blocks are `left`. Returns
+    /// whether there is none.
+    fn work_through(&self, left: &mut usize, work_on: impl Fn(Class) -> Option<usize>) -> bool {
+        let first = self.next_class.load(Ordering::Relaxed) as usize;
         for index in (first..FIRST_LARGE_CLASS).chain(0..first) {
             let Some(class) = Class::from_index(index) else { continue };
-            while left > 0 {
-                let Some(done) = self.work_on(class, supply) else { break };
-                left = left.saturating_sub(done);
+            while *left > 0 {
+                let Some(done) = work_on(class) else { break };
+                *left = left.saturating_sub(done);
             }
-            if left == 0 {
+            if *left == 0 {
                 self.next_class.store(index as u32, Ordering::Relaxed);
                 return false;
             }
@@ -285,17 +296,18 @@ impl Store {
         true
     }
 
-    /// Reaps a magazine, or looks through a slab, if that is due. Returns how many blocks it looked
-    /// at.
-    fn work_on<S: Supply>(&self, class: Class, supply: &S) -> Option<usize> {
+    /// Reaps a few magazines, if that is due. Returns how many blocks there were.
+    fn reap_due<S: Supply>(&self, class: Class, supply: &S) -> Option<usize> {
         let due = &self.due_magazines[class.index()];
         let left = due.load(Ordering::Relaxed);
-        if left > 0 {
-            // Two threads that work at once may reap less.
-            let count = left.min(CHAIN_COUNT as u32);
-            due.store(left - count, Ordering::Relaxed);
-            return Some(self.reap_coldest(class, count as usize, supply));
-        }
+        let count = left.min(CHAIN_COUNT as u32);
+        // Two threads that work at once may reap less.
+        due.store(left - count, Ordering::Relaxed);
+        (count > 0).then(|| self.reap_coldest(class, count as usize, supply))
+    }
+
+    /// Looks through a slab, if that is due. Returns the work in blocks.
+    fn look_through<S: Supply>(&self, class: Class, supply: &S) -> Option<usize> {
         let looked = self.slabs(class).purge_one(class, false, |span| supply.give_span(span))?;
         Some(looked.blocks as usize)
     }
