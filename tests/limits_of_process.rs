@@ -246,6 +246,8 @@ mod system_calls {
                 libc::SYS_getpid,
                 libc::SYS_tgkill,
             ],
+            // With this process's number.
+            "process_vm_readv" => vec![libc::SYS_process_vm_readv, libc::SYS_getpid],
             "prctl" => vec![libc::SYS_prctl],
             "sigaltstack" => vec![libc::SYS_sigaltstack],
             // Through the vdso: no system call.
