@@ -85,7 +85,7 @@ pub struct Usage {
 /// `mapped = live + adopted + descriptors + thread caches + depots + slabs + warm + cached mappings
 /// + free`.
 ///
-/// Displayed, it is ten lines that say which part is how large, and when it goes back.
+/// Displayed, it is ten lines that say how large each part is, what it is, and its bound if it has one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Stats {

@@ -40,12 +40,21 @@ pub struct HeapFigures {
 
 impl Heap {
     /// Returns no less than what `release_all_idle` could give back.
-    pub fn idle_bytes(&self) -> usize {
-        let (_, cached) = self.mappings.figures();
-        let (free, _) = self.pages.free_bytes();
+    pub(super) fn idle_bytes(&self) -> usize {
+        self.store.most_bytes() + self.pages.free_bytes().0 + self.kept_bytes()
+    }
+
+    /// Whether ticks still have something to give back: portions are due, or more than `reserve`
+    /// bytes are resident that nobody uses.
+    pub fn has_idle(&self, reserve: usize) -> bool {
+        self.has_work.load(Ordering::Relaxed)
+            || self.store.depot_bytes() + self.pages.free_bytes().1 + self.kept_bytes() > reserve
+    }
+
+    /// Returns the bytes of what is kept for the next mapped blocks and requests.
+    fn kept_bytes(&self) -> usize {
         let controls = self.controls.figures();
-        let idle_bytes = controls.idle_bytes + controls.warm_bytes;
-        self.store.most_bytes() + cached + free + idle_bytes
+        self.mappings.figures().1 + controls.idle_bytes + controls.warm_bytes
     }
 
     /// Gives back what has been idle since the last tick, if a tick is due, or a portion of what is

@@ -261,10 +261,7 @@ impl Cache {
         // The last block stays, so that a thread that frees and allocates in turn does not return
         // here.
         let rest = sort(bin.take_rest());
-        if rest.is_empty() {
-            return rest;
-        }
-        if class.is_large() {
+        if rest.is_empty() || class.is_large() {
             return rest;
         }
         let leaving = self.previous[class.index()].replace(rest);

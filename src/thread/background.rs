@@ -68,7 +68,7 @@ fn create() -> Result<(), i32> {
 extern "C" fn run(_: *mut c_void) -> *mut c_void {
     name_thread();
     loop {
-        let is_busy = HEAP.idle_bytes() > RESERVE_BYTES;
+        let is_busy = HEAP.has_idle(RESERVE_BYTES);
         sleep(if is_busy { BUSY_NANOSECONDS } else { IDLE_NANOSECONDS });
         HEAP.tick(os::coarse_milliseconds());
     }
