@@ -23,19 +23,26 @@ mod c;
 
 pub use api::bailout::{Bailout, bailout};
 pub use api::builder::RequestBuilder;
+#[cfg(feature = "async")]
+pub use api::closed::Closed;
 pub use api::global::{RqMalloc, is_installed, persist};
 #[doc(hidden)]
 pub use api::global::{check_structures, usable_size};
 pub use api::hooks::{begin_request, close_request, end_request};
 pub use api::idle::{NoBackgroundThread, start_background_thread, trim};
-pub use api::limit::{LimitBelowUse, LimitExceeded};
+pub use api::observe::{Snapshot, open_requests, set_observer, snapshot};
 pub use api::prewarm::prewarm;
-pub use api::report::{Report, Stats, Usage, stats};
+pub use api::stats::{Stats, stats};
 #[doc(hidden)]
 pub use api::request::owner_of;
 pub use api::request::{Entered, Request, check, persistent};
 #[cfg(feature = "async")]
 pub use api::scope::{CatchScope, Scope};
 pub use blocks::request_id::RequestId;
+pub use blocks::request_name::RequestName;
 pub use c::zend;
+pub use request::info::{RequestInfo, Usage};
 pub use request::leaks::{LeakClass, LeakSite, Leaks};
+pub use request::limit::{LimitBelowUse, LimitExceeded};
+pub use request::report::{Outcome, Report};
+pub use thread::observe::Observer;

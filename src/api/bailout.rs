@@ -1,7 +1,7 @@
 //! Giving up one request from anywhere inside it: an unwinding with its own payload and no panic
 //! message, caught by `Request::catch`.
 
-use crate::api::limit::LimitExceeded;
+use crate::request::limit::LimitExceeded;
 use crate::api::request::{Request, persistent};
 use crate::base::failure;
 use crate::base::line::Line;
@@ -75,7 +75,10 @@ pub(crate) fn raise(bailout: Bailout) -> ! {
         panic!("bailout outside of Request::catch: {bailout}");
     }
     // The payload outlives the request that is given up.
-    persistent(|| resume_unwind(Box::new(bailout)))
+    persistent(|| {
+        thread::current().inspect(|thread| thread.is_bailing_out.set(true));
+        resume_unwind(Box::new(bailout))
+    })
 }
 
 /// Whether a bailout would be caught.
@@ -111,7 +114,10 @@ pub(crate) fn catching<R>(f: impl FnOnce() -> R) -> Result<R, Bailout> {
         catch_unwind(AssertUnwindSafe(f))
     };
     result.map_err(|payload| match payload.downcast::<Bailout>() {
-        Ok(bailout) => *bailout,
+        Ok(bailout) => {
+            thread::current().inspect(|thread| thread.is_bailing_out.set(false));
+            *bailout
+        }
         Err(other) => resume_unwind(other),
     })
 }

@@ -1,6 +1,7 @@
 //! `RequestBuilder`: how a request is opened.
 
 use crate::api::request::{Request, persistent};
+use crate::blocks::request_name::RequestName;
 use crate::request::control::{Control, Opening};
 use crate::thread::open::open;
 use core::fmt;
@@ -19,9 +20,11 @@ pub struct RequestBuilder {
 type Callback = Box<dyn FnOnce() + Send>;
 
 impl RequestBuilder {
-    /// Sets what the request is called in its report.
-    pub fn name(mut self, name: &'static str) -> Self {
-        self.opening.name = Some(name);
+    /// Sets what the request is called in reports, lists and error messages: the first 64 bytes of
+    /// the text, cut between two characters, with `?` for control characters. An empty text is no
+    /// name.
+    pub fn name(mut self, name: impl AsRef<str>) -> Self {
+        self.opening.name = RequestName::new(name.as_ref());
         self
     }
 
@@ -110,7 +113,7 @@ impl RequestBuilder {
 
 impl fmt::Debug for RequestBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { name, limit_bytes, reserve_bytes, leaks, hides_limit } = self.opening;
+        let Opening { name, limit_bytes, reserve_bytes, leaks, hides_limit, opened_at: _ } = self.opening;
         f.debug_struct("RequestBuilder")
             .field("name", &name)
             .field("memory_limit", &limit_bytes)

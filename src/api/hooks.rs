@@ -1,12 +1,11 @@
 //! The hooks: `begin_request` and its two ends, for servers and interpreters whose requests begin
 //! and end on one thread.
 
-use crate::api::finish as by_handle;
-use crate::api::report::Report;
 use crate::blocks::request_id::RequestId;
 use crate::request::control::{Control, Opening};
 use crate::request::finish::Survivors;
-use crate::thread::finish::{drop_handle, drop_only_handle};
+use crate::request::report::Report;
+use crate::thread::finish::{self as by_handle, drop_handle, drop_only_handle};
 use crate::thread::open::open;
 use crate::thread::{self, EntryKind, life};
 use std::alloc::{Layout, handle_alloc_error};
@@ -93,7 +92,7 @@ pub(crate) fn finish(survivors: Survivors) -> Option<Report> {
     if drop_only_handle(control) {
         return Some(by_handle::finish(control, survivors));
     }
-    let report = Report { still_open: true, ..by_handle::report_of(control) };
+    let report = Report::of_open(control);
     drop_handle(control);
     Some(report)
 }

@@ -2,15 +2,15 @@
 
 pub mod global;
 pub mod idle;
-pub mod limit;
-pub mod report;
+pub mod stats;
 
-pub mod finish;
 pub mod request;
 pub mod builder;
 
 pub mod bailout;
 pub mod hooks;
+pub mod observe;
+pub mod closed;
 pub mod prewarm;
 #[cfg(feature = "async")]
 pub mod scope;

@@ -1,18 +1,20 @@
 //! `Request`: a handle of a request, and the guard for being inside one.
 
-use crate::api::finish::finish;
-use crate::api::limit::{LimitBelowUse, LimitExceeded};
-use crate::api::report::{Report, Usage};
 use crate::base::sync::Ordering;
 use crate::blocks::request_id::RequestId;
+use crate::blocks::request_name::RequestName;
 use crate::lockfree::header::NONE;
 use crate::request::control::Control;
 use crate::request::finish::Survivors;
+use crate::request::info::{RequestInfo, Usage};
 use crate::request::leaks::{self, Leaks};
+use crate::request::limit::{LimitBelowUse, LimitExceeded};
+use crate::request::report::Report;
 use crate::thread::callbacks::add_callback;
-use crate::thread::finish::{drop_handle, drop_only_handle};
+use crate::thread::finish::{drop_handle, drop_only_handle, finish};
 use crate::thread::guard::Inside;
 use crate::thread::life::current_or_start;
+use crate::thread::observe::limit_exceeded;
 use crate::thread::open::add_handle;
 use crate::thread::{self, EntryKind, HEAP};
 use core::fmt;
@@ -79,7 +81,8 @@ impl Request {
                 handle_alloc_error(Layout::new::<Control>());
             }
         }
-        Entered { inside: name.map(Inside), thread: PhantomData }
+        let inside = thread.zip(name).map(|(thread, name)| Inside::new(thread, name));
+        Entered { inside, thread: PhantomData }
     }
 
     /// Runs `f` inside the request; its allocations belong to the request, including what it
@@ -91,14 +94,17 @@ impl Request {
 
     /// Returns what the request uses now.
     pub fn usage(&self) -> Usage {
-        let figures = self.control.figures();
-        Usage {
-            live_blocks: figures.live_blocks as u64,
-            live_bytes: figures.live_bytes,
-            footprint_bytes: figures.footprint,
-            peak_bytes: figures.peak,
-            limit_bytes: self.control.limit(),
-        }
+        Usage::of(self.control)
+    }
+
+    /// Returns what the request was called when it was opened.
+    pub fn name(&self) -> Option<RequestName> {
+        self.control.name.get()
+    }
+
+    /// Returns what [`open_requests`](crate::open_requests()) says of this request.
+    pub fn info(&self) -> RequestInfo {
+        RequestInfo::of(self.control)
     }
 
     /// Checks whether the request has reached its memory limit or the mark below it.
@@ -106,12 +112,12 @@ impl Request {
     /// # Errors
     /// If it has: the limit, what was in use and what was asked for at that time.
     pub fn check(&self) -> Result<(), LimitExceeded> {
-        LimitExceeded::of(self.control).map_or(Ok(()), Err)
+        limit_exceeded(self.control).map_or(Ok(()), Err)
     }
 
     /// Returns why the request is marked: the code that runs it must then give it up.
     pub(crate) fn given_up(&self) -> Option<LimitExceeded> {
-        self.control.is_to_be_given_up().then(|| LimitExceeded::of(self.control)).flatten()
+        self.control.is_to_be_given_up().then(|| limit_exceeded(self.control)).flatten()
     }
 
     /// Sets the memory limit, in bytes of pages; `None`: no limit. A request that has room again is
@@ -154,8 +160,11 @@ impl Request {
     /// have.
     pub fn leaks(&self) -> Leaks {
         // Without memory for more, only the sums.
-        persistent(|| leaks::collect(self.control, self.lane_here(), &HEAP))
-            .unwrap_or_else(|sums| sums)
+        let with = |look: leaks::Look<'_>| Some(look(self.control, self.lane_here()));
+        match persistent(|| leaks::collect(with, &HEAP)) {
+            Some(leaks) => leaks.unwrap_or_else(|sums| sums),
+            None => unreachable!("this handle keeps the request"),
+        }
     }
 
     /// Registers `callback` to run inside the request before its memory goes, and before callbacks
@@ -281,7 +290,7 @@ impl fmt::Debug for Entered {
 pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
     let _inside = current_or_start().map(|thread| {
         let name = thread.enter_persistent(EntryKind::Persistent);
-        Inside(name.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>())))
+        Inside::new(thread, name.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>())))
     });
     f()
 }
@@ -293,7 +302,7 @@ pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
 /// If it has: the limit, what was in use and what was asked for at that time.
 pub fn check() -> Result<(), LimitExceeded> {
     match thread::current_control() {
-        Some(control) => LimitExceeded::of(control).map_or(Ok(()), Err),
+        Some(control) => limit_exceeded(control).map_or(Ok(()), Err),
         None => Ok(()),
     }
 }

@@ -4,6 +4,7 @@ pub mod memory;
 pub mod allocated;
 pub mod identity;
 pub mod request_id;
+pub mod request_name;
 pub mod bin;
 pub mod region;
 pub mod holes;

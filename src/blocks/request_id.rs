@@ -8,6 +8,7 @@ use core::fmt;
 /// Threads draw numbers in batches, so the order of two numbers says which request was opened first
 /// only if one thread opened both.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RequestId(pub(crate) u64);
 
 impl RequestId {

@@ -3,7 +3,7 @@
 
 use crate::api::bailout::Bailout;
 use crate::api::global::pointer;
-use crate::api::limit::LimitExceeded;
+use crate::request::limit::LimitExceeded;
 use crate::base::fatal;
 use crate::base::os::MIN_PAGE_BYTES;
 use crate::base::size_class::{Class, MAX_TABLE_BYTES, PAYLOAD_ALIGN};

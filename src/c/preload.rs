@@ -10,7 +10,7 @@
 //! this allocator.
 
 use crate::api::global::pointer;
-use crate::api::report::stats;
+use crate::api::stats::stats;
 use crate::base::environment;
 use crate::base::fatal;
 use crate::base::line::Line;

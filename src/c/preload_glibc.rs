@@ -1,7 +1,7 @@
 //! What glibc has beyond the standard's functions, in the preloaded library: figures of the heap,
 //! and its own names for `malloc` and its kin.
 
-use crate::api::report::{Stats, stats};
+use crate::api::stats::{Stats, stats};
 use crate::base::fatal;
 use crate::base::line::Line;
 use crate::c::family::{self, checked_size};

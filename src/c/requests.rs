@@ -2,8 +2,9 @@
 
 use crate::api::bailout::Bailout;
 use crate::api::hooks;
-use crate::api::report::Report;
+use crate::request::report::Report;
 use crate::base::fatal;
+use crate::blocks::request_name::RequestName;
 use crate::c::bailouts::{fail, needed_thread, text};
 use crate::c::tries::stack_here;
 use crate::request::control::{Control, LeakPolicy, Opening};
@@ -54,7 +55,7 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
     // SAFETY: as above.
     let name = unsafe { text(options.name) };
     let opening = Opening {
-        name: (!name.is_empty()).then_some(name),
+        name: RequestName::new(name),
         limit_bytes: (options.memory_limit != 0).then_some(options.memory_limit),
         reserve_bytes: (options.reserve != 0).then_some(options.reserve),
         leaks: LeakPolicy {
@@ -65,6 +66,7 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
             traced: options.trace_leaks,
         },
         hides_limit: false,
+        opened_at: 0,
     };
     begin(&opening, stack_here())
 }
@@ -106,7 +108,6 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
     let Some(report) = hooks::finish(survivors) else { fatal::no_request(call) };
     let Report {
         id,
-        name: _,
         peak_bytes,
         freed_blocks,
         freed_bytes,
@@ -115,6 +116,7 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
         span_bytes,
         reusable_bytes,
         still_open,
+        ..
     } = report;
     if !place.is_null() {
         // SAFETY: the caller's contract.

@@ -31,7 +31,7 @@
 //! ```
 
 use crate::api::bailout::{Bailout, is_catching, raise};
-use crate::api::limit::LimitBelowUse;
+use crate::request::limit::LimitBelowUse;
 use crate::api::request::Request;
 use crate::base::fatal;
 use crate::blocks::trace::Site;

@@ -13,9 +13,10 @@ use crate::pages::shelf::Shelf;
 use crate::pages::span::Span;
 use crate::request::Host;
 use crate::request::control::{Control, Opening};
-use crate::request::finish::{self, Outcome, Survivors};
+use crate::request::finish::{self, Left, Survivors};
 use crate::request::lane::Lane;
 use crate::request::lists::Lists;
+use crate::request::stub::Stub;
 
 impl Heap {
     /// Takes a control block, which is the caller's alone. `None`: the system has no more memory.
@@ -32,6 +33,11 @@ impl Heap {
     /// Puts back a control block that was kept, but not used, for long.
     pub fn recycle_old(&self, control: &Control) {
         self.controls.put(control, true, self);
+    }
+
+    /// The stubs whose control block is somebody's: their request is open, or over.
+    pub fn stubs_in_use(&self) -> impl Iterator<Item = &'static Stub> + '_ {
+        self.controls.stubs_in_use()
     }
 
     /// Opens a request in a control block that is the caller's alone.
@@ -51,7 +57,7 @@ impl Heap {
     }
 
     /// Finishes a request that the caller has closed.
-    pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Outcome {
+    pub fn finish_request(&self, control: &Control, survivors: Survivors) -> Left {
         finish::finish(control, self, survivors)
     }
 

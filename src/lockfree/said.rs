@@ -24,6 +24,11 @@ impl Said {
         self.0.store(value, Ordering::Release);
     }
 
+    /// Says more: these bits, too.
+    pub fn add(&self, bits: u64) {
+        self.0.fetch_or(bits, Ordering::Release);
+    }
+
     /// Takes back what was said, of something that only the caller knows.
     #[inline]
     pub fn reset(&self) {

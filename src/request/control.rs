@@ -4,10 +4,11 @@
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `lanes`, `exchange`, `footprint`, `pace`, `large`, `warm`, `strays` | see the part's file | |
-//! | `serial`, `id`, `persistent_id`, `numbers`, `name`, `leaks` | who opens the request, before others know it | anybody |
+//! | `serial`, `id`, `persistent_id`, `numbers`, `name`, `leaks`, `opened_at` | who opens the request, before others know it | anybody |
 //! | `stub` | who makes the control block | who has it, or is in its request |
-//! | `on_end` | see `stack` | |
-//! | `has_persisted`, `bailed_out` | who persists a block, who gives the request up | who finishes |
+//! | `on_end`, `on_close` | see `stack` | |
+//! | `has_persisted`, `bailed_out`, `panicked` | who persists a block, who gives the request up, whom a panic takes out of it | who finishes |
+//! | `mark_is_told` | who tells, by a swap | the same |
 //! | `begun_before` | the thread whose hook began the request | the same |
 //!
 //! - **Q1** Only a handle, a visit or the stub's being closed by the caller keeps a request: a live
@@ -19,6 +20,7 @@ use crate::base::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::blocks::identity::Serial;
 use crate::blocks::region::Ids;
 use crate::blocks::request_id::RequestId;
+use crate::blocks::request_name::RequestName;
 use crate::lockfree::budget::Marked;
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::large;
@@ -29,6 +31,7 @@ use crate::request::footprint::Footprint;
 use crate::request::lane::{Lane, Out};
 use crate::request::lanes::Lanes;
 use crate::request::large_list::{LargeList, ListOf};
+use crate::request::name::Name;
 use crate::request::pace::Pace;
 use crate::request::stub::Stub;
 use crate::request::warm::Warm;
@@ -45,8 +48,8 @@ const NUMBERS_KEPT: usize = 16;
 /// How a request is opened.
 #[derive(Clone, Copy, Default)]
 pub struct Opening {
-    /// The request's name in reports.
-    pub name: Option<&'static str>,
+    /// What it is called.
+    pub name: Option<RequestName>,
     /// Bytes of pages it may hold.
     pub limit_bytes: Option<usize>,
     /// How many bytes below the limit it is marked.
@@ -55,6 +58,8 @@ pub struct Opening {
     pub leaks: LeakPolicy,
     /// Whether nothing is reported when it is refused memory at its limit.
     pub hides_limit: bool,
+    /// When, in milliseconds of the coarse clock; 0: nobody wants to know.
+    pub opened_at: u64,
 }
 
 /// What is reported about blocks that were never freed, when a request is over.
@@ -80,16 +85,23 @@ pub struct Control {
     persistent_id: AtomicU64,
     /// The numbers of the last requests, by generation.
     numbers: [AtomicU64; NUMBERS_KEPT],
-    /// What the request is called in reports.
-    pub name: Cell<Option<&'static str>>,
+    /// What the request is called.
+    pub name: Name,
+    /// When it was opened, in milliseconds of the coarse clock; 0: nobody asked for that.
+    opened_at: Cell<u64>,
     /// What is called before the memory goes, the last one first. Its items are not blocks.
     pub on_end: Stack,
+    /// What is called with the report, the last one first. Its items are not blocks.
+    pub on_close: Stack,
     /// The request that hooks began before this one in a thread that has exited.
     pub begun_before: Cell<*const Control>,
     /// What is said of blocks that were never freed.
     pub leaks: Cell<LeakPolicy>,
     /// Whether a bailout gave the request up.
     pub bailed_out: AtomicBool,
+    /// Whether a panic took a thread out of it.
+    pub panicked: AtomicBool,
+    mark_is_told: AtomicBool,
     /// Whether `persist` was called on a block.
     pub has_persisted: AtomicBool,
     pub(super) footprint: Footprint,
@@ -147,11 +159,15 @@ impl Control {
             id: AtomicU64::new(0),
             persistent_id: AtomicU64::new(0),
             numbers: [const { AtomicU64::new(0) }; NUMBERS_KEPT],
-            name: Cell::new(None),
+            name: Name::new(),
+            opened_at: Cell::new(0),
             on_end: Stack::new(),
+            on_close: Stack::new(),
             begun_before: Cell::new(null()),
             leaks: Cell::new(LeakPolicy::default()),
             bailed_out: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+            mark_is_told: AtomicBool::new(false),
             has_persisted: AtomicBool::new(false),
             footprint: Footprint::new(),
             pace: Pace::new(),
@@ -179,11 +195,14 @@ impl Control {
         self.number_of(serial.generation()).store(number, Ordering::Relaxed);
         self.id.store(ids.request, Ordering::Relaxed);
         self.persistent_id.store(ids.persistent, Ordering::Relaxed);
-        self.name.set(opening.name);
+        self.name.open(opening.name.as_ref());
+        self.opened_at.set(opening.opened_at);
         self.leaks.set(opening.leaks);
         self.large.open();
         self.footprint.open(opening.limit_bytes, opening.reserve_bytes, opening.hides_limit);
         self.bailed_out.store(false, Ordering::Relaxed);
+        self.panicked.store(false, Ordering::Relaxed);
+        self.mark_is_told.store(false, Ordering::Relaxed);
         self.has_persisted.store(false, Ordering::Relaxed);
         self.pace.open();
         self.lanes.open(Header::tag(ids.request, LIVE));
@@ -229,6 +248,19 @@ impl Control {
         (now.wrapping_sub(generation) < NUMBERS_KEPT as u32)
             .then(|| self.number_of(generation).load(Ordering::Relaxed))
             .filter(|&number| number != 0)
+    }
+
+    /// Returns how long it has been open, if somebody asked for that when it was opened.
+    #[inline]
+    pub fn age_milliseconds(&self, now: impl FnOnce() -> u64) -> Option<u64> {
+        let opened_at = self.opened_at.get();
+        (opened_at != 0).then(|| now().saturating_sub(opened_at))
+    }
+
+    /// Whether it must be told now that the request is marked: once.
+    pub fn tells_mark(&self) -> bool {
+        !self.mark_is_told.load(Ordering::Relaxed)
+            && !self.mark_is_told.swap(true, Ordering::Relaxed)
     }
 
     /// What may stand in the headers of its regions.

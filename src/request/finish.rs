@@ -28,9 +28,9 @@ pub enum Survivors {
     None,
 }
 
-/// What a request left behind.
+/// What is left of a request.
 #[derive(Clone, Copy, Default)]
-pub struct Outcome {
+pub struct Left {
     /// Blocks that were live and have been freed.
     pub freed_blocks: usize,
     /// Bytes of their strides.
@@ -46,9 +46,9 @@ pub struct Outcome {
 }
 
 /// Finishes a request that the caller has closed; nobody is in any of its lanes.
-pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Outcome {
+pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Left {
     if control.is_untouched() {
-        return Outcome::default();
+        return Left::default();
     }
     let (stub, first) = (control.stub(), &control.lanes.first);
     let strays = stub.close_strays();
@@ -77,10 +77,10 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> O
         reset_lane(control, lane, supply, index <= MAX_KEPT_LANES);
     }
     shed_lanes(control, supply);
-    Outcome {
+    Left {
         freed_blocks: live_blocks + large_count,
         freed_bytes: live_bytes + large_bytes,
-        ..Outcome::default()
+        ..Left::default()
     }
 }
 
@@ -152,8 +152,8 @@ fn settle<S: Host>(
     supply: &S,
     survivors: Survivors,
     (live_blocks, live_bytes): (usize, usize),
-) -> Outcome {
-    let mut outcome = Outcome::default();
+) -> Left {
+    let mut outcome = Left::default();
     let mut survey = Survey::new(survivors == Survivors::Live, live_blocks);
     if !control.has_one_lane() {
         control.exchange.forget_handed_on();
@@ -182,7 +182,7 @@ fn settle_large<S: Host>(
     control: &Control,
     supply: &S,
     survivors: Survivors,
-    outcome: &mut Outcome,
+    outcome: &mut Left,
 ) {
     if survivors == Survivors::None {
         let (count, bytes) = control.large_figures();

@@ -5,6 +5,7 @@
 use crate::base::quantity::{Blocks, Bytes};
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::blocks::request_id::RequestId;
+use crate::blocks::request_name::RequestName;
 use crate::blocks::trace::{FRAME_COUNT, Site, Trace};
 use crate::request::Host;
 use crate::request::control::Control;
@@ -18,12 +19,13 @@ use std::vec::Vec;
 /// size class and, if the request traces its leaks, one for each site and size, with repeats
 /// folded.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Leaks {
     /// The request.
     pub id: RequestId,
     /// The name its builder gave it.
-    pub name: Option<&'static str>,
+    pub name: Option<RequestName>,
     /// Blocks in total.
     pub blocks: u64,
     /// Their bytes, including headers and what size classes add.
@@ -32,10 +34,13 @@ pub struct Leaks {
     pub classes: Vec<LeakClass>,
     /// By allocation site and size, in a request that traces its leaks.
     pub sites: Vec<LeakSite>,
+    /// Lanes that other threads were in: their blocks were not seen.
+    pub skipped_lane_count: u64,
 }
 
 /// The blocks of one size class that were not freed.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LeakClass {
     /// Bytes of payload in a block; `None`: blocks above the largest class.
@@ -48,6 +53,7 @@ pub struct LeakClass {
 
 /// The blocks of one size that were allocated at one site and not freed.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LeakSite {
     /// `file(line)`, with the function where the program knows it.
@@ -60,31 +66,44 @@ pub struct LeakSite {
 
 impl fmt::Display for Leaks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {}", self.id)?;
-        if let Some(name) = self.name {
-            write!(f, " ({name})")?;
-        }
-        if self.blocks == 0 {
-            return f.write_str(": every block was freed");
-        }
-        write!(f, ": {} never freed ({})", Blocks(self.blocks), Bytes(self.bytes))?;
-        for class in &self.classes {
-            match class.payload_bytes {
-                Some(payload) => write!(f, "\n  {payload}-byte class: ")?,
-                None => f.write_str("\n  mapped: ")?,
-            }
-            write!(f, "{}, {}", Blocks(class.blocks), Bytes(class.bytes))?;
-        }
-        for site in &self.sites {
-            write!(f, "\n  {}: {} bytes", site.place, site.asked_bytes)?;
-            match site.blocks {
-                1 => {}
-                2 => f.write_str(", repeated 1 time")?,
-                blocks => write!(f, ", repeated {} times", blocks - 1)?,
-            }
-        }
-        Ok(())
+        let (id, sum) = ((self.id, self.name), (self.blocks, self.bytes));
+        write_tables(f, id, sum, "never freed", &self.classes, &self.sites)
     }
+}
+
+/// Writes what of a request is as `what` says, for people to read.
+pub(crate) fn write_tables(
+    f: &mut fmt::Formatter<'_>,
+    (id, name): (RequestId, Option<RequestName>),
+    (blocks, bytes): (u64, usize),
+    what: &str,
+    classes: &[LeakClass],
+    sites: &[LeakSite],
+) -> fmt::Result {
+    write!(f, "request {id}")?;
+    if let Some(name) = name {
+        write!(f, " ({name})")?;
+    }
+    if blocks == 0 {
+        return f.write_str(": every block was freed");
+    }
+    write!(f, ": {} {what} ({})", Blocks(blocks), Bytes(bytes))?;
+    for class in classes {
+        match class.payload_bytes {
+            Some(payload) => write!(f, "\n  {payload}-byte class: ")?,
+            None => f.write_str("\n  mapped: ")?,
+        }
+        write!(f, "{}, {}", Blocks(class.blocks), Bytes(class.bytes))?;
+    }
+    for site in sites {
+        write!(f, "\n  {}: {} bytes", site.place, site.asked_bytes)?;
+        match site.blocks {
+            1 => {}
+            2 => f.write_str(", repeated 1 time")?,
+            blocks => write!(f, ", repeated {} times", blocks - 1)?,
+        }
+    }
+    Ok(())
 }
 
 /// Room for more traces than the request's figures promise.
@@ -96,25 +115,38 @@ const DESCRIPTION_BYTES: usize = 64 * 1024;
 /// Bytes that a site and the stacks leading to it take.
 const SITE_BYTES: usize = 1024;
 
-/// Looks at every block of the request, leaving out the lanes that other threads are in. `inside`
-/// is the lane that the caller is in, if any. `Err`: there is only memory for the sums.
+/// How a request is looked at: the control block, and the lane that the caller is in, if any.
+pub type Look<'l> = &'l mut dyn FnMut(&Control, Option<&Lane>);
+
+/// Looks at every block of a request, leaving out the lanes that other threads are in. `with` calls
+/// what it is given with a request that stays open meanwhile; nothing allocates then. `None`: the
+/// request is over. `Err`: there is only memory for the sums.
 pub fn collect<S: Host>(
-    control: &Control,
-    inside: Option<&Lane>,
+    with: impl Fn(Look<'_>) -> Option<()>,
     supply: &S,
-) -> Result<Leaks, Leaks> {
-    let expected = if control.leaks.get().traced { control.figures().live_blocks } else { 0 };
+) -> Option<Result<Leaks, Leaks>> {
+    let mut expected = 0;
+    with(&mut |control, _| {
+        if control.leaks.get().traced {
+            expected = control.figures().live_blocks;
+        }
+    })?;
     let mut traces = Vec::new();
     let mut room = expected + SPARE_TRACES;
     loop {
         let has_room = traces.try_reserve(room).is_ok() && can_describe(room);
         let mut missed = 0;
-        let tallies = tally(control, inside, supply, &mut traces, &mut missed);
+        let mut seen = None;
+        with(&mut |control, inside| {
+            let (tallies, skipped) = tally(control, inside, supply, &mut traces, &mut missed);
+            seen = Some((summary(control, &tallies, skipped), tallies));
+        })?;
+        let (sums, tallies) = seen?;
         if !has_room {
-            return Err(summary(control, &tallies));
+            return Some(Err(sums));
         }
         if missed == 0 {
-            return Ok(describe(control, &tallies, &traces));
+            return Some(Ok(describe(sums, &tallies, &traces)));
         }
         // Other threads allocated meanwhile: try again, with more room.
         room = 2 * (traces.len() + missed);
@@ -137,9 +169,9 @@ fn tally<S: Host>(
     supply: &S,
     traces: &mut Vec<Trace>,
     missed: &mut usize,
-) -> Tallies {
+) -> (Tallies, u64) {
     let mut tallies = [(0, 0); CLASS_COUNT + 1];
-    control.each_leak(inside, supply, |leak| {
+    let skipped = control.each_leak(inside, supply, |leak| {
         let tally = &mut tallies[leak.class.map_or(CLASS_COUNT, Class::index)];
         tally.0 += 1;
         tally.1 += leak.class.map_or(leak.block_bytes, Class::stride_bytes);
@@ -151,11 +183,11 @@ fn tally<S: Host>(
         // SAFETY: the walk has seen the record, which stays readable during the visit.
         traces.extend(unsafe { Trace::read(leak.block, traced_bytes) });
     });
-    tallies
+    (tallies, skipped)
 }
 
 /// Returns the sums, which take no memory.
-fn summary(control: &Control, tallies: &Tallies) -> Leaks {
+fn summary(control: &Control, tallies: &Tallies, skipped_lane_count: u64) -> Leaks {
     Leaks {
         id: control.request_id(),
         name: control.name.get(),
@@ -163,10 +195,11 @@ fn summary(control: &Control, tallies: &Tallies) -> Leaks {
         bytes: tallies.iter().map(|tally| tally.1).sum(),
         classes: Vec::new(),
         sites: Vec::new(),
+        skipped_lane_count,
     }
 }
 
-fn describe(control: &Control, tallies: &Tallies, traces: &[Trace]) -> Leaks {
+fn describe(sums: Leaks, tallies: &Tallies, traces: &[Trace]) -> Leaks {
     let classes: Vec<LeakClass> = tallies
         .iter()
         .enumerate()
@@ -177,7 +210,7 @@ fn describe(control: &Control, tallies: &Tallies, traces: &[Trace]) -> Leaks {
             bytes,
         })
         .collect();
-    Leaks { classes, sites: fold(traces), ..summary(control, tallies) }
+    Leaks { classes, sites: fold(traces), ..sums }
 }
 
 /// Names the sites, once for each stack. Different stacks that lead to one site are folded.
@@ -280,7 +313,7 @@ mod tests {
     fn a_person_can_read_it() {
         let leaks = Leaks {
             id: RequestId(12),
-            name: Some("GET /"),
+            name: RequestName::new("GET /"),
             blocks: 4,
             bytes: 4 * 32,
             classes: vec![LeakClass { payload_bytes: Some(24), blocks: 4, bytes: 4 * 32 }],
@@ -288,6 +321,7 @@ mod tests {
                 LeakSite { place: "leak.c(173)".into(), asked_bytes: 16, blocks: 1 },
                 LeakSite { place: "leak.c(180)".into(), asked_bytes: 20, blocks: 3 },
             ],
+            skipped_lane_count: 0,
         };
         let expected = "request 12 (GET /): 4 blocks never freed (128 B)\n  \
             24-byte class: 4 blocks, 128 B\n  \
@@ -301,6 +335,7 @@ mod tests {
             bytes: 0,
             classes: vec![],
             sites: vec![],
+            skipped_lane_count: 0,
         };
         assert_eq!(none.to_string(), "request 3: every block was freed");
     }

@@ -11,6 +11,7 @@ mod exchange;
 mod footprint;
 mod warm;
 mod pace;
+mod name;
 pub mod lanes;
 mod large_list;
 // Their sum.
@@ -23,6 +24,10 @@ mod alloc;
 mod adopt;
 pub mod finish;
 pub mod leaks;
+// What others are told.
+pub mod limit;
+pub mod info;
+pub mod report;
 
 use crate::base::sync::Lock;
 use crate::blocks::identity::Serial;

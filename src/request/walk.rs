@@ -47,7 +47,9 @@ impl Control {
     }
 
     /// Visits the lane that the caller is in and every lane that nobody is in.
-    fn each_lane(&self, inside: Option<&Lane>, mut visit: impl FnMut(&Lane)) {
+    /// Returns how many others are left out.
+    fn each_lane(&self, inside: Option<&Lane>, mut visit: impl FnMut(&Lane)) -> u64 {
+        let mut skipped = 0;
         for lane in self.lanes() {
             let is_inside = inside.is_some_and(|inside| core::ptr::eq(inside, lane));
             if is_inside || lane.occupancy.try_enter() {
@@ -55,19 +57,23 @@ impl Control {
                 if !is_inside {
                     lane.occupancy.leave();
                 }
+            } else {
+                skipped += 1;
             }
         }
+        skipped
     }
 
     /// Visits the blocks that were neither freed nor persisted, leaving out the lanes that other
     /// threads are in. A record that was found stays readable during the visit: large blocks that
-    /// have one do not move, and are not released without the lock that is held meanwhile.
+    /// have one do not move, and are not released without the lock that is held meanwhile. Returns
+    /// how many lanes are left out.
     pub fn each_leak<S: Host>(
         &self,
         inside: Option<&Lane>,
         supply: &S,
         mut visit: impl FnMut(Leak),
-    ) {
+    ) -> u64 {
         let taker = inside.unwrap_or(&self.lanes.first);
         if inside.is_some() || taker.occupancy.try_enter() {
             self.stub().drain_into(taker);
@@ -75,7 +81,7 @@ impl Control {
                 taker.occupancy.leave();
             }
         }
-        self.each_lane(inside, |lane| {
+        let skipped = self.each_lane(inside, |lane| {
             lane.retire_range();
             for region in lane.regions().chain(lane.lent()) {
                 for (block, header, class) in walk(region, self.ids()) {
@@ -94,6 +100,7 @@ impl Control {
         });
         let _guard = supply.large_lock(self.serial()).lock();
         self.large.spans().for_each(|span| visit(Leak::of_span(span)));
+        skipped
     }
 
     fn check_lane(&self, lane: &Lane) {

@@ -1,13 +1,18 @@
-//! Callbacks that run before a request's memory goes, and how user code is called: inside the
-//! request, with its limit suspended, out of reach of bailouts, and with panics contained.
+//! Callbacks that run before a request's memory goes, or that are told what became of it, and how
+//! user code is called: with the limit suspended, out of reach of bailouts, and with panics
+//! contained.
 
 use super::cancel::without_cancellation;
 use super::entries::EntryName;
 use super::life::current_or_start;
-use super::{EntryKind, Thread};
+use super::{EntryKind, Thread, current};
 use crate::blocks::memory::Raw;
+use crate::lockfree::header::Block;
+use crate::lockfree::stack::Stack;
+use crate::lockfree::stray::Chain;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
+use crate::request::report::Report;
 use core::alloc::Layout;
 use core::panic::AssertUnwindSafe;
 use core::ptr::with_exposed_provenance_mut;
@@ -17,8 +22,8 @@ use std::boxed::Box;
 #[repr(C)]
 struct Node {
     next: usize,
-    /// Frees the node and calls its closure.
-    run: unsafe fn(*mut Node),
+    /// Frees the node and calls its closure, with the report if there is one yet.
+    run: unsafe fn(*mut Node, Option<&Report>),
 }
 
 /// A node with its closure.
@@ -30,17 +35,31 @@ struct Callback<F> {
 
 /// # Safety
 /// `node` is the start of a `Callback<F>` that `add_callback` made, and the caller owns it.
-unsafe fn run<F: FnOnce()>(node: *mut Node) {
+unsafe fn run<F: FnOnce(Option<&Report>)>(node: *mut Node, report: Option<&Report>) {
     // SAFETY: the caller's contract.
     let callback = unsafe { Box::from_raw(node.cast::<Callback<F>>()) };
     let Callback { node: _, call } = *callback;
-    call();
+    call(report);
 }
 
 /// Registers a callback to run inside the request before its memory goes, last added first. The
 /// caller is inside the request or has a handle, so the list is open. `Err`: no memory for this
 /// many bytes.
 pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) -> Result<(), usize> {
+    add(&control.on_end, move |_| call())
+}
+
+/// Registers a callback to be told what became of the request, as `add_callback` does.
+pub fn add_on_close<F: FnOnce(&Report) + Send + 'static>(
+    control: &Control,
+    call: F,
+) -> Result<(), usize> {
+    add(&control.on_close, move |report| {
+        report.map(call);
+    })
+}
+
+fn add<F: FnOnce(Option<&Report>) + Send>(list: &Stack, call: F) -> Result<(), usize> {
     let layout = Layout::new::<Callback<F>>();
     // SAFETY: the layout contains a node, so its size is not zero.
     let place = in_persistent(|| unsafe { std::alloc::alloc(layout) }).cast::<Callback<F>>();
@@ -51,7 +70,7 @@ pub fn add_callback<F: FnOnce() + Send + 'static>(control: &Control, call: F) ->
     // SAFETY: fresh memory of this layout.
     unsafe { place.write(callback) };
     let node = place.expose_provenance();
-    control.on_end.push(&Raw, node, node);
+    list.push(&Raw, node, node);
     Ok(())
 }
 
@@ -66,10 +85,7 @@ pub fn run_callbacks(control: &'static Control) {
             let mut has_run = false;
             for node in control.on_end.drain().blocks(&Raw) {
                 has_run = true;
-                let node = with_exposed_provenance_mut::<Node>(node);
-                // SAFETY: `add_callback` made the node, and it is off the list.
-                let call = || unsafe { ((*node).run)(node) };
-                call_contained(call);
+                run_node(node, None);
             }
             if !has_run {
                 break;
@@ -82,12 +98,31 @@ pub fn run_callbacks(control: &'static Control) {
     }
 }
 
+/// Runs a callback that is off its list.
+fn run_node(node: Block, report: Option<&Report>) {
+    let node = with_exposed_provenance_mut::<Node>(node);
+    // SAFETY: `add` made the node, and it is off the list.
+    let call = || unsafe { ((*node).run)(node, report) };
+    call_contained(call);
+}
+
+/// Tells callbacks that are off their list what became of their request.
+#[cold]
+pub fn run_on_close(callbacks: Chain, report: &Report) {
+    outside(|| callbacks.blocks(&Raw).for_each(|node| run_node(node, Some(report))));
+}
+
+/// Runs what calls user code outside of any request.
+pub fn outside(f: impl FnOnce()) {
+    in_persistent(|| without_limit(current(), f));
+}
+
 /// How many panics in a row are caught while panic payloads are dropped.
 const MAX_PAYLOADS: usize = 16;
 
 /// Calls user code. A panic ends it and goes no further; neither does one from dropping its
 /// payload.
-fn call_contained(call: impl FnOnce()) {
+pub fn call_contained(call: impl FnOnce()) {
     let mut result = std::panic::catch_unwind(AssertUnwindSafe(call));
     for _ in 0..MAX_PAYLOADS {
         let Err(payload) = result else { return };

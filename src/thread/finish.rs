@@ -1,7 +1,8 @@
 //! How a request is finished: its callbacks run, what it never freed is reported, and then its
 //! memory goes.
 
-use super::callbacks::{in_persistent, run_callbacks};
+use super::callbacks::{in_persistent, run_callbacks, run_on_close};
+use super::observe::{is_observed, limit_exceeded, tell_closed};
 use super::requests::count_finished;
 use super::{HEAP, current};
 use crate::base::line::Line;
@@ -9,8 +10,10 @@ use crate::base::sync::{Ordering, wait_for};
 use crate::base::system_call::write_to_standard_error;
 use crate::lockfree::state::Callbacks;
 use crate::request::control::Control;
-use crate::request::finish::{Outcome, Survivors};
+use crate::request::finish::{Left, Survivors};
+use crate::request::info::RequestInfo;
 use crate::request::leaks;
+use crate::request::report::Report;
 
 /// What `State` runs of a request's callbacks.
 struct OnEnd(&'static Control);
@@ -28,7 +31,7 @@ impl Callbacks for OnEnd {
 /// Drops a handle; the last one closes the request, after its callbacks have run.
 pub fn drop_handle(control: &'static Control) {
     if control.stub().state.drop_handle(&OnEnd(control)) {
-        finish(control, Survivors::Live);
+        let _ = finish(control, Survivors::Live);
     }
 }
 
@@ -48,18 +51,43 @@ fn report_leaks(control: &Control) {
     if !(policy.reported_after_bailout || is_clean()) {
         return;
     }
-    in_persistent(|| match leaks::collect(control, None, &HEAP) {
-        Ok(leaks) if leaks.blocks > 0 => {
+    in_persistent(|| match leaks::collect(|look| Some(look(control, None)), &HEAP) {
+        Some(Ok(leaks)) if leaks.blocks > 0 => {
             write_to_standard_error(std::format!("{leaks}\n").as_bytes());
         }
-        Ok(_) => {}
+        Some(Ok(_)) | None => {}
         // No memory for more than one line.
-        Err(leaks) => Line::of_arguments(format_args!("{leaks}")).print(),
+        Some(Err(leaks)) => Line::of_arguments(format_args!("{leaks}")).print(),
     });
 }
 
 /// Finishes a request that the caller has closed, and pools its control block.
-pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
+#[inline]
+pub fn finish(control: &'static Control, survivors: Survivors) -> Report {
+    own(control);
+    let report = Report::before(control, survivors);
+    if is_observed() || !control.on_close.is_empty() {
+        return finish_watched(control, survivors, report);
+    }
+    report.after(release(control, survivors))
+}
+
+/// The same for a request of which others are told.
+#[cold]
+fn finish_watched(control: &'static Control, survivors: Survivors, report: Report) -> Report {
+    let info = is_observed().then(|| {
+        let _ = limit_exceeded(control);
+        RequestInfo::of(control)
+    });
+    let on_close = control.on_close.drain();
+    let report = report.after(release(control, survivors));
+    run_on_close(on_close, &report);
+    info.inspect(|info| tell_closed(info, &report));
+    report
+}
+
+/// Waits until the request is this thread's alone, and lists its leaks if it does so.
+fn own(control: &'static Control) {
     let state = &control.stub().state;
     if state.try_own().is_none() {
         wait_for(|| state.try_own());
@@ -67,10 +95,14 @@ pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
     if control.leaks.get().reported {
         report_leaks(control);
     }
-    let outcome = HEAP.finish_request(control, survivors);
+}
+
+/// Gives back what the request has, and the control block.
+fn release(control: &'static Control, survivors: Survivors) -> Left {
+    let left = HEAP.finish_request(control, survivors);
     count_finished();
     if !current().is_some_and(|thread| thread.stash_control(control)) {
         HEAP.recycle(control);
     }
-    outcome
+    left
 }

@@ -33,10 +33,12 @@ pub mod life;
 pub mod background;
 pub mod callbacks;
 mod requests;
+pub mod observe;
 pub mod finish;
 pub mod open;
 pub mod guard;
 mod refusal;
+pub mod visit;
 pub mod route;
 
 pub use entries::EntryKind;
@@ -99,6 +101,10 @@ pub struct Thread {
     /// numbers.
     pub suspension: Cell<u64>,
     last_suspension: Cell<u64>,
+    /// Whether what unwinds, if anything does, is a bailout.
+    pub is_bailing_out: Cell<bool>,
+    /// Whether an observer is being told something.
+    is_observing: Cell<bool>,
     /// What a higher wing keeps for this thread; null: nothing.
     pub extension: Cell<*const Extension>,
     /// The call site of the current allocation, if its caller gave it.

@@ -3,21 +3,21 @@
 use super::life::current_or_start;
 use super::persistent::{align_block, alloc_persistent};
 use super::refusal::tell_refusal;
+use super::visit::{visit, visit_lane};
 use super::{ASKED, HEAP, RUNNING_COUNT, Thread, current, current_control};
 use crate::base::os;
 use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
-use crate::base::sync::{Ordering, Patience};
+use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::{Site, Trace, needed_size};
-use crate::heap::found::{Found, Owner};
+use crate::heap::found::Found;
 use crate::heap::idle::TICK_MILLISECONDS;
 use crate::lockfree::header::{Block, Memory, NONE, TRACED};
 use crate::lockfree::traced;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
-use core::ptr::null;
 
 /// How many slow paths run between two looks at the clock, unless the thread is quiet.
 const SLOW_PATHS_PER_LOOK: u32 = 8;
@@ -234,37 +234,6 @@ pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: u
             }
         }
     }
-}
-
-/// Calls `f` as a visitor of a request that this thread is not inside: nothing of the request is
-/// finished here, and the thread that finishes it waits. `None`: it is closing, or over.
-fn visit<R>(thread: Option<&Thread>, owner: Owner, f: impl FnOnce() -> R) -> Option<R> {
-    let note = |visited| {
-        thread.inspect(|thread| thread.visited.set(visited));
-    };
-    let mut patience = Patience::new();
-    owner.stub.state.visit(
-        owner.serial.generation(),
-        || patience.wait(),
-        || {
-            note(owner.control());
-            let result = f();
-            note(null());
-            result
-        },
-    )
-}
-
-/// Calls `f` in a lane, as a visitor. `None`: the request is closing or over, or there is no memory
-/// for a lane.
-fn visit_lane<R>(thread: &Thread, owner: Owner, f: impl FnOnce(&Lane) -> R) -> Option<R> {
-    visit(Some(thread), owner, || {
-        let lane = owner.control().enter(&HEAP)?;
-        lane.bins.set_cache(&raw const thread.cache.bins);
-        let result = f(lane);
-        lane.occupancy.leave();
-        Some(result)
-    })?
 }
 
 /// Makes a live block persistent, in place. One whose request is being closed is a survivor

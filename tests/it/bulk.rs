@@ -359,7 +359,7 @@ fn a_report_names_its_request() {
     assert!(format!("{request:?}").contains("GET /"));
     let id = request.id();
     let report = request.close().unwrap();
-    assert_eq!((report.id, report.name), (id, Some("GET /")));
+    assert_eq!((report.id, report.name), (id, rqmalloc::RequestName::new("GET /")));
     // One region, or a hole of an adopted span.
     let shown = |bytes: usize| {
         assert!((256..=256 << 10).contains(&bytes));

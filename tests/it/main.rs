@@ -9,6 +9,7 @@ mod limit;
 mod misuse;
 mod nesting;
 mod realloc;
+mod reports;
 mod stress;
 mod support;
 mod survivors;

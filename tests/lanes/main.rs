@@ -5,6 +5,7 @@ mod futures;
 mod growth;
 mod handles;
 mod many;
+mod observing;
 mod soundness;
 mod stress;
 mod support;

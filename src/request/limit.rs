@@ -8,6 +8,7 @@ use core::fmt;
 /// A request has reached its memory limit, or the mark below it: it should be given up, by
 /// returning or by [`bailout`](crate::bailout), while allocation still goes on into the reserve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LimitExceeded {
     /// The limit in bytes of pages.
