@@ -32,12 +32,12 @@ pub use api::hooks::{begin_request, close_request, end_request};
 pub use api::idle::{NoBackgroundThread, start_background_thread, trim};
 pub use api::observe::{Snapshot, open_requests, set_observer, snapshot};
 pub use api::prewarm::prewarm;
-pub use api::stats::{Stats, stats};
 #[doc(hidden)]
 pub use api::request::owner_of;
 pub use api::request::{Entered, Request, check, persistent};
 #[cfg(feature = "async")]
 pub use api::scope::{CatchScope, Scope};
+pub use api::stats::{Stats, stats};
 pub use blocks::request_id::RequestId;
 pub use blocks::request_name::RequestName;
 pub use c::zend;

@@ -1,10 +1,10 @@
 //! Giving up one request from anywhere inside it: an unwinding with its own payload and no panic
 //! message, caught by `Request::catch`.
 
-use crate::request::limit::LimitExceeded;
 use crate::api::request::{Request, persistent};
 use crate::base::failure;
 use crate::base::line::Line;
+use crate::request::limit::LimitExceeded;
 use crate::thread::life::current_or_start;
 use crate::thread::{self, Thread};
 use core::fmt;

@@ -113,7 +113,8 @@ impl RequestBuilder {
 
 impl fmt::Debug for RequestBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { name, limit_bytes, reserve_bytes, leaks, hides_limit, opened_at: _ } = self.opening;
+        let Opening { name, limit_bytes, reserve_bytes, leaks, hides_limit, opened_at: _ } =
+            self.opening;
         f.debug_struct("RequestBuilder")
             .field("name", &name)
             .field("memory_limit", &limit_bytes)

@@ -3,7 +3,6 @@
 
 use crate::api::bailout::Bailout;
 use crate::api::global::pointer;
-use crate::request::limit::LimitExceeded;
 use crate::base::fatal;
 use crate::base::os::MIN_PAGE_BYTES;
 use crate::base::size_class::{Class, MAX_TABLE_BYTES, PAYLOAD_ALIGN};
@@ -15,6 +14,7 @@ use crate::blocks::trace::Site;
 use crate::heap::found::{Found, Owner};
 use crate::lockfree::header::{Block, EARLY, Header, LARGE, Memory, NONE};
 use crate::request::control::Control;
+use crate::request::limit::LimitExceeded;
 use crate::thread::life::current_or_start;
 use crate::thread::{self, HEAP, route};
 use core::ptr::null_mut;

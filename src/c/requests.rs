@@ -2,13 +2,13 @@
 
 use crate::api::bailout::Bailout;
 use crate::api::hooks;
-use crate::request::report::Report;
 use crate::base::fatal;
 use crate::blocks::request_name::RequestName;
 use crate::c::bailouts::{fail, needed_thread, text};
 use crate::c::tries::stack_here;
 use crate::request::control::{Control, LeakPolicy, Opening};
 use crate::request::finish::Survivors;
+use crate::request::report::Report;
 use crate::thread::callbacks::add_callback;
 use crate::thread::{self, EntryKind};
 use core::ffi::{c_char, c_void};

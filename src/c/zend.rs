@@ -31,11 +31,11 @@
 //! ```
 
 use crate::api::bailout::{Bailout, is_catching, raise};
-use crate::request::limit::LimitBelowUse;
 use crate::api::request::Request;
 use crate::base::fatal;
 use crate::blocks::trace::Site;
 use crate::c::family::{self, Family, checked_size};
+use crate::request::limit::LimitBelowUse;
 use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::panic::Location;

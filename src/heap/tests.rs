@@ -13,7 +13,7 @@ use crate::pages::registry::Backing;
 use crate::persistent::cache::Cache;
 use crate::request::control::Control;
 use crate::request::control::Opening;
-use crate::request::finish::{Outcome, Survivors};
+use crate::request::finish::{Left, Survivors};
 use std::boxed::Box;
 use std::string::String;
 use std::vec::Vec;
@@ -65,7 +65,7 @@ pub fn open(heap: &'static Heap) -> Option<&'static Control> {
 }
 
 /// Finishes a request that nobody is inside.
-pub fn finish(heap: &'static Heap, control: &Control, survivors: Survivors) -> Outcome {
+pub fn finish(heap: &'static Heap, control: &Control, survivors: Survivors) -> Left {
     assert!(control.stub().state.drop_only_handle(&NoCallbacks));
     let outcome = heap.finish_request(control, survivors);
     heap.recycle(control);

@@ -178,12 +178,7 @@ fn settle<S: Host>(
     outcome
 }
 
-fn settle_large<S: Host>(
-    control: &Control,
-    supply: &S,
-    survivors: Survivors,
-    outcome: &mut Left,
-) {
+fn settle_large<S: Host>(control: &Control, supply: &S, survivors: Survivors, outcome: &mut Left) {
     if survivors == Survivors::None {
         let (count, bytes) = control.large_figures();
         outcome.freed_blocks += count;

@@ -5,7 +5,6 @@ mod futures;
 mod growth;
 mod handles;
 mod many;
-mod observing;
 mod soundness;
 mod stress;
 mod support;
