@@ -12,5 +12,8 @@ pub mod builder;
 pub mod bailout;
 pub mod hooks;
 pub mod prewarm;
+pub mod inherit;
 #[cfg(feature = "async")]
 pub mod scope;
+#[cfg(feature = "stream")]
+pub mod stream;
