@@ -52,6 +52,17 @@ impl Request {
     /// future, and what it returned, is dropped inside the request, and the poll unwinds with a
     /// [`Bailout`], as [`bailout`](crate::bailout) does. Executors take that for a panic of this
     /// one task (without a message); [`Scope::catch`] turns it into an error.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let request = rqmalloc::Request::builder().memory_limit(8 << 20).build();
+    /// let answer = request.scope(async { vec!["an answer".to_owned()] }).catch().await;
+    /// assert_eq!(answer.unwrap(), ["an answer"]);
+    /// assert_eq!(request.close().unwrap().surviving_blocks, 0);
+    /// # });
+    /// ```
     pub fn scope<T>(&self, value: T) -> Scope<T> {
         Scope { within: Within::new(Place::Request(self.clone()), value) }
     }
@@ -87,6 +98,17 @@ pub fn inherit<T>(value: T) -> Scope<T> {
 /// [`persistent`](crate::persistent()), whatever request its poller is inside: for what a handler
 /// starts and the process keeps, such as the loading of a cache's entry that other requests wait
 /// for, too.
+///
+/// ```
+/// # #[global_allocator]
+/// # static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let request = rqmalloc::Request::new();
+/// let entry = request.scope(rqmalloc::persistent_scope(async { vec![7; 1000] })).await;
+/// assert_eq!(request.close().unwrap().surviving_blocks, 0);
+/// assert_eq!(entry[999], 7);
+/// # });
+/// ```
 pub fn persistent_scope<T>(value: T) -> Scope<T> {
     Scope { within: Within::new(Place::Persistent, value) }
 }

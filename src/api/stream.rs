@@ -10,6 +10,35 @@ use futures_core::{FusedStream, Stream};
 impl Request {
     /// What [`scope`](Self::scope) does, for a stream: each item is made inside this request, and
     /// leaves it. The scope is over when the stream has ended, or when the request is given up.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// use futures_core::Stream;
+    /// use std::{future::poll_fn, pin::pin};
+    ///
+    /// let request = rqmalloc::Request::new();
+    /// # let lines = Lines(2);
+    /// let mut lines = pin!(request.scope_stream(lines).catch());
+    /// while let Some(line) = poll_fn(|context| lines.as_mut().poll_next(context)).await {
+    ///     assert_eq!(line.unwrap(), "a line");
+    /// }
+    /// assert_eq!(request.close().unwrap().surviving_blocks, 0);
+    /// # });
+    /// # struct Lines(u32);
+    /// # impl futures_core::Stream for Lines {
+    /// #     type Item = String;
+    /// #     fn poll_next(
+    /// #         mut self: std::pin::Pin<&mut Self>,
+    /// #         _context: &mut std::task::Context<'_>,
+    /// #     ) -> std::task::Poll<Option<String>> {
+    /// #         let is_left = self.0 > 0;
+    /// #         self.0 = self.0.saturating_sub(1);
+    /// #         std::task::Poll::Ready(is_left.then(|| "a line".to_owned()))
+    /// #     }
+    /// # }
+    /// ```
     pub fn scope_stream<S: Stream>(&self, stream: S) -> Scope<S> {
         self.scope(stream)
     }
