@@ -30,13 +30,14 @@ pub use api::global::{RqMalloc, is_installed, persist};
 pub use api::global::{check_structures, usable_size};
 pub use api::hooks::{begin_request, close_request, end_request};
 pub use api::idle::{NoBackgroundThread, start_background_thread, trim};
+pub use api::inherit::{inherit_each, inherit_fn};
 pub use api::observe::{Snapshot, open_requests, set_observer, snapshot};
 pub use api::prewarm::prewarm;
 #[doc(hidden)]
 pub use api::request::owner_of;
 pub use api::request::{Entered, Request, check, persistent};
 #[cfg(feature = "async")]
-pub use api::scope::{CatchScope, Scope};
+pub use api::scope::{CatchScope, Scope, inherit, persistent_scope};
 pub use api::stats::{Stats, stats};
 pub use blocks::request_id::RequestId;
 pub use blocks::request_name::RequestName;

@@ -12,5 +12,8 @@ pub mod hooks;
 pub mod observe;
 pub mod closed;
 pub mod prewarm;
+pub mod inherit;
 #[cfg(feature = "async")]
 pub mod scope;
+#[cfg(feature = "stream")]
+pub mod stream;

@@ -18,16 +18,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-fn one_thread() -> Runtime {
+pub fn one_thread() -> Runtime {
     Builder::new_current_thread().enable_time().build().unwrap()
 }
 
-fn many_threads() -> Runtime {
+pub fn many_threads() -> Runtime {
     Builder::new_multi_thread().worker_threads(3).enable_time().build().unwrap()
 }
 
 /// Runs the case under both runtimes.
-fn under_both<F: Future<Output = ()> + Send + 'static>(case: impl Fn() -> F) {
+pub fn under_both<F: Future<Output = ()> + Send + 'static>(case: impl Fn() -> F) {
     let _together = together();
     one_thread().block_on(case());
     let runtime = many_threads();
@@ -36,14 +36,14 @@ fn under_both<F: Future<Output = ()> + Send + 'static>(case: impl Fn() -> F) {
 }
 
 /// Records, when dropped, which request the thread is inside.
-struct Dropped {
+pub struct Dropped {
     inside: Arc<AtomicU64>,
     held: Option<Held>,
 }
 
 impl Dropped {
     /// Creates one with a block from what is active.
-    fn new(inside: &Arc<AtomicU64>) -> Self {
+    pub fn new(inside: &Arc<AtomicU64>) -> Self {
         Self { inside: inside.clone(), held: Some(Held::new(100, 5)) }
     }
 }
@@ -124,7 +124,7 @@ fn a_scope_that_many_threads_poll_has_one_lane() {
 
 /// Returns a future that is pending once. (Tokio's own records the task in a vector, which grows
 /// where it is first used.)
-fn yield_now() -> impl Future<Output = ()> {
+pub fn yield_now() -> impl Future<Output = ()> {
     let mut is_first = true;
     poll_fn(move |context| {
         if std::mem::take(&mut is_first) {
@@ -437,7 +437,7 @@ fn a_scope_s_handle_goes_when_it_is_ready() {
     let again = catch_unwind(AssertUnwindSafe(|| scope.as_mut().poll(&mut context)));
     assert_eq!(
         again.unwrap_err().downcast_ref::<&str>().copied(),
-        Some("Scope polled after it was ready")
+        Some("Scope polled after it was over")
     );
     assert_eq!((current_id(), active_owner()), (None, None));
 
@@ -673,7 +673,7 @@ fn a_runtime_that_goes_drops_its_scopes() {
 // ---- giving a request up ------------------------------------------------------------------------
 
 /// Keeps more and more across polls; the other tasks of the runtime go on.
-async fn greedy() -> usize {
+pub async fn greedy() -> usize {
     let mut held: Vec<Vec<u8>> = Vec::with_capacity(4096);
     for round in 0..4_000 {
         held.push(vec![1; 1_000]);

@@ -4,9 +4,13 @@
 mod futures;
 mod growth;
 mod handles;
+mod inherit;
 mod many;
+mod scopes;
 mod soundness;
 mod stress;
+#[cfg(feature = "stream")]
+mod streams;
 mod support;
 mod turns;
 

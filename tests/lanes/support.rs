@@ -44,6 +44,9 @@ pub struct Held {
 // SAFETY: a block belongs to no thread, and `Held` is its only owner.
 unsafe impl Send for Held {}
 
+// SAFETY: a shared one only reads the block.
+unsafe impl Sync for Held {}
+
 fn byte(seed: u64, index: usize) -> u8 {
     (seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64 * 0x3d) >> 3) as u8
 }
