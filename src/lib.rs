@@ -28,7 +28,7 @@ pub use api::global::{RqMalloc, is_installed, persist};
 pub use api::global::{check_structures, usable_size};
 pub use api::hooks::{begin_request, close_request, end_request};
 pub use api::idle::{NoBackgroundThread, start_background_thread, trim};
-pub use api::limit::{LimitBelowUse, LimitExceeded};
+pub use api::limit::{LimitBelowUse, LimitExceeded, LimitKind};
 pub use api::prewarm::prewarm;
 pub use api::report::{Report, Stats, Usage, stats};
 #[doc(hidden)]

@@ -88,7 +88,9 @@ impl<F: Future> Future for Scope<F> {
         };
         let entered = inside.enter();
         let catching = Catching::new();
+        let before = inside.control.poll_begins();
         let output = running.poll(context);
+        inside.control.poll_ends(before);
         let marked = inside.given_up();
         if output.is_pending() && marked.is_none() {
             return output;

@@ -68,9 +68,28 @@ pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
         report_leaks(control);
     }
     let outcome = HEAP.finish_request(control, survivors);
+    if let Some(parent) = control.parent() {
+        leave_parent(control, parent);
+    } else {
+        pool(control);
+    }
+    outcome
+}
+
+/// Pools the control block of a request that is over.
+#[inline]
+fn pool(control: &'static Control) {
     count_finished();
     if !current().is_some_and(|thread| thread.stash_control(control)) {
         HEAP.recycle(control);
     }
-    outcome
+}
+
+/// Takes what the request held off its parent, pools its control block, and drops its handle of the
+/// parent, which may be the last one.
+#[cold]
+fn leave_parent(control: &'static Control, parent: &'static Control) {
+    control.leave_parent();
+    pool(control);
+    drop_handle(parent);
 }
