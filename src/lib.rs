@@ -29,6 +29,7 @@ pub use api::global::{check_structures, usable_size};
 pub use api::hooks::{begin_request, close_request, end_request};
 pub use api::idle::{NoBackgroundThread, start_background_thread, trim};
 pub use api::limit::{LimitBelowUse, LimitExceeded, LimitKind};
+pub use api::limit::{check_process, process_limit, set_process_limit};
 pub use api::prewarm::prewarm;
 pub use api::report::{Report, Stats, Usage, stats};
 #[doc(hidden)]

@@ -145,8 +145,9 @@ impl RequestBuilder {
 
 impl fmt::Debug for RequestBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { name, limit_bytes, soft_limit_bytes, reserve_bytes, leaks, hides_limit, .. } =
-            self.opening;
+        let Opening {
+            name, limit_bytes, soft_limit_bytes, reserve_bytes, leaks, hides_limit, ..
+        } = self.opening;
         f.debug_struct("RequestBuilder")
             .field("name", &name)
             .field("soft_limit", &soft_limit_bytes)
@@ -167,7 +168,9 @@ impl Request {
     /// If there is no memory for its control block, as a failed allocation does.
     #[expect(clippy::new_without_default, reason = "a default value should not open a request")]
     pub fn new() -> Self {
-        Self::builder().build()
+        let opened = open(&Opening::default());
+        let control = opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()));
+        Self { control }
     }
 
     /// Returns a builder for a request with a name or other settings.

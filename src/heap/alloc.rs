@@ -124,6 +124,7 @@ impl Heap {
             self.release_all_idle();
             take()
         })?;
+        self.note_growth();
         span.mapping.asked_bytes.set(size);
         span.own.header_id.store(tag.id(), Ordering::Relaxed);
         let block = span.base() + FIRST_PAYLOAD_OFFSET;

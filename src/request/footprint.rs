@@ -118,6 +118,14 @@ impl Footprint {
     /// `lane` is the lane that the caller is in; a caller outside has none.
     pub fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
         let units = units_of(bytes);
+        if self.above().is_none() {
+            return self.charge_alone(lane, units, bound);
+        }
+        self.charge_chain(lane, units, bound)
+    }
+
+    #[cold]
+    fn charge_chain(&self, lane: Option<&Lane>, units: u64, bound: Bound) -> bool {
         let charge = |level: &Self| {
             let is_own = core::ptr::eq(level, self);
             let is_granted = level.charge_alone(lane, units, bound);
@@ -126,16 +134,14 @@ impl Footprint {
             }
             is_granted
         };
-        let undo = |level: &Self| {
-            if core::ptr::eq(level, self) {
-                level.budget.refund(units);
-            } else {
-                level.refund_child(units);
-            }
+        let undo = |level: &Self| match core::ptr::eq(level, self) {
+            true => level.budget.refund(units),
+            false => level.refund_child(units),
         };
         charge_each(self.levels(), charge, undo).is_ok()
     }
 
+    #[inline]
     fn charge_alone(&self, lane: Option<&Lane>, units: u64, bound: Bound) -> bool {
         let granted = self.budget.charge(units, self.most_units(bound)).or_else(|| {
             let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
@@ -152,12 +158,20 @@ impl Footprint {
         self.levels().for_each(|level| level.note_taken_alone(asked_bytes));
     }
 
+    #[inline]
     fn note_taken_alone(&self, asked_bytes: usize) {
         let used = self.budget.used();
-        let in_use_bytes = used as usize * UNIT_BYTES;
-        self.peak_bytes.fetch_max(in_use_bytes, Ordering::Relaxed);
+        self.peak_bytes.fetch_max(used as usize * UNIT_BYTES, Ordering::Relaxed);
+        if used > self.limits.near_units().min(self.limits.soft_units()) {
+            self.set_marks(used, asked_bytes);
+        }
+    }
+
+    #[cold]
+    fn set_marks(&self, used: u64, asked_bytes: usize) {
         for (reason, mark_units) in self.marks_at() {
             if used > mark_units && !self.mark.has(reason) {
+                let in_use_bytes = used as usize * UNIT_BYTES;
                 self.mark.say(reason, Marked { in_use_bytes, asked_bytes });
             }
         }
@@ -236,8 +250,8 @@ impl Footprint {
     }
 
     fn missing_alone(&self, bytes: usize) -> usize {
-        let limit_bytes = self.budget.limit().units() as usize * UNIT_BYTES;
-        self.bytes().saturating_add(bytes).saturating_sub(limit_bytes)
+        let limit = self.budget.limit();
+        self.bytes().saturating_add(bytes).saturating_sub(limit.units() as usize * UNIT_BYTES)
     }
 
     /// Sets the limit, `usize::MAX` for none. `false`: more is in use, and nothing has changed.
@@ -267,7 +281,7 @@ impl Footprint {
     /// How many units may be in use up to a bound: at the soft one to the lowest mark that is not
     /// set.
     fn most_units(&self, bound: Bound) -> u64 {
-        if bound == Bound::Hard {
+        if bound == Bound::Hard || self.limits.are_none() {
             return u64::MAX;
         }
         let [near, soft] = self
@@ -315,20 +329,17 @@ impl Footprint {
     /// Notes that an allocation was refused at the limit of the request so many levels above.
     pub fn note_refusal(&self, level: usize, asked_bytes: usize) {
         let Some(refuser) = self.levels().nth(level.min(MAX_LEVELS - 1)) else { return };
-        self.mark.say(
-            Reason::Refused(level),
-            Marked { in_use_bytes: refuser.bytes(), asked_bytes },
-        );
+        self.mark
+            .say(Reason::Refused(level), Marked { in_use_bytes: refuser.bytes(), asked_bytes });
     }
 
     /// Marks the request because the process holds `in_use_bytes`, more than its limit. Any thread
     /// may, as a visitor. `false`: it is marked for that already.
     pub fn mark_for_process(&self, limit_bytes: usize, in_use_bytes: usize) -> bool {
-        let is_new = !self.is_marked_for_process();
-        if is_new {
+        !self.is_marked_for_process() && {
             self.mark.say(Reason::Process, Marked { in_use_bytes, asked_bytes: limit_bytes });
+            true
         }
-        is_new
     }
 
     /// Whether the request is marked because of what the process holds.
@@ -385,7 +396,10 @@ mod tests {
             "marked, so up to the limit"
         );
         assert!(!take(&footprint, PAGE_BYTES, Bound::Hard));
-        assert!(footprint.level_over_limit(PAGE_BYTES) == Some(0) && footprint.level_over_limit(0).is_none());
+        assert!(
+            footprint.level_over_limit(PAGE_BYTES) == Some(0)
+                && footprint.level_over_limit(0).is_none()
+        );
         assert_eq!(footprint.missing_bytes(3 * PAGE_BYTES), 3 * PAGE_BYTES);
     }
 
@@ -409,7 +423,10 @@ mod tests {
         assert!(!take(&footprint, PAGE_BYTES, Bound::Soft), "the mark is where it was asked for");
         assert_eq!(footprint.room_bytes(Bound::Hard), MAX_DEFAULT_RESERVE_BYTES);
         assert!(take(&footprint, MAX_DEFAULT_RESERVE_BYTES, Bound::Hard));
-        assert!(!footprint.charge(None, PAGE_BYTES, Bound::Hard) && footprint.level_over_limit(PAGE_BYTES) == Some(0));
+        assert!(
+            !footprint.charge(None, PAGE_BYTES, Bound::Hard)
+                && footprint.level_over_limit(PAGE_BYTES) == Some(0)
+        );
         assert_eq!((footprint.bytes(), footprint.limit_bytes()), (5 * TIB, Some(5 * TIB)));
         assert!(!footprint.set_limit(5 * TIB - PAGE_BYTES - TIB));
         assert!(footprint.set_limit(7 * TIB + 1) && footprint.limit_bytes() == Some(7 * TIB + 1));

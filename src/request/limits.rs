@@ -92,6 +92,12 @@ impl LimitsNow {
         limit_of(limit_bytes)
     }
 
+    /// Whether there is no limit of either kind.
+    #[inline]
+    pub fn are_none(&self) -> bool {
+        self.limit_bytes().min(self.soft_limit_bytes.load(Ordering::Relaxed)) == UNLIMITED
+    }
+
     /// Returns the limit in bytes.
     pub fn limit_bytes(&self) -> usize {
         self.limit_bytes.load(Ordering::Relaxed)
@@ -113,11 +119,15 @@ impl LimitsNow {
     }
 
     /// How many units may be in use before the request is near its limit.
+    #[inline]
     pub fn near_units(&self) -> u64 {
-        let limit_bytes = self.limit_bytes();
-        if limit_bytes == UNLIMITED {
-            return u64::MAX;
+        match self.limit_bytes() {
+            UNLIMITED => u64::MAX,
+            limit_bytes => self.near_limit(limit_bytes),
         }
+    }
+
+    fn near_limit(&self, limit_bytes: usize) -> u64 {
         let reserve_bytes = match self.reserve_bytes.load(Ordering::Relaxed) {
             DEFAULT_RESERVE => default_reserve(limit_bytes, POLL_GROWTH.bytes()),
             bytes => bytes,
@@ -126,6 +136,7 @@ impl LimitsNow {
     }
 
     /// How many units may be in use before it is above its soft limit.
+    #[inline]
     pub fn soft_units(&self) -> u64 {
         self.soft_limit_bytes().map_or(u64::MAX, limit_units)
     }

@@ -77,10 +77,14 @@ pub fn finish(control: &'static Control, survivors: Survivors) -> Outcome {
 }
 
 /// Pools the control block of a request that is over.
-#[inline]
+#[inline(always)]
 fn pool(control: &'static Control) {
     count_finished();
-    if !current().is_some_and(|thread| thread.stash_control(control)) {
+    let is_stashed = match current() {
+        Some(thread) => thread.stash_control(control),
+        None => false,
+    };
+    if !is_stashed {
         HEAP.recycle(control);
     }
 }
