@@ -168,11 +168,11 @@ pub fn charge_each<L>(
 /// Why a request is marked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
-    /// It holds more than its limit less its reserve.
-    Near,
     /// It was refused memory at the limit of the request so many levels above it; only its program
     /// knows whether it can do without.
     Refused(usize),
+    /// It holds more than its limit less its reserve.
+    Near,
     /// It holds more than its soft limit.
     Soft,
     /// The process holds more than its limit, and this request much of it.
@@ -292,10 +292,10 @@ impl Mark {
 
     #[cold]
     fn described(&self, reasons: u32) -> (Reason, Marked) {
-        let reason = if reasons & NEAR != 0 {
-            Reason::Near
-        } else if reasons & REFUSED != 0 {
+        let reason = if reasons & REFUSED != 0 {
             Reason::Refused(reasons.trailing_zeros() as usize)
+        } else if reasons & NEAR != 0 {
+            Reason::Near
         } else if reasons & SOFT != 0 {
             Reason::Soft
         } else {

@@ -71,7 +71,6 @@ impl Control {
     pub fn refuser(&self) -> (&Self, usize) {
         let level = match self.marked() {
             Some((Reason::Refused(level), _)) => level,
-            // Near its own limit, which is said first.
             _ => 0,
         };
         self.level(level).map_or((self, 0), |refuser| (refuser, level))
