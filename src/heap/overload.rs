@@ -15,8 +15,7 @@ const PORTION_LEAVES: usize = 16;
 impl Heap {
     /// Sets the limit of the process in bytes, and looks at once.
     pub fn set_process_limit(&self, bytes: Option<usize>) {
-        let word = bytes.map_or(0, |bytes| bytes.saturating_add(1));
-        self.process.limit.store(word, Ordering::Relaxed);
+        self.process.limit.store(bytes.map_or(0, |bytes| !bytes), Ordering::Relaxed);
         self.process.next_look.store(0, Ordering::Relaxed);
         self.look_at_process(os::coarse_milliseconds());
     }

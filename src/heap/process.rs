@@ -35,7 +35,7 @@ pub const MOST_MARKED: usize = 32;
 
 /// The limit, and who may have to go.
 pub struct ProcessLimit {
-    /// The limit in bytes and one more; 0: none.
+    /// The complement of the limit in bytes: 0 is none.
     pub limit: AtomicUsize,
     pub next_look: AtomicU64,
     /// What was mapped at the last look.
@@ -133,7 +133,10 @@ impl ProcessLimit {
     /// Returns the limit in bytes.
     #[inline]
     pub fn get(&self) -> Option<usize> {
-        self.limit.load(Ordering::Relaxed).checked_sub(1)
+        match self.limit.load(Ordering::Relaxed) {
+            0 => None,
+            complement => Some(!complement),
+        }
     }
 
     /// Whether a look is due at this time, or for what is mapped now; claims it.
