@@ -33,6 +33,7 @@ pub use api::idle::{NoBackgroundThread, start_background_thread, trim};
 pub use api::inherit::{inherit_each, inherit_fn};
 pub use api::observe::{Snapshot, open_requests, set_observer, snapshot};
 pub use api::prewarm::prewarm;
+pub use api::process::{check_process, process_limit, set_process_limit};
 #[doc(hidden)]
 pub use api::request::owner_of;
 pub use api::request::{Entered, Request, check, persistent};
@@ -44,6 +45,6 @@ pub use blocks::request_name::RequestName;
 pub use c::zend;
 pub use request::info::{RequestInfo, Usage};
 pub use request::leaks::{LeakClass, LeakSite, Leaks};
-pub use request::limit::{LimitBelowUse, LimitExceeded};
+pub use request::limit::{LimitBelowUse, LimitExceeded, LimitKind};
 pub use request::report::{Outcome, Report};
 pub use thread::observe::Observer;

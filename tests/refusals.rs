@@ -27,6 +27,7 @@ cases! {
     one_line_for_one_without_a_name prints "rqmalloc: memory limit reached (request 1, limit 1048576, in use 0, asked 2097152)\n";
     one_line_for_a_block_that_grows prints "rqmalloc: memory limit reached (request 1, limit 1048576, in use 65536, asked 2097152)\n";
     one_line_for_a_block_that_grows_outside prints "rqmalloc: memory limit reached (request 1, limit 1048576, in use 65536, asked 2097152)\n";
+    one_line_for_a_child_names_its_parent prints "rqmalloc: memory limit reached (request 2, name GET /, parent 1, limit 1048576, in use 16384, asked 2097152)\n";
     none_where_the_builder_says_so;
     none_where_the_environment_says_so;
     none_for_functions_that_say_it_themselves;
@@ -63,6 +64,20 @@ fn one_line_for_a_request() {
         });
         assert!(request.check().is_err(), "who asks is told");
         close(request);
+    });
+    print!("{text}");
+}
+
+fn one_line_for_a_child_names_its_parent() {
+    let text = standard_error_of(|| {
+        let parent = limited().name("tenant").build();
+        let child = Request::builder().name("GET /").parent(&parent).build();
+        child.run(|| {
+            let small = black_box(vec![1_u8; 100]);
+            assert!(is_refused() && is_refused());
+            drop(small);
+        });
+        [child, parent].into_iter().for_each(close);
     });
     print!("{text}");
 }

@@ -2,6 +2,7 @@
 
 use crate::api::request::{Request, persistent};
 use crate::blocks::request_name::RequestName;
+use crate::lockfree::budget::MAX_LEVELS;
 use crate::request::control::{Control, Opening};
 use crate::thread::open::open;
 use core::fmt;
@@ -14,6 +15,7 @@ use std::vec::Vec;
 #[must_use = "a builder does nothing until `build`"]
 pub struct RequestBuilder {
     opening: Opening,
+    parent: Option<Request>,
     on_end: Vec<Callback>,
 }
 
@@ -28,12 +30,24 @@ impl RequestBuilder {
         self
     }
 
+    /// Sets how many bytes of pages the request should hold: above that it is marked, which
+    /// [`check`](crate::check), [`catch`](Request::catch) and scopes see, after what is free inside
+    /// the request has been looked through. Nothing is refused because of it: what is allocated
+    /// between the mark and the look of the code that runs the request is allocated. With a
+    /// [`memory_limit`](Self::memory_limit), too, it is marked at whichever comes first.
+    ///
+    /// What a service wants by default: code that cannot handle a failed allocation lives.
+    pub fn soft_limit(mut self, bytes: usize) -> Self {
+        self.opening.soft_limit_bytes = Some(bytes);
+        self
+    }
+
     /// Sets how many bytes of pages the request may hold: its footprint, including free blocks in
     /// its pages. At the limit, after what is free inside the request has been looked through,
     /// allocation returns null: `try_reserve` returns an error, most other Rust code ends the
-    /// process. Long before that, at the [`reserve`](Self::reserve), the request is marked, which
-    /// [`check`](crate::check), [`catch`](Request::catch) and scopes see. The limit is suspended
-    /// while the thread panics and in `on_end` callbacks. ZendMM's `memory_limit`.
+    /// process. Long before that, at the [`reserve`](Self::reserve), the request is marked, as at a
+    /// [`soft_limit`](Self::soft_limit). The limit is suspended while the thread panics and in
+    /// `on_end` callbacks. ZendMM's `memory_limit`.
     ///
     /// A limit above 256 MiB may be rounded up, by less than two millionths of it.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
@@ -42,9 +56,22 @@ impl RequestBuilder {
     }
 
     /// Sets how many bytes below the memory limit the request is marked: what it may still allocate
-    /// while it is being given up. By default an eighth of the limit, at most 4 MiB.
+    /// while it is being given up. By default an eighth of the limit, at most 4 MiB; or, if that is
+    /// more, one and a quarter times what a request with a memory limit was seen to grow by in one
+    /// poll of a scope, at most half of the limit. Such a growth counts half after each minute or
+    /// two in which it was not seen again.
     pub fn reserve(mut self, bytes: usize) -> Self {
         self.opening.reserve_bytes = Some(bytes);
+        self
+    }
+
+    /// Makes the request a child of `parent`: what it holds counts to its parent's footprint and
+    /// peak, and to those of the parent's own parents, until the child is finished. It is refused
+    /// memory when one of them is at its memory limit, and is to be given up when one of them is
+    /// marked. A child keeps its parent open, as a handle does. Being inside the one is not being
+    /// inside the other.
+    pub fn parent(mut self, parent: &Request) -> Self {
+        self.parent = Some(parent.clone());
         self
     }
 
@@ -97,10 +124,18 @@ impl RequestBuilder {
     /// Opens the request.
     ///
     /// # Panics
-    /// If there is no memory for it, as a failed allocation does (see [`handle_alloc_error`]).
-    pub fn build(self) -> Request {
+    /// If there is no memory for it, as a failed allocation does (see [`handle_alloc_error`]); or if
+    /// its [`parent`](Self::parent) has seven requests above it.
+    pub fn build(mut self) -> Request {
+        let parent = self.parent.take();
+        if let Some(parent) = &parent {
+            assert!(parent.control.may_be_parent(), "{MAX_LEVELS} requests are nested at most");
+            self.opening.parent = Some(parent.control);
+        }
         let opened = open(&self.opening);
         let control = opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()));
+        // The child has that handle from here on (Q3).
+        core::mem::forget(parent);
         let request = Request { control };
         if !self.on_end.is_empty() {
             persistent(|| {
@@ -113,12 +148,15 @@ impl RequestBuilder {
 
 impl fmt::Debug for RequestBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { name, limit_bytes, reserve_bytes, leaks, hides_limit, opened_at: _ } =
-            self.opening;
+        let Opening {
+            name, limit_bytes, soft_limit_bytes, reserve_bytes, leaks, hides_limit, ..
+        } = self.opening;
         f.debug_struct("RequestBuilder")
             .field("name", &name)
+            .field("soft_limit", &soft_limit_bytes)
             .field("memory_limit", &limit_bytes)
             .field("reserve", &reserve_bytes)
+            .field("parent", &self.parent)
             .field("leaks", &leaks)
             .field("report_limit", &!hides_limit)
             .field("on_end", &self.on_end.len())
@@ -133,7 +171,9 @@ impl Request {
     /// If there is no memory for its control block, as a failed allocation does.
     #[expect(clippy::new_without_default, reason = "a default value should not open a request")]
     pub fn new() -> Self {
-        Self::builder().build()
+        let opened = open(&Opening::default());
+        let control = opened.unwrap_or_else(|| handle_alloc_error(Layout::new::<Control>()));
+        Self { control }
     }
 
     /// Returns a builder for a request with a name or other settings.

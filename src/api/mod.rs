@@ -2,6 +2,7 @@
 
 pub mod global;
 pub mod idle;
+pub mod process;
 pub mod stats;
 
 pub mod request;

@@ -92,7 +92,8 @@ impl Request {
         f()
     }
 
-    /// Returns what the request uses now.
+    /// Returns what the request uses now. Blocks are its own; the footprint and its peak include
+    /// what its children hold (see [`RequestBuilder::parent`](crate::RequestBuilder::parent)).
     pub fn usage(&self) -> Usage {
         Usage::of(self.control)
     }
@@ -107,10 +108,10 @@ impl Request {
         RequestInfo::of(self.control)
     }
 
-    /// Checks whether the request has reached its memory limit or the mark below it.
+    /// Checks whether the request is marked, or one above it, or was refused memory at a limit.
     ///
     /// # Errors
-    /// If it has: the limit, what was in use and what was asked for at that time.
+    /// If so: which limit, what was in use and what was asked for at that time.
     pub fn check(&self) -> Result<(), LimitExceeded> {
         limit_exceeded(self.control).map_or(Ok(()), Err)
     }
@@ -120,7 +121,25 @@ impl Request {
         self.control.is_to_be_given_up().then(|| limit_exceeded(self.control)).flatten()
     }
 
-    /// Sets the memory limit, in bytes of pages; `None`: no limit. A request that has room again is
+    /// Returns the request that this one is a child of, if any: see
+    /// [`RequestBuilder::parent`](crate::RequestBuilder::parent).
+    pub fn parent(&self) -> Option<Self> {
+        // The child has a handle of it, and this is one of the child (Q3).
+        let control = self.control.parent()?;
+        add_handle(control);
+        Some(Self { control })
+    }
+
+    /// Sets the soft limit, in bytes of pages; `None`: none. A request that holds more is marked at
+    /// once, after what is free inside it was given back if this thread is inside; one that has
+    /// room again is no longer marked because of it.
+    pub fn set_soft_limit(&self, bytes: Option<usize>) {
+        let limit = bytes.unwrap_or(usize::MAX);
+        self.control.set_soft_limit(self.lane_here(), limit, &HEAP);
+    }
+
+    /// Sets the memory limit, in bytes of pages; `None`: no limit. What its children hold is in use,
+    /// too. A request that has room again is
     /// no longer marked. ZendMM's `zend_set_memory_limit`, except that an accepted limit is always
     /// stored.
     ///
@@ -295,11 +314,11 @@ pub fn persistent<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Checks whether this thread's innermost request has reached its memory limit or the mark below
-/// it; `Ok` outside requests. Cheap: long computations should call it now and then.
+/// Checks whether this thread's innermost request is marked, or one above it, or was refused memory
+/// at a limit; `Ok` outside requests. Cheap: long computations should call it now and then.
 ///
 /// # Errors
-/// If it has: the limit, what was in use and what was asked for at that time.
+/// If so: which limit, what was in use and what was asked for at that time.
 pub fn check() -> Result<(), LimitExceeded> {
     match thread::current_control() {
         Some(control) => limit_exceeded(control).map_or(Ok(()), Err),

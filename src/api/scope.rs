@@ -3,6 +3,7 @@
 use crate::api::bailout::{Bailout, Catching, catching, raise};
 use crate::api::inherit::{Place, Within};
 use crate::api::request::Request;
+use crate::request::control::Control;
 use crate::request::limit::LimitExceeded;
 use core::fmt;
 use core::future::Future;
@@ -182,7 +183,10 @@ impl<T> Scope<T> {
             let Some(running) = value.as_mut().as_pin_mut() else {
                 panic!("Scope polled after it was over");
             };
+            let control = place.request().map(|request| request.control);
+            let before = control.and_then(Control::poll_begins);
             let polled = poll(running);
+            control.inspect(|control| control.poll_ends(before));
             let marked = place.given_up();
             if marked.is_some() || is_over(&polled) {
                 value.set(None);

@@ -65,8 +65,7 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
             reported_after_bailout: options.report_leaks_after_bailout,
             traced: options.trace_leaks,
         },
-        hides_limit: false,
-        opened_at: 0,
+        ..Opening::default()
     };
     begin(&opening, stack_here())
 }

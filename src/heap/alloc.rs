@@ -77,12 +77,12 @@ impl Heap {
         align: usize,
     ) -> Allocated {
         let Some(bytes) = needed_bytes(size, align) else { return Allocated::NOTHING };
-        if !self.may_fit(bytes) && bytes <= control.limit().unwrap_or(usize::MAX) {
+        if !self.may_fit(bytes) && bytes <= control.lowest_limit().unwrap_or(usize::MAX) {
             return Allocated::NOTHING;
         }
         if !control.charge_or_reclaim(lane, bytes, size, self) {
             // Without a limit, a length too large to count is a shortage of memory.
-            let has_limit = control.limit().is_some();
+            let has_limit = control.lowest_limit().is_some();
             return if has_limit { Allocated::REFUSED } else { Allocated::NOTHING };
         }
         let tag = Header::tag(control.id(), LIVE | LARGE);
@@ -124,6 +124,7 @@ impl Heap {
             self.release_all_idle();
             take()
         })?;
+        self.note_growth();
         span.mapping.asked_bytes.set(size);
         span.own.header_id.store(tag.id(), Ordering::Relaxed);
         let block = span.base() + FIRST_PAYLOAD_OFFSET;

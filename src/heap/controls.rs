@@ -167,8 +167,7 @@ impl Controls {
         self.purge(false, host)
     }
 
-    /// Gives back everything idle; unless `all`, what was idle at the last two looks, too. Returns
-    /// the bytes of descriptors that went.
+    /// Gives back all that is idle, else what was idle at two looks. Returns bytes of descriptors.
     pub fn purge<S: Host>(&self, all: bool, host: &S) -> usize {
         // What control blocks had goes with them.
         self.blocks.purge(all, &IdleControls(host))
@@ -200,6 +199,11 @@ impl Controls {
     /// The stubs whose control block is somebody's.
     pub fn stubs_in_use(&self) -> impl Iterator<Item = &'static Stub> + '_ {
         self.blocks.in_use().filter_map(|index| self.stub(index))
+    }
+
+    /// The same of one leaf. `None`: there are fewer.
+    pub fn stubs_of(&self, leaf: usize) -> Option<impl Iterator<Item = &'static Stub> + '_> {
+        Some(self.blocks.in_use_of(leaf)?.filter_map(|index| self.stub(index)))
     }
 
     /// The lock of the list of large blocks of the request with this serial.

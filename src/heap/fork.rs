@@ -22,5 +22,6 @@ impl Heap {
             self.controls.recover(visited);
             self.credit.recover(drawn_bytes);
         }
+        self.process.recover();
     }
 }

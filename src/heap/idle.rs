@@ -4,6 +4,7 @@ use super::Heap;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::blocks::holes::tidy_up;
 use crate::persistent::store::PORTION_BLOCKS;
+use crate::request::growth::POLL_GROWTH;
 
 /// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
@@ -60,8 +61,12 @@ impl Heap {
     /// Gives back what has been idle since the last tick, if a tick is due, or a portion of what is
     /// due since then.
     pub fn tick(&self, now: u64) {
+        if self.process_limit().is_some() {
+            self.look_at_process(now);
+        }
         if claim(&self.next_tick, now, TICK_MILLISECONDS, 0) {
             self.store.age();
+            POLL_GROWTH.tick(now);
             self.controls.look(now, self);
             self.mappings.decay(&self.pages, Some(now));
             self.pages.purge(true);

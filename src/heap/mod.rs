@@ -9,6 +9,8 @@ mod alloc;
 mod free;
 mod resize;
 mod requests;
+mod process;
+mod overload;
 pub mod idle;
 mod fork;
 #[cfg(test)]
@@ -28,6 +30,7 @@ use crate::pages::page_heap::PageHeap;
 use crate::persistent::cache::CacheCredit;
 use crate::persistent::store::{SLOTS_BYTES, Store};
 use controls::Controls;
+use process::ProcessLimit;
 
 pub use controls::{LOOK_MILLISECONDS, MAX_WARM_BYTES};
 
@@ -47,6 +50,7 @@ pub struct Heap {
     store: Store,
     controls: Controls,
     credit: CacheCredit,
+    process: ProcessLimit,
     next_tick: AtomicU64,
     /// When a portion of what is due is done next.
     next_portion: AtomicU64,
@@ -68,6 +72,7 @@ impl Heap {
             store: Store::new(),
             controls: Controls::new(),
             credit: CacheCredit::new(),
+            process: ProcessLimit::new(),
             next_tick: AtomicU64::new(0),
             next_portion: AtomicU64::new(0),
             has_work: AtomicBool::new(false),

@@ -63,6 +63,7 @@ impl Heap {
     fn resize_mapping(&self, span: &Span, new_size: usize) -> bool {
         self.mappings.resize(&self.pages, span, new_size) && {
             span.mapping.asked_bytes.set(new_size);
+            self.note_growth();
             true
         }
     }

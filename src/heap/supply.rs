@@ -51,6 +51,7 @@ impl Supply for Heap {
         // Other threads may take all of a new chunk first, but not often.
         let grow =
             || (0..GROWTH_ATTEMPTS).find_map(|_| self.pages.grow(pages).then(take).flatten());
+        let grow = || grow().inspect(|_| self.note_growth());
         take()
             .or_else(|| self.reap_before_growth().then(take).flatten())
             .or_else(grow)

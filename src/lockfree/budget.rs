@@ -1,11 +1,14 @@
 //! What a request may hold: what it uses and its limit in one word, so that one compare-and-swap
-//! decides both.
+//! decides both. A request may be below another one, to which its charges count, too.
 //!
 //! Compiled by `loom-tests`. Everything is in units, whose length only the caller knows.
 //!
 //! - **G1** A granted charge leaves `used` no higher than the limit and than the bound it was given;
 //!   an accepted limit is not below `used`. Only `charge_beyond` exceeds it.
 //! - **G2** A thread that sees a mark sees what was in use and what was asked for when it was set.
+//!   Marks of one kind may be set and cleared while one of another kind is set: neither is lost.
+//! - **G3** What goes up a chain of budgets is charged to all of them, or in the end to none. While
+//!   it is refused, those below the one that refuses have it for a moment.
 
 use crate::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, const_fn};
 
@@ -103,6 +106,13 @@ impl Budget {
         self.0.fetch_sub(units << LIMIT_BITS, Ordering::Relaxed);
     }
 
+    /// Takes everything off the charge, by a thread that has the request to itself. Returns it.
+    pub fn take_all(&self) -> u64 {
+        let used = self.used();
+        self.refund(used);
+        used
+    }
+
     /// Sets the limit, unless more is in use: then nothing changes.
     pub fn set_limit(&self, limit: Limit) -> bool {
         self.change(|used, _| (used <= limit.units()).then_some((used, limit))).is_some()
@@ -138,77 +148,160 @@ impl Budget {
     }
 }
 
+/// Charges every level of a chain, from the lowest up (G3). `Err`: how many levels were charged
+/// before one refused; `undo` has been called on these.
+#[inline]
+pub fn charge_each<L>(
+    levels: impl Iterator<Item = L> + Clone,
+    charge: impl Fn(L) -> bool,
+    undo: impl Fn(L),
+) -> Result<(), usize> {
+    for (number, level) in levels.clone().enumerate() {
+        if !charge(level) {
+            levels.take(number).for_each(undo);
+            return Err(number);
+        }
+    }
+    Ok(())
+}
+
+/// Why a request is marked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// It was refused memory at the limit of the request so many levels above it; only its program
+    /// knows whether it can do without.
+    Refused(usize),
+    /// It holds more than its limit less its reserve.
+    Near,
+    /// It holds more than its soft limit.
+    Soft,
+    /// The process holds more than its limit, and this request much of it.
+    Process,
+}
+
+/// Most requests in a chain: one, its parent, that one's parent and so on.
+pub const MAX_LEVELS: usize = 8;
+
+const NEAR: u32 = 1 << MAX_LEVELS;
+const SOFT: u32 = NEAR << 1;
+const PROCESS: u32 = NEAR << 2;
+/// One bit for each level that may refuse.
+const REFUSED: u32 = NEAR - 1;
+
+impl Reason {
+    const fn bit(self) -> u32 {
+        match self {
+            Self::Near => NEAR,
+            Self::Refused(level) => 1 << level,
+            Self::Soft => SOFT,
+            Self::Process => PROCESS,
+        }
+    }
+}
+
 /// What a mark records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Marked {
-    /// Bytes that were in use.
+    /// Bytes that were in use, by the request or by the process.
     pub in_use_bytes: usize,
-    /// Bytes that were asked for.
+    /// Bytes that were asked for; of the process, its limit.
     pub asked_bytes: usize,
 }
 
-/// A note that a request has come near its limit, or was refused memory at it.
-pub struct Mark {
-    reasons: AtomicU32,
+/// The two values of a mark.
+struct Record {
     in_use_bytes: AtomicUsize,
     asked_bytes: AtomicUsize,
 }
 
-/// The request holds more than its limit less its reserve.
-const NEAR: u32 = 1;
-/// The request was refused memory; only its program knows whether it can do without.
-const REFUSED: u32 = 2;
+impl Record {
+    const_fn! {
+        const fn new() -> Self {
+            Self { in_use_bytes: AtomicUsize::new(0), asked_bytes: AtomicUsize::new(0) }
+        }
+    }
+
+    fn get(&self) -> Marked {
+        Marked {
+            in_use_bytes: self.in_use_bytes.load(Ordering::Relaxed),
+            asked_bytes: self.asked_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Notes that a request has come near a limit, or was refused memory at one.
+pub struct Mark {
+    reasons: AtomicU32,
+    /// Of what the request's own threads say.
+    own: Record,
+    /// Of what any thread says because of the process.
+    process: Record,
+}
 
 impl Mark {
     const_fn! {
         /// A mark that is not set.
         pub const fn new() -> Self {
-            Self {
-                reasons: AtomicU32::new(0),
-                in_use_bytes: AtomicUsize::new(0),
-                asked_bytes: AtomicUsize::new(0),
-            }
+            Self { reasons: AtomicU32::new(0), own: Record::new(), process: Record::new() }
         }
     }
 
-    /// Marks the request as near its limit, or records anew why it is.
-    pub fn set(&self, marked: Marked) {
-        self.say(NEAR, marked);
+    /// Marks the request, or records anew why it is marked.
+    pub fn say(&self, reason: Reason, marked: Marked) {
+        let record = if reason == Reason::Process { &self.process } else { &self.own };
+        record.in_use_bytes.store(marked.in_use_bytes, Ordering::Relaxed);
+        record.asked_bytes.store(marked.asked_bytes, Ordering::Relaxed);
+        self.reasons.fetch_or(reason.bit(), Ordering::Release);
     }
 
-    /// Marks the request as having been refused memory.
-    pub fn note_refusal(&self, marked: Marked) {
-        self.say(REFUSED, marked);
-    }
-
-    fn say(&self, reason: u32, marked: Marked) {
-        self.in_use_bytes.store(marked.in_use_bytes, Ordering::Relaxed);
-        self.asked_bytes.store(marked.asked_bytes, Ordering::Relaxed);
-        self.reasons.fetch_or(reason, Ordering::Release);
-    }
-
-    /// Clears the mark.
+    /// Clears the mark of a new request, which no other thread knows yet.
     #[inline]
     pub fn clear(&self) {
         self.reasons.store(0, Ordering::Relaxed);
     }
 
-    /// Returns whether the request is marked as near its limit.
-    #[inline]
-    pub fn is_near(&self) -> bool {
-        self.reasons.load(Ordering::Relaxed) & NEAR != 0
+    /// The request has room below its limit again: it is not near it, nor refused memory.
+    pub fn clear_limit(&self) {
+        self.reasons.fetch_and(!(NEAR | REFUSED), Ordering::Relaxed);
     }
 
-    /// Returns why the mark is set, if it is.
+    /// The request has room below its soft limit again.
+    pub fn clear_soft(&self) {
+        self.reasons.fetch_and(!SOFT, Ordering::Relaxed);
+    }
+
+    /// Returns whether the request is marked for this reason.
     #[inline]
-    pub fn get(&self) -> Option<Marked> {
-        if self.reasons.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        Some(Marked {
-            in_use_bytes: self.in_use_bytes.load(Ordering::Relaxed),
-            asked_bytes: self.asked_bytes.load(Ordering::Relaxed),
-        })
+    pub fn has(&self, reason: Reason) -> bool {
+        self.reasons.load(Ordering::Relaxed) & reason.bit() != 0
+    }
+
+    /// Returns whether the request is to be given up: it was marked for more than a refusal.
+    #[inline]
+    pub fn is_to_be_given_up(&self) -> bool {
+        self.reasons.load(Ordering::Relaxed) & !REFUSED != 0
+    }
+
+    /// Returns why the mark is set, if it is. Of several reasons, the first in the order of
+    /// `Reason`.
+    #[inline]
+    pub fn get(&self) -> Option<(Reason, Marked)> {
+        let reasons = self.reasons.load(Ordering::Acquire);
+        if reasons == 0 { None } else { Some(self.described(reasons)) }
+    }
+
+    #[cold]
+    fn described(&self, reasons: u32) -> (Reason, Marked) {
+        let reason = if reasons & REFUSED != 0 {
+            Reason::Refused(reasons.trailing_zeros() as usize)
+        } else if reasons & NEAR != 0 {
+            Reason::Near
+        } else if reasons & SOFT != 0 {
+            Reason::Soft
+        } else {
+            return (Reason::Process, self.process.get());
+        };
+        (reason, self.own.get())
     }
 }
 

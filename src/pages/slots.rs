@@ -296,6 +296,14 @@ impl<T, const STUB: usize> Slots<T, STUB> {
         })
     }
 
+    /// The same of the leaf with this number. `None`: it has no memory.
+    pub fn in_use_of(&self, number: usize) -> Option<impl Iterator<Item = u32> + '_> {
+        let (At { group, leaf, first_index }, _) = self.at((number * LEAF_SLOTS) as u32)?;
+        let leaf = &group.leaves[leaf];
+        leaf.base()?;
+        Some(leaf.in_use().map(move |slot| first_index + slot as u32))
+    }
+
     /// Walks the leaves, and passes each thing that has an owner to `is_whole`, with its index;
     /// fatal if that says no, or the leaf contradicts itself. Others may take and give meanwhile.
     pub fn check(&self, name: &'static str, is_whole: impl Fn(usize, u32) -> bool) {

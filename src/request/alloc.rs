@@ -40,10 +40,11 @@ impl Control {
         if block != NONE {
             return Ok((block, false));
         }
-        if !self.footprint.is_over_limit(pages_for(class.stride_bytes() + HEADER_BYTES)) {
+        let bytes = pages_for(class.stride_bytes() + HEADER_BYTES) * PAGE_BYTES;
+        let Some(level) = self.footprint.level_over_limit(bytes) else {
             return Err(Shortage::Memory);
-        }
-        self.footprint.note_refusal(asked_bytes);
+        };
+        self.footprint.note_refusal(level, asked_bytes);
         Err(Shortage::Limit)
     }
 
@@ -250,7 +251,7 @@ impl Control {
         let pages = class.slab_pages();
         let bytes = pages * PAGE_BYTES;
         if !self.charge_or_reclaim(lane, bytes, asked_bytes, supply) {
-            let has_limit = self.limit().is_some();
+            let has_limit = self.lowest_limit().is_some();
             return Err(if has_limit { Shortage::Limit } else { Shortage::Memory });
         }
         let taken = supply.take_span(SpanKind::Large, class.index(), pages, self.serial().0);

@@ -21,7 +21,6 @@ use crate::blocks::identity::Serial;
 use crate::blocks::region::Ids;
 use crate::blocks::request_id::RequestId;
 use crate::blocks::request_name::RequestName;
-use crate::lockfree::budget::Marked;
 use crate::lockfree::header::{Header, LIVE};
 use crate::lockfree::large;
 use crate::lockfree::stack::Stack;
@@ -31,6 +30,7 @@ use crate::request::footprint::Footprint;
 use crate::request::lane::{Lane, Out};
 use crate::request::lanes::Lanes;
 use crate::request::large_list::{LargeList, ListOf};
+use crate::request::limits::Limits;
 use crate::request::name::Name;
 use crate::request::pace::Pace;
 use crate::request::stub::Stub;
@@ -52,8 +52,13 @@ pub struct Opening {
     pub name: Option<RequestName>,
     /// Bytes of pages it may hold.
     pub limit_bytes: Option<usize>,
+    /// Bytes of pages from which on it is marked, and never refused any.
+    pub soft_limit_bytes: Option<usize>,
     /// How many bytes below the limit it is marked.
     pub reserve_bytes: Option<usize>,
+    /// The request that what this one holds counts to, too. Whoever opens the child hands over a
+    /// handle of its parent (Q3).
+    pub parent: Option<&'static Control>,
     /// What is reported about blocks that were never freed.
     pub leaks: LeakPolicy,
     /// Whether nothing is reported when it is refused memory at its limit.
@@ -199,7 +204,13 @@ impl Control {
         self.opened_at.set(opening.opened_at);
         self.leaks.set(opening.leaks);
         self.large.open();
-        self.footprint.open(opening.limit_bytes, opening.reserve_bytes, opening.hides_limit);
+        let parent = opening.parent.map(|parent| &parent.footprint);
+        let limits = Limits {
+            limit_bytes: opening.limit_bytes,
+            soft_limit_bytes: opening.soft_limit_bytes,
+            reserve_bytes: opening.reserve_bytes,
+        };
+        self.footprint.open(&limits, opening.hides_limit, parent);
         self.bailed_out.store(false, Ordering::Relaxed);
         self.panicked.store(false, Ordering::Relaxed);
         self.mark_is_told.store(false, Ordering::Relaxed);
@@ -343,60 +354,7 @@ impl Control {
         self.large.figures()
     }
 
-    // ---- the footprint -----------------------------------------------------------------------
-
-    /// Returns the limit in bytes, if there is one.
-    pub fn limit(&self) -> Option<usize> {
-        self.footprint.limit_bytes()
-    }
-
-    /// Returns why the request is marked, or was refused memory, if so.
-    #[inline]
-    pub fn marked(&self) -> Option<Marked> {
-        self.footprint.marked()
-    }
-
-    /// Whether the request is marked, so that it should be given up. A refusal alone is no reason:
-    /// the caller that asked may do without.
-    #[inline]
-    pub fn is_to_be_given_up(&self) -> bool {
-        self.footprint.is_near_limit()
-    }
-
-    /// Whether it must be reported now that the request was refused memory at its limit: once.
-    pub fn tells_refusal(&self) -> bool {
-        self.footprint.tells_refusal()
-    }
-
-    /// Notes that the memory that was charged for is there.
-    pub fn note_taken(&self, asked_bytes: usize) {
-        self.footprint.note_taken(asked_bytes);
-    }
-
-    /// Takes `bytes` of pages off the footprint (Q2).
-    pub fn refund(&self, bytes: usize) {
-        self.footprint.refund(bytes);
-    }
-
-    /// Returns the bytes of pages it holds.
-    pub fn footprint_bytes(&self) -> usize {
-        self.footprint.bytes()
-    }
-
-    /// Returns the bytes of regions it holds.
-    pub(super) fn region_bytes(&self) -> usize {
-        self.footprint_bytes().saturating_sub(self.large.bytes())
-    }
-
-    /// Returns the largest footprint so far.
-    pub fn peak_bytes(&self) -> usize {
-        self.footprint.peak_bytes()
-    }
-
-    /// Starts to measure the peak anew.
-    pub fn reset_peak(&self) {
-        self.footprint.reset_peak();
-    }
+    // ---- figures -----------------------------------------------------------------------------
 
     /// What is outside the lanes' bins and not in use by the request: free blocks, and persisted
     /// ones.

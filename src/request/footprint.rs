@@ -1,27 +1,28 @@
 //! What a request may hold: charged in pages before memory is taken, up to a mark and to a limit.
+//! A request may have a parent, to which everything it is charged counts, too.
 //!
 //! | field | written by | read by |
 //! |---|---|---|
 //! | `budget`, `mark` | see `budget` | |
 //! | `peak_bytes` | the thread that takes memory, by read-modify-write | any thread |
-//! | `limit_bytes`, `reserve_bytes` | the thread that sets the limit | any thread, for the mark and for texts |
+//! | `limits` | see `limits` | |
 //! | `refusal_is_told` | the thread that is refused memory at the limit | the same |
+//! | `above` | who opens the request, before others know it; who finishes it | anybody in the request, or visiting it |
+//! | `of_children_units` | who charges or refunds a request below, by read-modify-write | any thread |
 //!
-//! - **Q2** The *footprint*, what `budget` has in use, is the sum of the request's regions and of
-//!   what its large blocks need; it is charged before the memory is taken. `peak_bytes` is its
-//!   largest value since the request was opened or the peak was reset.
+//! - **Q2** The *footprint*, what `budget` has in use, is the sum of the request's regions, of what
+//!   its large blocks need, and of its children's footprints; it is charged before the memory is
+//!   taken. `peak_bytes` is its largest value since the request was opened or the peak was reset.
+//! - **Q3** Until a child is finished it has a handle of its parent, so what is `above` is open; and
+//!   what it still holds is taken off its parent's footprint before the handle is dropped.
 
-use crate::base::size_class::PAGE_BYTES;
 use crate::base::symbolizing::is_symbolizing;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
-use crate::lockfree::budget::{Budget, Limit, Mark, Marked};
+use crate::lockfree::budget::{Budget, Limit, MAX_LEVELS, Mark, Marked, Reason, charge_each};
 use crate::request::lane::Lane;
-
-/// How far below its limit a request is marked by default: this part of the limit, up to a maximum.
-const RESERVE_DIVISOR: usize = 8;
-const MAX_DEFAULT_RESERVE_BYTES: usize = 4 * 1024 * 1024;
-/// The `reserve_bytes` of a request whose opener did not set any.
-const DEFAULT_RESERVE: usize = usize::MAX;
+use crate::request::limits::{Limits, LimitsNow, UNIT_BYTES, limit_of, units_of};
+use core::cell::Cell;
+use core::ptr::null;
 
 /// How far a charge may go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,35 +33,18 @@ pub enum Bound {
     Hard,
 }
 
-/// What is charged is a multiple of this: pages, and the holes of adopted spans.
-const UNIT_BYTES: usize = 256;
-
-const _: () = assert!(PAGE_BYTES % UNIT_BYTES == 0, "pages are charged exactly");
-
-/// The units of so many bytes.
-fn units_of(bytes: usize) -> u64 {
-    bytes.div_ceil(UNIT_BYTES) as u64
-}
-
-/// The units of a limit of so many bytes: down, where a charge goes up.
-fn limit_units(bytes: usize) -> u64 {
-    (bytes / UNIT_BYTES) as u64
-}
-
-/// A limit of so many bytes; `usize::MAX`: none.
-fn limit_of(bytes: usize) -> Limit {
-    if bytes == usize::MAX { Limit::NONE } else { Limit::of(limit_units(bytes)) }
-}
-
 /// What a request holds, and how much it may hold.
 pub struct Footprint {
     budget: Budget,
     peak_bytes: AtomicUsize,
-    limit_bytes: AtomicUsize,
-    reserve_bytes: AtomicUsize,
+    limits: LimitsNow,
     mark: Mark,
     /// Whether a refusal at the limit was already reported, or is never to be.
     refusal_is_told: AtomicBool,
+    /// Its parent's; null: it has none.
+    above: Cell<*const Footprint>,
+    /// What of the footprint its children are charged.
+    of_children_units: AtomicUsize,
 }
 
 impl Footprint {
@@ -69,35 +53,62 @@ impl Footprint {
         Self {
             budget: Budget::new(),
             peak_bytes: AtomicUsize::new(0),
-            limit_bytes: AtomicUsize::new(0),
-            reserve_bytes: AtomicUsize::new(0),
+            limits: LimitsNow::new(),
             mark: Mark::new(),
             refusal_is_told: AtomicBool::new(false),
+            above: Cell::new(null()),
+            of_children_units: AtomicUsize::new(0),
         }
     }
 
-    /// Opens it for a new request that no other thread knows yet and that holds nothing.
+    /// Opens it for a new request that no other thread knows yet and that holds nothing; it has a
+    /// handle of its parent. (`of_children_units` is 0 again once every child is finished.)
     #[inline]
-    pub fn open(
-        &self,
-        limit_bytes: Option<usize>,
-        reserve_bytes: Option<usize>,
-        hides_limit: bool,
-    ) {
-        let limit_bytes = limit_bytes.unwrap_or(usize::MAX);
-        self.budget.open(limit_of(limit_bytes));
-        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
-        let reserve_bytes = match reserve_bytes {
-            Some(bytes) => bytes.min(DEFAULT_RESERVE - 1),
-            None => DEFAULT_RESERVE,
-        };
-        self.reserve_bytes.store(reserve_bytes, Ordering::Relaxed);
+    pub fn open(&self, limits: &Limits, hides_limit: bool, parent: Option<&Self>) {
+        self.budget.open(self.limits.open(limits));
         self.mark.clear();
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.refusal_is_told.store(hides_limit, Ordering::Relaxed);
+        self.above.set(parent.map_or(null(), |parent| parent));
     }
 
-    /// Charges `bytes` of pages before they are taken (Q2). `false`: they are over the bound.
+    // ---- the chain -----------------------------------------------------------------------------
+
+    /// The parent's.
+    #[inline]
+    pub fn above(&self) -> Option<&Self> {
+        // SAFETY: null, or in a control block (M1), whose request is open until this one is over
+        // (Q3).
+        unsafe { self.above.get().as_ref() }
+    }
+
+    /// This one, its parent's, and so on.
+    #[inline]
+    pub fn levels(&self) -> impl Iterator<Item = &Self> + Clone {
+        core::iter::successors(Some(self), |level| level.above())
+    }
+
+    /// Takes it out of its chain, once nothing is charged or refunded any more: what it still holds
+    /// is taken off its parent's (Q3).
+    pub fn leave(&self) {
+        let units = self.budget.take_all();
+        self.parents().for_each(|above| above.refund_child(units));
+        self.above.set(null());
+    }
+
+    fn parents(&self) -> impl Iterator<Item = &Self> + Clone {
+        self.levels().skip(1)
+    }
+
+    fn refund_child(&self, units: u64) {
+        self.budget.refund(units);
+        self.of_children_units.fetch_sub(units as usize, Ordering::Relaxed);
+    }
+
+    // ---- charges -------------------------------------------------------------------------------
+
+    /// Charges `bytes` of pages before they are taken (Q2), here and to the parents (G3). `false`:
+    /// they are over a bound.
     ///
     /// At the soft bound a request that is not marked yet is refused, so that the caller reclaims
     /// first; at the hard bound it may go on to its limit. Once it has the memory, `note_taken`
@@ -107,9 +118,32 @@ impl Footprint {
     /// `lane` is the lane that the caller is in; a caller outside has none.
     pub fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
         let units = units_of(bytes);
-        let is_soft = bound == Bound::Soft && !self.mark.is_near();
-        let most = if is_soft { self.mark_units() } else { u64::MAX };
-        let granted = self.budget.charge(units, most).or_else(|| {
+        if self.above().is_none() {
+            return self.charge_alone(lane, units, bound);
+        }
+        self.charge_chain(lane, units, bound)
+    }
+
+    #[cold]
+    fn charge_chain(&self, lane: Option<&Lane>, units: u64, bound: Bound) -> bool {
+        let charge = |level: &Self| {
+            let is_own = core::ptr::eq(level, self);
+            let is_granted = level.charge_alone(lane, units, bound);
+            if is_granted && !is_own {
+                level.of_children_units.fetch_add(units as usize, Ordering::Relaxed);
+            }
+            is_granted
+        };
+        let undo = |level: &Self| match core::ptr::eq(level, self) {
+            true => level.budget.refund(units),
+            false => level.refund_child(units),
+        };
+        charge_each(self.levels(), charge, undo).is_ok()
+    }
+
+    #[inline]
+    fn charge_alone(&self, lane: Option<&Lane>, units: u64, bound: Bound) -> bool {
+        let granted = self.budget.charge(units, self.most_units(bound)).or_else(|| {
             let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
                 || std::thread::panicking()
                 || (bound == Bound::Hard && is_symbolizing());
@@ -118,25 +152,49 @@ impl Footprint {
         granted.is_some()
     }
 
-    /// Notes that the memory that was charged for is there: it counts towards the peak, and the
-    /// request is marked if it has come near its limit.
+    /// Notes that the memory that was charged for is there: it counts towards the peaks, and each
+    /// request that has come near its limit, or above its soft one, is marked.
     pub fn note_taken(&self, asked_bytes: usize) {
+        self.levels().for_each(|level| level.note_taken_alone(asked_bytes));
+    }
+
+    #[inline]
+    fn note_taken_alone(&self, asked_bytes: usize) {
         let used = self.budget.used();
-        let used_bytes = used as usize * UNIT_BYTES;
-        self.peak_bytes.fetch_max(used_bytes, Ordering::Relaxed);
-        if used > self.mark_units() && !self.mark.is_near() {
-            self.mark.set(Marked { in_use_bytes: used_bytes, asked_bytes });
+        self.peak_bytes.fetch_max(used as usize * UNIT_BYTES, Ordering::Relaxed);
+        if used > self.limits.near_units().min(self.limits.soft_units()) {
+            self.set_marks(used, asked_bytes);
         }
     }
 
-    /// Takes `bytes` of pages off the footprint (Q2).
-    pub fn refund(&self, bytes: usize) {
-        self.budget.refund(units_of(bytes));
+    #[cold]
+    fn set_marks(&self, used: u64, asked_bytes: usize) {
+        for (reason, mark_units) in self.marks_at() {
+            if used > mark_units && !self.mark.has(reason) {
+                let in_use_bytes = used as usize * UNIT_BYTES;
+                self.mark.say(reason, Marked { in_use_bytes, asked_bytes });
+            }
+        }
     }
 
-    /// Returns the bytes of pages it holds.
+    /// Takes `bytes` of pages off the footprint (Q2) and off those of the parents.
+    pub fn refund(&self, bytes: usize) {
+        let units = units_of(bytes);
+        self.budget.refund(units);
+        self.parents().for_each(|above| above.refund_child(units));
+    }
+
+    /// Returns the bytes of pages it holds, with those of its children.
     pub fn bytes(&self) -> usize {
         self.budget.used() as usize * UNIT_BYTES
+    }
+
+    /// Returns the bytes of pages it holds without those of its children. Exact while nobody
+    /// charges or refunds.
+    #[inline]
+    pub fn own_bytes(&self) -> usize {
+        let of_children = self.of_children_units.load(Ordering::Relaxed);
+        (self.budget.used() as usize).saturating_sub(of_children) * UNIT_BYTES
     }
 
     /// Returns the largest footprint so far.
@@ -149,29 +207,51 @@ impl Footprint {
         self.peak_bytes.store(self.bytes(), Ordering::Relaxed);
     }
 
+    // ---- limits --------------------------------------------------------------------------------
+
     /// Returns the limit in bytes, if there is one.
     pub fn limit_bytes(&self) -> Option<usize> {
-        (self.budget.limit() != Limit::NONE).then(|| self.limit_bytes.load(Ordering::Relaxed))
+        (self.budget.limit() != Limit::NONE).then(|| self.limits.limit_bytes())
     }
 
-    /// Whether `pages` more are over the limit, rather than more than the system has.
-    pub fn is_over_limit(&self, pages: usize) -> bool {
-        self.budget.used() as usize + pages * (PAGE_BYTES / UNIT_BYTES)
-            > self.budget.limit().units() as usize
+    /// Returns the soft limit in bytes, if there is one.
+    pub fn soft_limit_bytes(&self) -> Option<usize> {
+        self.limits.soft_limit_bytes()
+    }
+
+    /// Returns at which level `bytes` more are over the limit; `None`: at none, so the system has
+    /// no more.
+    pub fn level_over_limit(&self, bytes: usize) -> Option<usize> {
+        self.levels().position(|level| level.missing_alone(bytes) > 0)
+    }
+
+    /// Returns at which level there is a limit.
+    pub fn level_with_limit(&self) -> Option<usize> {
+        self.levels().position(|level| level.budget.limit() != Limit::NONE)
+    }
+
+    /// Returns the lowest limit of the chain in bytes.
+    pub fn lowest_limit_bytes(&self) -> Option<usize> {
+        self.levels().filter_map(Self::limit_bytes).min()
     }
 
     /// How much may be charged up to a bound.
     pub fn room_bytes(&self, bound: Bound) -> usize {
-        let is_soft = bound == Bound::Soft && !self.mark.is_near();
-        let most = if is_soft { self.mark_units() } else { u64::MAX };
-        let most = most.min(self.budget.limit().units());
-        most.saturating_sub(self.budget.used()) as usize * UNIT_BYTES
+        let room = |level: &Self| {
+            let most = level.most_units(bound).min(level.budget.limit().units());
+            most.saturating_sub(level.budget.used()) as usize * UNIT_BYTES
+        };
+        self.levels().map(room).min().unwrap_or(0)
     }
 
-    /// Returns by how much `bytes` more are over the limit.
+    /// Returns by how much `bytes` more are over a limit.
     pub fn missing_bytes(&self, bytes: usize) -> usize {
-        let limit_bytes = self.budget.limit().units() as usize * UNIT_BYTES;
-        (self.bytes() + bytes).saturating_sub(limit_bytes)
+        self.levels().map(|level| level.missing_alone(bytes)).max().unwrap_or(0)
+    }
+
+    fn missing_alone(&self, bytes: usize) -> usize {
+        let limit = self.budget.limit();
+        self.bytes().saturating_add(bytes).saturating_sub(limit.units() as usize * UNIT_BYTES)
     }
 
     /// Sets the limit, `usize::MAX` for none. `false`: more is in use, and nothing has changed.
@@ -179,41 +259,93 @@ impl Footprint {
         if !self.budget.set_limit(limit_of(bytes)) {
             return false;
         }
-        self.limit_bytes.store(bytes, Ordering::Relaxed);
-        if self.budget.used() <= self.mark_units() {
-            self.mark.clear();
+        self.limits.set_limit(bytes);
+        if self.budget.used() <= self.limits.near_units() {
+            self.mark.clear_limit();
         }
         true
     }
 
-    /// How many units may be in use before the request is marked.
-    fn mark_units(&self) -> u64 {
-        let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
-        if limit_bytes == usize::MAX {
+    /// Sets the soft limit, `usize::MAX` for none: the request is marked at once if it is above.
+    pub fn set_soft_limit(&self, bytes: usize) {
+        self.limits.set_soft_limit(bytes);
+        let used = self.budget.used();
+        if used <= self.limits.soft_units() {
+            self.mark.clear_soft();
+        } else if !self.mark.has(Reason::Soft) {
+            let in_use_bytes = used as usize * UNIT_BYTES;
+            self.mark.say(Reason::Soft, Marked { in_use_bytes, asked_bytes: 0 });
+        }
+    }
+
+    /// How many units may be in use up to a bound: at the soft one to the lowest mark that is not
+    /// set.
+    fn most_units(&self, bound: Bound) -> u64 {
+        if bound == Bound::Hard || self.limits.are_none() {
             return u64::MAX;
         }
-        let reserve_bytes = match self.reserve_bytes.load(Ordering::Relaxed) {
-            DEFAULT_RESERVE => (limit_bytes / RESERVE_DIVISOR).min(MAX_DEFAULT_RESERVE_BYTES),
-            bytes => bytes,
-        };
-        limit_units(limit_bytes.saturating_sub(reserve_bytes))
+        let [near, soft] = self
+            .marks_at()
+            .map(|(reason, units)| if self.mark.has(reason) { u64::MAX } else { units });
+        near.min(soft)
     }
+
+    /// How many units may be in use before the request is marked, and for what.
+    fn marks_at(&self) -> [(Reason, u64); 2] {
+        [(Reason::Near, self.limits.near_units()), (Reason::Soft, self.limits.soft_units())]
+    }
+
+    /// Notes by how much it grew in a poll that began at so many bytes, unless it was refused
+    /// memory: that one is no measure.
+    #[cfg(feature = "async")]
+    pub fn note_poll(&self, before_bytes: usize) {
+        let was_refused = matches!(self.mark.get(), Some((Reason::Refused(_), _)));
+        if !was_refused {
+            crate::request::growth::POLL_GROWTH.note(self.bytes().saturating_sub(before_bytes));
+        }
+    }
+
+    // ---- marks ---------------------------------------------------------------------------------
 
     /// Returns why the request is marked, or was refused memory, if so.
     #[inline]
-    pub fn marked(&self) -> Option<Marked> {
+    pub fn marked(&self) -> Option<(Reason, Marked)> {
         self.mark.get()
     }
 
-    /// Whether the request is marked; a refusal alone does not count.
+    /// Whether the request is to be given up, because it or one above it is marked; a refusal alone
+    /// does not count.
     #[inline]
-    pub fn is_near_limit(&self) -> bool {
-        self.mark.is_near()
+    pub fn is_to_be_given_up(&self) -> bool {
+        self.mark.is_to_be_given_up() || self.marked_above().is_some()
     }
 
-    /// Notes that an allocation was refused at the limit.
-    pub fn note_refusal(&self, asked_bytes: usize) {
-        self.mark.note_refusal(Marked { in_use_bytes: self.bytes(), asked_bytes });
+    /// Returns how many levels above this one the first request stands that is to be given up.
+    #[inline]
+    pub fn marked_above(&self) -> Option<usize> {
+        self.parents().position(|above| above.mark.is_to_be_given_up()).map(|index| index + 1)
+    }
+
+    /// Notes that an allocation was refused at the limit of the request so many levels above.
+    pub fn note_refusal(&self, level: usize, asked_bytes: usize) {
+        let Some(refuser) = self.levels().nth(level.min(MAX_LEVELS - 1)) else { return };
+        self.mark
+            .say(Reason::Refused(level), Marked { in_use_bytes: refuser.bytes(), asked_bytes });
+    }
+
+    /// Marks the request because the process holds `in_use_bytes`, more than its limit. Any thread
+    /// may, as a visitor. `false`: it is marked for that already.
+    pub fn mark_for_process(&self, limit_bytes: usize, in_use_bytes: usize) -> bool {
+        !self.is_marked_for_process() && {
+            self.mark.say(Reason::Process, Marked { in_use_bytes, asked_bytes: limit_bytes });
+            true
+        }
+    }
+
+    /// Whether the request is marked because of what the process holds.
+    #[inline]
+    pub fn is_marked_for_process(&self) -> bool {
+        self.mark.has(Reason::Process)
     }
 
     /// Whether it must be reported now that the request was refused memory at its limit: once.
@@ -226,13 +358,20 @@ impl Footprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::size_class::PAGE_BYTES;
+    use crate::request::limits::MAX_DEFAULT_RESERVE_BYTES;
 
     const LIMIT_BYTES: usize = 64 * PAGE_BYTES;
     const RESERVE_BYTES: usize = 8 * PAGE_BYTES;
 
+    fn limited_to(bytes: usize) -> Limits {
+        Limits { limit_bytes: Some(bytes), ..Limits::default() }
+    }
+
     fn limited() -> Footprint {
         let footprint = Footprint::new();
-        footprint.open(Some(LIMIT_BYTES), Some(RESERVE_BYTES), false);
+        let limits = Limits { reserve_bytes: Some(RESERVE_BYTES), ..limited_to(LIMIT_BYTES) };
+        footprint.open(&limits, false, None);
         footprint
     }
 
@@ -248,45 +387,51 @@ mod tests {
     fn the_soft_bound_is_the_mark_until_it_is_set() {
         let footprint = limited();
         assert!(take(&footprint, LIMIT_BYTES - RESERVE_BYTES, Bound::Soft));
-        assert!(!footprint.is_near_limit() && footprint.marked().is_none());
+        assert!(!footprint.is_to_be_given_up() && footprint.marked().is_none());
         assert!(!take(&footprint, PAGE_BYTES, Bound::Soft), "the caller reclaims first");
         assert!(take(&footprint, PAGE_BYTES, Bound::Hard));
-        assert!(footprint.is_near_limit(), "the memory is there, above the mark");
+        assert!(footprint.is_to_be_given_up(), "the memory is there, above the mark");
         assert!(
             take(&footprint, RESERVE_BYTES - PAGE_BYTES, Bound::Soft),
             "marked, so up to the limit"
         );
         assert!(!take(&footprint, PAGE_BYTES, Bound::Hard));
-        assert!(footprint.is_over_limit(1) && !footprint.is_over_limit(0));
+        assert!(
+            footprint.level_over_limit(PAGE_BYTES) == Some(0)
+                && footprint.level_over_limit(0).is_none()
+        );
         assert_eq!(footprint.missing_bytes(3 * PAGE_BYTES), 3 * PAGE_BYTES);
     }
 
     #[test]
     fn a_limit_is_not_below_what_is_in_use_and_a_higher_one_takes_the_mark_back() {
         let footprint = limited();
-        assert!(take(&footprint, LIMIT_BYTES, Bound::Hard) && footprint.is_near_limit());
+        assert!(take(&footprint, LIMIT_BYTES, Bound::Hard) && footprint.is_to_be_given_up());
         assert!(!footprint.set_limit(LIMIT_BYTES - PAGE_BYTES));
         assert_eq!(footprint.limit_bytes(), Some(LIMIT_BYTES), "nothing has changed");
         assert!(footprint.set_limit(usize::MAX));
-        assert!(footprint.limit_bytes().is_none() && !footprint.is_near_limit());
+        assert!(footprint.limit_bytes().is_none() && !footprint.is_to_be_given_up());
     }
 
     #[test]
     fn a_limit_may_be_as_long_as_addresses() {
         const TIB: usize = 1 << 40;
         let footprint = Footprint::new();
-        footprint.open(Some(5 * TIB), None, false);
-        assert!(take(&footprint, 4 * TIB, Bound::Soft) && !footprint.is_near_limit());
+        footprint.open(&limited_to(5 * TIB), false, None);
+        assert!(take(&footprint, 4 * TIB, Bound::Soft) && !footprint.is_to_be_given_up());
         assert!(take(&footprint, TIB - MAX_DEFAULT_RESERVE_BYTES, Bound::Soft));
         assert!(!take(&footprint, PAGE_BYTES, Bound::Soft), "the mark is where it was asked for");
         assert_eq!(footprint.room_bytes(Bound::Hard), MAX_DEFAULT_RESERVE_BYTES);
         assert!(take(&footprint, MAX_DEFAULT_RESERVE_BYTES, Bound::Hard));
-        assert!(!footprint.charge(None, PAGE_BYTES, Bound::Hard) && footprint.is_over_limit(1));
+        assert!(
+            !footprint.charge(None, PAGE_BYTES, Bound::Hard)
+                && footprint.level_over_limit(PAGE_BYTES) == Some(0)
+        );
         assert_eq!((footprint.bytes(), footprint.limit_bytes()), (5 * TIB, Some(5 * TIB)));
         assert!(!footprint.set_limit(5 * TIB - PAGE_BYTES - TIB));
         assert!(footprint.set_limit(7 * TIB + 1) && footprint.limit_bytes() == Some(7 * TIB + 1));
-        assert!(take(&footprint, 2 * TIB, Bound::Hard) && footprint.is_near_limit());
-        assert!(footprint.set_limit(usize::MAX) && !footprint.is_near_limit());
+        assert!(take(&footprint, 2 * TIB, Bound::Hard) && footprint.is_to_be_given_up());
+        assert!(footprint.set_limit(usize::MAX) && !footprint.is_to_be_given_up());
         assert!(take(&footprint, 100 * TIB, Bound::Soft), "without a limit, too");
         assert!(!take(&footprint, isize::MAX as usize, Bound::Hard));
         footprint.refund(107 * TIB);
@@ -306,10 +451,10 @@ mod tests {
     #[test]
     fn a_refusal_is_told_once_and_is_no_mark() {
         let footprint = limited();
-        footprint.note_refusal(PAGE_BYTES);
-        assert!(footprint.marked().is_some() && !footprint.is_near_limit());
+        footprint.note_refusal(0, PAGE_BYTES);
+        assert!(footprint.marked().is_some() && !footprint.is_to_be_given_up());
         assert!(footprint.tells_refusal() && !footprint.tells_refusal());
-        footprint.open(None, None, true);
+        footprint.open(&Limits::default(), true, None);
         assert!(!footprint.tells_refusal(), "its opener wants no report");
     }
 }

@@ -8,6 +8,8 @@ pub mod lists;
 pub mod stub;
 mod strays;
 mod exchange;
+pub mod growth;
+pub mod limits;
 mod footprint;
 mod warm;
 mod pace;
@@ -16,6 +18,7 @@ pub mod lanes;
 mod large_list;
 // Their sum.
 pub mod control;
+mod budgets;
 // What is done with it.
 mod walk;
 mod sweep;

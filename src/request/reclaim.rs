@@ -25,8 +25,10 @@ impl Control {
         let missing_bytes = self.footprint.missing_bytes(bytes);
         self.reclaim_at_bound(lane, missing_bytes.max(PAGE_BYTES), supply);
         self.footprint.charge(Some(lane), bytes, Bound::Hard) || {
-            if self.limit().is_some() {
-                self.footprint.note_refusal(asked_bytes);
+            // Somebody may have given back what was missing meanwhile.
+            let level = self.footprint.level_over_limit(bytes);
+            if let Some(level) = level.or_else(|| self.footprint.level_with_limit()) {
+                self.footprint.note_refusal(level, asked_bytes);
             }
             false
         }
@@ -55,6 +57,14 @@ impl Control {
                 self.reclaim(lane, PAGE_BYTES, supply);
                 self.footprint.set_limit(bytes)
             })
+    }
+
+    /// Sets the soft limit, `usize::MAX` for none, reclaiming first if more is in use.
+    pub fn set_soft_limit<S: Host>(&self, lane: Option<&Lane>, bytes: usize, supply: &S) {
+        if let Some(lane) = lane.filter(|_| self.footprint_bytes() > bytes) {
+            self.reclaim(lane, PAGE_BYTES, supply);
+        }
+        self.footprint.set_soft_limit(bytes);
     }
 
     /// Gives back the regions that contain only free blocks, and makes room in the others, if there

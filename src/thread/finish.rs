@@ -61,28 +61,30 @@ fn report_leaks(control: &Control) {
     });
 }
 
-/// Finishes a request that the caller has closed, and pools its control block.
+/// Finishes a request that the caller has closed, pools its control block, and drops the handle of
+/// its parent, which may be the last one.
 #[inline]
 pub fn finish(control: &'static Control, survivors: Survivors) -> Report {
     own(control);
     let report = Report::before(control, survivors);
-    if is_observed() || !control.on_close.is_empty() {
+    if is_observed() || !control.on_close.is_empty() || control.parent().is_some() {
         return finish_watched(control, survivors, report);
     }
     report.after(release(control, survivors))
 }
 
-/// The same for a request of which others are told.
+/// The same for a request of which others are told, or that counts to another one.
 #[cold]
 fn finish_watched(control: &'static Control, survivors: Survivors, report: Report) -> Report {
     let info = is_observed().then(|| {
         let _ = limit_exceeded(control);
         RequestInfo::of(control)
     });
-    let on_close = control.on_close.drain();
+    let (on_close, parent) = (control.on_close.drain(), control.parent());
     let report = report.after(release(control, survivors));
     run_on_close(on_close, &report);
     info.inspect(|info| tell_closed(info, &report));
+    parent.inspect(|parent| drop_handle(parent));
     report
 }
 
@@ -97,11 +99,19 @@ fn own(control: &'static Control) {
     }
 }
 
-/// Gives back what the request has, and the control block.
+/// Gives back what the request has, takes what it held off its parent, and pools its control block.
+#[inline]
 fn release(control: &'static Control, survivors: Survivors) -> Left {
     let left = HEAP.finish_request(control, survivors);
+    if control.parent().is_some() {
+        control.leave_parent();
+    }
     count_finished();
-    if !current().is_some_and(|thread| thread.stash_control(control)) {
+    let is_stashed = match current() {
+        Some(thread) => thread.stash_control(control),
+        None => false,
+    };
+    if !is_stashed {
         HEAP.recycle(control);
     }
     left

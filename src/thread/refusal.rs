@@ -24,12 +24,16 @@ pub fn tell_refusal(control: &Control, asked_bytes: usize) {
 
 /// Returns the line: the request, and how many others were left out since the last line.
 fn line(control: &Control, asked_bytes: usize, left_out: u64) -> Line {
-    let (limit, in_use) = (control.limit().unwrap_or(usize::MAX), control.footprint_bytes());
+    let (refuser, level) = control.refuser();
+    let (limit, in_use) = (refuser.limit().unwrap_or(usize::MAX), refuser.footprint_bytes());
     let mut line = Line::EMPTY;
     // A line that is too long is cut.
     let _ = write!(line, "{MEMORY_LIMIT} (request {}, ", control.request_id());
     if let Some(name) = control.name.get() {
         let _ = write!(line, "name {name}, ");
+    }
+    if level > 0 {
+        let _ = write!(line, "parent {}, ", refuser.request_id());
     }
     let _ = write!(line, "limit {limit}, in use {in_use}, asked {asked_bytes})");
     if left_out > 0 {

@@ -24,6 +24,7 @@ impl Thread {
     }
 
     /// Keeps a control block whose request is over; `false`: there is no room, or it is spent.
+    #[inline(always)]
     pub fn stash_control(&self, control: &'static Control) -> bool {
         let count = self.stash_count.get();
         if count == MAX_STASHED || control.stub().is_spent() {
