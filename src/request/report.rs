@@ -176,7 +176,7 @@ impl fmt::Display for Report {
         if let Some(limit) = self.limit_bytes {
             write!(f, " of {}", Bytes(limit))?;
         }
-        if let Some(elapsed) = self.elapsed {
+        if let Some(elapsed) = self.elapsed.filter(|elapsed| elapsed.as_millis() > 0) {
             write!(f, ", {} ms", elapsed.as_millis())?;
         }
         if self.still_open {
