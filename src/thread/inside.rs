@@ -127,7 +127,12 @@ impl Thread {
     /// Returns the request of the newest entry that is in one.
     pub fn current_control(&self) -> Option<&'static Control> {
         let of_kind = |kind| self.entries.newest_of(kind);
-        let (_, entry) = [of_kind(EntryKind::Guard), of_kind(EntryKind::Hook)]
+        #[cfg(feature = "capi")]
+        let kinds = [EntryKind::Guard, EntryKind::Hook, EntryKind::Reference];
+        #[cfg(not(feature = "capi"))]
+        let kinds = [EntryKind::Guard, EntryKind::Hook];
+        let (_, entry) = kinds
+            .map(of_kind)
             .into_iter()
             .flatten()
             .max_by_key(|(name, _)| name.order())?;
