@@ -10,6 +10,7 @@
 
 use crate::base::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
 use crate::blocks::identity::Serial;
+use crate::blocks::request_name::RequestName;
 use crate::pages::descriptors::DescriptorMemory;
 use crate::pages::slots::{Empty, SlotFigures, Slots, Tenants};
 use crate::request::Host;
@@ -194,6 +195,13 @@ impl Controls {
     pub fn number_of_past(&self, serial: Serial) -> Option<u64> {
         let stub = self.stub(serial.index()).filter(|stub| !stub.control().is_null())?;
         Control::of(stub).number_of_past(serial.generation())
+    }
+
+    /// Returns the name of a request that is over, unless its control block has had another since.
+    pub fn name_of_past(&self, serial: Serial) -> Option<RequestName> {
+        let stub = self.stub(serial.index()).filter(|stub| !stub.control().is_null())?;
+        let is_last = stub.state.look().generation() == serial.generation();
+        is_last.then(|| Control::of(stub).name.get()).flatten()
     }
 
     /// The stubs whose control block is somebody's.

@@ -131,11 +131,8 @@ impl Thread {
         let kinds = [EntryKind::Guard, EntryKind::Hook, EntryKind::Reference];
         #[cfg(not(feature = "capi"))]
         let kinds = [EntryKind::Guard, EntryKind::Hook];
-        let (_, entry) = kinds
-            .map(of_kind)
-            .into_iter()
-            .flatten()
-            .max_by_key(|(name, _)| name.order())?;
+        let (_, entry) =
+            kinds.map(of_kind).into_iter().flatten().max_by_key(|(name, _)| name.order())?;
         // SAFETY: a live entry's handle keeps its control block (T2).
         unsafe { entry.control.as_ref() }
     }
