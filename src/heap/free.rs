@@ -186,7 +186,7 @@ mod tests {
                     cache.check();
                 }
                 let longest = frees.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
-                assert!(longest <= if is_quiet { 1 } else { 129 }, "{class:?}: {longest} frees");
+                assert!(longest <= if is_quiet { 1 } else { 257 }, "{class:?}: {longest} frees");
                 assert!(frees.len() <= if is_quiet { 2000 } else { 1000 }, "{class:?}");
             }
         }

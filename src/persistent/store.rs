@@ -379,8 +379,9 @@ impl Store {
             self.slabs(class).check(class);
             let free_header = free_header(tag, class);
             let check_magazine = |magazine: Magazine| {
-                if magazine.is_empty() {
-                    fatal::broken("blocks of a magazine", 0, 1);
+                let (count, most) = (magazine.count as usize, class.magazine_count() as usize);
+                if !(1..=most).contains(&count) {
+                    fatal::broken("blocks of a magazine", count, most);
                 }
                 check_list("blocks of a magazine", magazine, free_header);
             };
