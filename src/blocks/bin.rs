@@ -405,17 +405,21 @@ impl Bins {
     /// Returns how many blocks are in the bins, and their bytes of stride.
     pub fn held(&self) -> (usize, usize) {
         let (mut blocks, mut bytes) = (0, 0);
+        let mut add = |index: usize| {
+            let Some(class) = Class::from_index(index) else { return };
+            let count = self.fast_bin(class).count() as usize;
+            blocks += count;
+            bytes += count * class.stride_bytes();
+        };
         // Most are empty, which is found out for several together: every request that ends is asked.
-        for (bins, first) in self.bins.chunks(HELD_AT_ONCE).zip((0..).step_by(HELD_AT_ONCE)) {
-            if bins.iter().fold(0, |missing, bin| missing | bin.missing()) == 0 {
-                continue;
-            }
-            for (bin, class) in bins.iter().zip(Class::all().skip(first)) {
-                let count = bin.count() as usize;
-                blocks += count;
-                bytes += count * class.stride_bytes();
+        let several = self.bins.chunks_exact(HELD_AT_ONCE);
+        let rest = CLASS_COUNT - several.remainder().len()..CLASS_COUNT;
+        for (number, bins) in several.enumerate() {
+            if bins.iter().fold(0, |missing, bin| missing | bin.missing()) != 0 {
+                (0..HELD_AT_ONCE).for_each(|index| add(number * HELD_AT_ONCE + index));
             }
         }
+        rest.for_each(add);
         (blocks, bytes)
     }
 
