@@ -24,7 +24,9 @@ impl Heap {
         }
         // Blocks of adopted spans keep those, a page for each in the worst case.
         let sort = |rest| self.store.send_home(class, rest, self);
-        let leaving = cache.make_room(class, &self.credit, sort);
+        // What is reaped at once had better be still in the processor's caches.
+        let leaves_latest = self.store.is_full(class);
+        let leaving = cache.make_room(class, &self.credit, sort, leaves_latest);
         self.provide_slots();
         self.store.put_rest(class, leaving, self);
     }

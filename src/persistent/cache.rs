@@ -247,15 +247,17 @@ impl Cache {
         self.renew(class, if class.is_large() { 0 } else { self.least_room(class) })
     }
 
-    /// Makes room in a bin that has none. Returns what must leave the thread for that. `sort` sends
-    /// home what the thread had better not keep, and returns the rest.
+    /// Makes room in a bin that has none. Returns what must leave the thread for that: what came
+    /// before, or if `leaves_latest` what came last. `sort` sends home what the thread had better not
+    /// keep, and returns the rest.
     pub fn make_room(
         &self,
         class: Class,
         credit: &CacheCredit,
         sort: impl FnOnce(Magazine) -> Magazine,
+        leaves_latest: bool,
     ) -> Magazine {
-        let leaving = self.take_over(class, credit, sort);
+        let leaving = self.take_over(class, credit, sort, leaves_latest);
         if !self.renew(class, 0) {
             self.bins.bin(class).renew(0);
         }
@@ -267,6 +269,7 @@ impl Cache {
         class: Class,
         credit: &CacheCredit,
         sort: impl FnOnce(Magazine) -> Magazine,
+        leaves_latest: bool,
     ) -> Magazine {
         let bin = self.bins.bin(class);
         if bin.cap() == 0 {
@@ -279,7 +282,9 @@ impl Cache {
         if rest.is_empty() || class.is_large() {
             return rest;
         }
-        let leaving = self.previous[class.index()].replace(rest);
+        let previous = &self.previous[class.index()];
+        let is_swapped = !(leaves_latest && previous.count.get() > 0);
+        let leaving = if is_swapped { previous.replace(rest) } else { rest };
         if !leaving.is_empty() {
             self.raise_cap(class, credit);
         }
