@@ -116,7 +116,8 @@ impl Store {
         if let Some(magazine) = self.depot(class).take() {
             return magazine;
         }
-        let recycled = self.slabs(class).take(class, want, free_header);
+        let release = |span| supply.give_span(span);
+        let recycled = self.slabs(class).take(class, want, free_header, release);
         if !recycled.is_empty() {
             return recycled;
         }
