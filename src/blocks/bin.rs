@@ -13,12 +13,12 @@
 //! - **F3** The number of blocks in `bins[c]`, `bins[c].room` and `bins[c].taken` add up to 0, modulo
 //!   2^32.
 
+use super::list::check_list;
 use super::memory::Raw;
-use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
 use crate::base::sync::{AtomicU32, Gauge, Ordering};
 use crate::lockfree::depot::Magazine;
-use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE, linked};
+use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE};
 use core::cell::Cell;
 
 /// A LIFO list of free blocks of one class, and how many frees it takes until its owner looks at
@@ -441,23 +441,6 @@ impl Bins {
             let listed = Magazine { head: bin.head(), count: bin.count() };
             check_list("bin count", listed, self.free_header(class));
         }
-    }
-}
-
-/// Walks a list of free blocks; fatal if one does not have this header, or if their number is not
-/// the list's count. `name` names the latter fault.
-pub fn check_list(name: &'static str, listed: Magazine, free_header: Header) {
-    let mut count = 0;
-    // A list that leads back into itself is too long as well.
-    for block in linked(&Raw, listed.head).take(listed.count as usize + 1) {
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        if header != free_header {
-            fatal::header_overwritten(block, header.0);
-        }
-        count += 1;
-    }
-    if count != listed.count {
-        fatal::broken(name, count as usize, listed.count as usize);
     }
 }
 

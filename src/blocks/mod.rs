@@ -4,6 +4,7 @@ pub mod memory;
 pub mod allocated;
 pub mod identity;
 pub mod request_id;
+pub mod list;
 pub mod bin;
 pub mod region;
 pub mod holes;

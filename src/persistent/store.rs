@@ -7,7 +7,7 @@ use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{AtomicU32, Ordering};
 use crate::blocks::allocated::Allocated;
-use crate::blocks::bin::check_list;
+use crate::blocks::list::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
