@@ -103,13 +103,13 @@ impl BinOf<'_> {
         self.bin.count()
     }
 
-    /// Returns the count above which blocks leave the bin, when its owner looks at it.
+    /// Returns the cap, by which its owner tells whether blocks leave the bin when it looks at it.
     #[inline]
     pub fn cap(self) -> u32 {
         self.cap.load(Ordering::Relaxed)
     }
 
-    /// Sets the count above which blocks leave the bin, when its owner looks at it.
+    /// Changes the cap.
     pub fn set_cap(self, cap: u32) {
         self.cap.store(cap, Ordering::Relaxed);
     }

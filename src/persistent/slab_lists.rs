@@ -1,8 +1,8 @@
 //! The lists that the slabs of one class are on.
 //!
 //! - **A2** A slab is on one list while it has a block to give, or while it is in hand: being
-//!   looked through by one thread. When all of its blocks are back it is nobody's, and its pages
-//!   go.
+//!   looked through, or put in order, by one thread. When all of its blocks are back it is nobody's,
+//!   and its pages go.
 //! - **A3** Every list is whole from its first slab on at every step, and all else but `touched`
 //!   follows from that, so a process that is forked meanwhile can rebuild the rest.
 //! - **A7** A slab with blocks to give is on the list for how full it is, and *settled* while too
@@ -309,7 +309,7 @@ pub enum Place {
         /// Whether it has been looked through, and too little has come back since.
         is_settled: bool,
     },
-    /// A thread looks through it.
+    /// A thread looks through it, or puts its list in order.
     InHand,
 }
 
