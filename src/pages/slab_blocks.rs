@@ -30,6 +30,8 @@ pub struct SlabBlocks {
     pub list: Cell<u8>,
     /// The tick of its last change that keeps it from being looked through.
     pub changed_at: Cell<u8>,
+    /// Whether its list was put in order since it became so long.
+    pub is_ordered: Cell<bool>,
     /// Whether pages of it were ever purged.
     pub was_purged: AtomicBool,
 }
@@ -49,6 +51,7 @@ impl SlabBlocks {
         self.set_uncut(0);
         self.list.set(0);
         self.changed_at.set(0);
+        self.is_ordered.set(false);
         self.was_purged.store(false, Ordering::Relaxed);
     }
 

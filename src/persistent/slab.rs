@@ -11,8 +11,8 @@ use crate::blocks::memory::Raw;
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
 use crate::pages::span::Span;
-use crate::persistent::chains::CHAIN_COUNT;
 use crate::persistent::slab_lists::{Place, SlabLists, idle_blocks, is_worth_a_look, uncut_blocks};
+use crate::persistent::slab_order::{in_order, is_worth_ordering};
 use crate::persistent::slab_pages::SlabPages;
 use crate::persistent::slab_purge::{has_candidates, purge_free_pages};
 use core::ops::Range;
@@ -55,9 +55,17 @@ impl Slabs {
         Self { lists: Lock::new(SlabLists::new()) }
     }
 
-    /// Takes up to `want` free blocks from slabs that have some. `Magazine::EMPTY`: none has.
-    pub fn take(&self, class: Class, want: u32, free_header: Header) -> Magazine {
-        let mut taken = self.take_from_several(class, want);
+    /// Takes up to `want` free blocks from slabs that have some. `Magazine::EMPTY`: none has. Passes a
+    /// slab that was put in order, and became whole meanwhile, to `release`.
+    pub fn take<'h>(
+        &self,
+        class: Class,
+        want: u32,
+        free_header: Header,
+        release: impl Fn(&'h Span),
+    ) -> Magazine {
+        self.order_one(class, release);
+        let mut taken = Magazine::EMPTY;
         for _ in 0..MAX_SLABS_AT_ONCE {
             if taken.count * ENOUGH_DIVISOR >= want {
                 break;
@@ -92,25 +100,21 @@ impl Slabs {
         link(class, cut, Magazine::EMPTY, free_header)
     }
 
-    /// Takes an equal share of each of several slabs' own lists, if there is plenty. Their links are
-    /// followed side by side: after many frees none is in the processor's caches.
-    fn take_from_several(&self, class: Class, want: u32) -> Magazine {
-        let share = want / CHAIN_COUNT as u32;
+    /// If there is plenty, puts the list of the slab in order that blocks are taken from next, unless
+    /// it is. Nobody else takes from it meanwhile.
+    fn order_one<'h>(&self, class: Class, release: impl Fn(&'h Span)) {
+        let count = class.slab_count();
         let mut lists = self.lists.lock();
-        let Some(spans) = lists.plenty(class.slab_count(), share) else { return Magazine::EMPTY };
-        let mut lasts = spans.map(Span::free);
-        for _ in 1..share {
-            lasts.iter_mut().for_each(|last| *last = Raw.link(*last));
+        let next = lists.fullest().filter(|span| is_worth_ordering(span, count));
+        let Some(span) = next.filter(|_| lists.has_plenty(count)) else { return };
+        lists.touch(span);
+        lists.take_in_hand(span, count);
+        lists.let_go();
+        drop(lists);
+        let ordered = in_order(span, self.take_all(span));
+        if self.put_back(class, span, ordered, &pages_of(class, span)) {
+            release(span);
         }
-        let mut head = NONE;
-        for (span, last) in spans.iter().zip(lasts) {
-            lists.touch(span);
-            let first = split(span, last, share);
-            self.note_taken(&mut lists, class, span, share);
-            Raw.set_link(last, head);
-            head = first;
-        }
-        Magazine { head, count: share * CHAIN_COUNT as u32 }
     }
 
     /// So many blocks of a slab that is touched are out, which were not.

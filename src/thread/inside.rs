@@ -31,7 +31,7 @@ impl Thread {
 
     /// Enters a request; the entry takes over the caller's handle (T2), and its lane counts it
     /// (T3). `None`: out of memory, and the caller still has the handle.
-    #[inline]
+    #[inline(always)]
     pub fn enter(&self, control: &'static Control, kind: EntryKind) -> Option<EntryName> {
         if !self.make_room() {
             return None;

@@ -21,6 +21,8 @@ use crate::request::lane::Lane;
 
 /// How many slow paths run between two looks at the clock, unless the thread is quiet.
 const SLOW_PATHS_PER_LOOK: u32 = 8;
+/// As how many slow paths it counts that the room of a bin is used up: many frees were none.
+const SLOW_PATHS_PER_ROOM: u32 = 4;
 /// A thread between two of whose looks so much time passes is quiet: every slow path looks, and in
 /// its cache every free takes the slow path.
 const QUIET_MILLISECONDS: u64 = 20;
@@ -56,14 +58,14 @@ pub fn alloc_persistent_slow(size: usize, align: usize) -> Allocated {
 
 impl Thread {
     /// Looks at the clock on one slow path in `SLOW_PATHS_PER_LOOK`, on every one of a quiet
-    /// thread, and gives up what it is asked for.
-    fn tick(&self) {
+    /// thread, and gives up what it is asked for. This one counts as so many.
+    fn tick(&self, slow_paths: u32) {
         let asked = ASKED.load(Ordering::Relaxed);
         if self.answered.replace(asked) != asked {
             HEAP.flush(&self.cache);
             self.unstash_all();
         }
-        let count = self.slow_count.get() + 1;
+        let count = self.slow_count.get() + slow_paths;
         self.slow_count.set(count);
         if count >= SLOW_PATHS_PER_LOOK || self.cache.is_quiet() {
             self.look_at_clock();
@@ -94,7 +96,7 @@ impl Thread {
 fn current_and_tick() -> Option<&'static Thread> {
     let thread = current_or_start();
     if let Some(thread) = thread {
-        thread.tick();
+        thread.tick(1);
     }
     thread
 }
@@ -183,7 +185,7 @@ pub fn free_judged(thread: Option<&Thread>, found: &Found<'_>) {
 #[inline(never)]
 pub fn look_slow(bins: &Bins, class: Class) {
     let Some(thread) = current() else { return };
-    thread.tick();
+    thread.tick(SLOW_PATHS_PER_ROOM);
     if bins.kind() != Kind::Lane {
         return HEAP.look(&thread.cache, class);
     }
