@@ -10,6 +10,9 @@
 //! - **Q2** The *footprint*, what `budget` has in use, is the sum of the request's regions and of
 //!   what its large blocks need; it is charged before the memory is taken. `peak_bytes` is its
 //!   largest value since the request was opened or the peak was reset.
+//! - **Q3** A block that becomes shorter leaves the footprint no larger, whatever the limit is. One in
+//!   a region does so in place. One with pages of its own may move: the limit is suspended for the new
+//!   one, which has no more pages than the old one gives back.
 
 use crate::base::size_class::PAGE_BYTES;
 use crate::base::symbolizing::is_symbolizing;
@@ -101,21 +104,27 @@ impl Footprint {
     ///
     /// At the soft bound a request that is not marked yet is refused, so that the caller reclaims
     /// first; at the hard bound it may go on to its limit. Once it has the memory, `note_taken`
-    /// marks it. The limit is suspended while the thread panics or makes a backtrace, and in a lane
-    /// that says so.
+    /// marks it. The hard bound is suspended while the thread panics or makes a backtrace, and in a
+    /// lane that says so.
     ///
     /// `lane` is the lane that the caller is in; a caller outside has none.
     pub fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
-        let units = units_of(bytes);
+        let is_suspended = || {
+            lane.is_some_and(|lane| lane.limit_is_suspended.get())
+                || std::thread::panicking()
+                || is_symbolizing()
+        };
+        self.charge_within(bytes, bound)
+            || (bound == Bound::Hard
+                && is_suspended()
+                && self.budget.charge_beyond(units_of(bytes)).is_some())
+    }
+
+    /// The same for what is no more than convenient: never beyond a bound.
+    pub fn charge_within(&self, bytes: usize, bound: Bound) -> bool {
         let is_soft = bound == Bound::Soft && !self.mark.is_near();
         let most = if is_soft { self.mark_units() } else { u64::MAX };
-        let granted = self.budget.charge(units, most).or_else(|| {
-            let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
-                || std::thread::panicking()
-                || (bound == Bound::Hard && is_symbolizing());
-            is_suspended.then(|| self.budget.charge_beyond(units)).flatten()
-        });
-        granted.is_some()
+        self.budget.charge(units_of(bytes), most).is_some()
     }
 
     /// Notes that the memory that was charged for is there: it counts towards the peak, and the
