@@ -2,8 +2,8 @@
 //! block that becomes shorter while another lane walks its region.
 
 use loom::sync::Arc;
-use loom::thread;
 use loom::sync::atomic::Ordering;
+use loom::thread;
 use rqmalloc_loom_tests::lockfree::header::{Header, LIVE, Memory};
 use rqmalloc_loom_tests::lockfree::hole::{Hole, leave_hole, look, shorten};
 use rqmalloc_loom_tests::model::{Blocks, explore};

@@ -58,8 +58,7 @@ impl Thread {
     /// Looks at the clock on one slow path in `SLOW_PATHS_PER_LOOK`, on every one of a quiet
     /// thread, and gives up what it is asked for.
     fn tick(&self) {
-        let asked = ASKED.load(Ordering::Relaxed);
-        if self.answered.replace(asked) != asked {
+        if ASKED.is_asked(&self.answered) {
             HEAP.flush(&self.cache);
             self.unstash_all();
         }

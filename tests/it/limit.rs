@@ -631,7 +631,7 @@ fn shrink_at_the_limit(builder: RequestBuilder, align: usize, from: usize, to: u
         assert!(usage.footprint_bytes <= LIMIT_BYTES, "{from} to {to}, {align}: {usage:?}");
     }
     assert!(shrunk.len() >= 2 && request.check().is_err(), "the limit was reached");
-    request.run(|| rqmalloc::check_structures());
+    request.run(rqmalloc::check_structures);
     let peak_bytes = request.usage().peak_bytes;
     request.run(|| shrunk.drain(..).for_each(Held::free));
     whole.drain(..).for_each(Held::free);
