@@ -228,7 +228,7 @@ pub fn check_structures() {
     if let Some(thread) = thread::current() {
         thread.check();
         if let Some(control) = thread.current_control() {
-            control.check(thread.lane_inside(control));
+            HEAP.check_request(control, thread.lane_inside(control));
         }
     }
     HEAP.check();
