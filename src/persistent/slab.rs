@@ -334,7 +334,7 @@ fn take_recycled(span: &Span, want: u32) -> Magazine {
         step();
         return Magazine { head, count: available };
     }
-    let last = (1..want).fold(head, |block, _| Raw.link(block));
+    let last = Raw.last_of(head, want);
     split(span, last, want);
     Raw.set_link(last, NONE);
     Magazine { head, count: want }

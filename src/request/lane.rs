@@ -125,17 +125,22 @@ impl Lane {
         doubled.min(MAX_REGION_PAGES).max(pages_for(stride + HEADER_BYTES))
     }
 
-    /// Takes the shortest warm region, if it has room for a block of this stride and is no longer
+    /// Takes the shortest warm region that has room for a block of this stride, if it is no longer
     /// than a new one would be.
     pub fn take_warm(&self, stride: usize) -> Option<&Span> {
+        let mut place = &self.warm;
         // SAFETY: `warm` links only descriptors (M1).
-        let span = unsafe { self.warm.get().as_ref()? };
-        let wanted = self.next_region_pages(stride) * PAGE_BYTES;
-        if span.bytes() < stride + HEADER_BYTES || span.bytes() > wanted {
-            return None;
+        while let Some(span) = unsafe { place.get().as_ref() } {
+            if span.bytes() >= stride + HEADER_BYTES {
+                let is_short = span.bytes() <= self.next_region_pages(stride) * PAGE_BYTES;
+                return is_short.then(|| {
+                    place.set(span.next.get());
+                    span
+                });
+            }
+            place = &span.next;
         }
-        self.warm.set(span.next.get());
-        Some(span)
+        None
     }
 
     /// Makes this region the range to cut from.
