@@ -161,7 +161,7 @@ impl BinOf<'_> {
     /// Takes the `count` latest blocks; returns the first and the last of them. The bin has more.
     pub fn take_top(self, count: u32) -> (Block, Block) {
         let first = self.head();
-        let last = (1..count).fold(first, |block, _| Raw.link(block));
+        let last = Raw.last_of(first, count);
         self.bin.head.set(Raw.link(last));
         self.bin.note_taken(count);
         (first, last)

@@ -6,9 +6,9 @@
 //! | `blocks`, `lanes`, `lists` | see `pages/slots` | |
 //! | `large_locks` | see `large` | |
 //! | `warm_bytes` | who keeps a region or lets go of it, by read-modify-write | any thread |
-//! | `next_look` | the thread that ticks | the same |
 
-use crate::base::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
+use crate::base::fatal;
+use crate::base::sync::{AtomicUsize, Lock, Ordering};
 use crate::blocks::identity::Serial;
 use crate::blocks::request_name::RequestName;
 use crate::pages::descriptors::DescriptorMemory;
@@ -19,12 +19,8 @@ use crate::request::finish;
 use crate::request::lane::Lane;
 use crate::request::lists::Lists;
 use crate::request::stub::Stub;
-use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use core::ptr::{from_ref, with_exposed_provenance, with_exposed_provenance_mut};
 
-/// Milliseconds between two looks at idle control blocks and lanes. What was idle at two of them
-/// goes at the third: after one to one and a half seconds, so that it stays where a burst comes
-/// every second.
-pub const LOOK_MILLISECONDS: u64 = 500;
 /// Most bytes of regions that stay with all pooled control blocks together.
 pub const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
 /// Locks of the lists of large blocks: requests share them by their stubs' index.
@@ -38,15 +34,12 @@ pub struct Controls {
     lists: Slots<Lists, 0>,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
     warm_bytes: AtomicUsize,
-    next_look: AtomicU64,
 }
 
 /// What control blocks, lanes and lists take, and what is kept with them.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ControlFigures {
-    /// Bytes of those that were made, with their stubs: resident.
-    pub made_bytes: usize,
-    /// Bytes of those of them that wait for a request; not of the lanes that they keep.
+    /// Bytes of those that wait for a request; not of the lanes that they keep.
     pub idle_bytes: usize,
     /// Bytes of addresses without memory, for more of them.
     pub empty_bytes: usize,
@@ -89,7 +82,6 @@ impl Controls {
             lists: Slots::new(),
             large_locks: [const { Lock::new(()) }; LARGE_LOCK_COUNT],
             warm_bytes: AtomicUsize::new(0),
-            next_look: AtomicU64::new(0),
         }
     }
 
@@ -158,17 +150,8 @@ impl Controls {
         self.lists.give(lists.slot, true);
     }
 
-    /// Gives back what has been idle for long, if a look is due. Returns the bytes of descriptors
-    /// that went.
-    pub fn look<S: Host>(&self, now: u64, host: &S) -> usize {
-        if now < self.next_look.load(Ordering::Relaxed) {
-            return 0;
-        }
-        self.next_look.store(now + LOOK_MILLISECONDS, Ordering::Relaxed);
-        self.purge(false, host)
-    }
-
-    /// Gives back all that is idle, else what was idle at two looks. Returns bytes of descriptors.
+    /// Gives back everything idle; unless `all`, what was idle at the last two looks, too. Returns
+    /// the bytes of descriptors that went.
     pub fn purge<S: Host>(&self, all: bool, host: &S) -> usize {
         // What control blocks had goes with them.
         self.blocks.purge(all, &IdleControls(host))
@@ -221,16 +204,13 @@ impl Controls {
 
     /// Returns what it all takes. Walks the leaves.
     pub fn figures(&self) -> ControlFigures {
-        let mut sum = ControlFigures { warm_bytes: self.warm_bytes(), ..ControlFigures::default() };
-        let add = |sum: &mut ControlFigures, part: SlotFigures| {
-            sum.made_bytes += part.made_bytes;
-            sum.idle_bytes += part.idle_bytes;
-            sum.empty_bytes += part.empty_bytes;
-        };
-        add(&mut sum, self.blocks.figures());
-        add(&mut sum, self.lanes.figures());
-        add(&mut sum, self.lists.figures());
-        sum
+        let parts = [self.blocks.figures(), self.lanes.figures(), self.lists.figures()];
+        let sum = |of: fn(&SlotFigures) -> usize| parts.iter().map(of).sum();
+        ControlFigures {
+            idle_bytes: sum(|part| part.idle_bytes),
+            empty_bytes: sum(|part| part.empty_bytes),
+            warm_bytes: self.warm_bytes(),
+        }
     }
 
     /// Returns the bytes of regions that stay with control blocks.
@@ -253,21 +233,42 @@ impl Controls {
         self.warm_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Walks what is in use; fatal if something does not know its place.
+    /// Walks what is in use; fatal if a stub does not know its place. Of what others have, which may
+    /// be wiped and made anew meanwhile, it reads stubs alone: they are atomics.
     pub fn check(&self) {
-        self.blocks.check("stub of a control block", |address, index| {
-            self.stub(index).is_some_and(|stub| {
-                // SAFETY: a made slot of control blocks has one; its stub never changes.
-                let leads_back = core::ptr::eq(unsafe { Control::at(address) }.stub(), stub);
-                leads_back && stub.control().addr() == address && stub.index() == index
-            })
-        });
-        let lane_at = |address| with_exposed_provenance::<Lane>(address);
-        let lists_at = |address| with_exposed_provenance::<Lists>(address);
-        // SAFETY: a made slot has such a thing; its number never changes.
-        self.lanes.check("slot of a lane", |at, index| unsafe { (*lane_at(at)).slot } == index);
-        // SAFETY: as above.
-        self.lists.check("slot of lists", |at, index| unsafe { (*lists_at(at)).slot } == index);
+        self.blocks.check();
+        self.lanes.check();
+        self.lists.check();
+        let is_whole = |stub: &Stub, index: u32| {
+            self.blocks.thing(index) == Some(stub.control().addr()) && stub.index() == index
+        };
+        for index in self.blocks.in_use() {
+            let Some(stub) = self.stub(index).filter(|stub| !is_whole(stub, index)) else {
+                continue;
+            };
+            // It may have been wiped between the two looks, and even made anew.
+            if self.blocks.in_use().any(|other| other == index) && !is_whole(stub, index) {
+                fatal::broken("stub of a control block", stub.control().addr(), index as usize);
+            }
+        }
+    }
+
+    /// Looks at the places of a request that the caller is inside; fatal if a part does not know its
+    /// own.
+    pub fn check_inside(&self, control: &Control) {
+        let expect = |name, thing: Option<usize>, address: usize| {
+            if thing != Some(address) {
+                fatal::broken(name, thing.unwrap_or(0), address);
+            }
+        };
+        let address = from_ref(control).addr();
+        expect("control block of a stub", Some(control.stub().control().addr()), address);
+        for lane in control.lanes().skip(1) {
+            expect("slot of a lane", self.lanes.thing(lane.slot), from_ref(lane).addr());
+        }
+        if let Some(lists) = control.lists() {
+            expect("slot of lists", self.lists.thing(lists.slot), from_ref(lists).addr());
+        }
     }
 
     /// Makes everything whole in a process that was just forked by a thread that visits `visited`.
@@ -296,11 +297,10 @@ impl Controls {
 
 #[cfg(test)]
 mod tests {
-    use super::LOOK_MILLISECONDS;
     use crate::base::size_class::Class;
     use crate::blocks::identity::{MAX_GENERATION, Serial};
-    use crate::heap::Heap;
     use crate::heap::tests::{NoCallbacks, new_heap};
+    use crate::heap::{Heap, controls::Controls, idle::LOOK_MILLISECONDS};
     use crate::request::control::{Control, Opening};
     use crate::request::finish::Survivors;
     use crate::request::lanes::MAX_KEPT_LANES;
@@ -326,10 +326,15 @@ mod tests {
             heap.alloc_of_request(control, lane, Class::from_index(3).unwrap(), 1);
             lane.occupancy.leave();
         }
+        heap.check_request(control, None);
     }
 
     fn made_bytes(heap: &Heap) -> usize {
-        heap.controls.figures().made_bytes
+        let Controls { blocks, lanes, lists, .. } = &heap.controls;
+        [blocks.figures(), lanes.figures(), lists.figures()]
+            .iter()
+            .map(|part| part.made_bytes)
+            .sum()
     }
 
     #[test]
@@ -342,15 +347,15 @@ mod tests {
             controls.iter().for_each(|control| use_lanes(heap, control, 2));
             serials.extend(controls.iter().map(|control| control.serial()));
             controls.into_iter().for_each(|control| end(heap, control));
-            let figures = heap.controls.figures();
+            let (figures, made) = (heap.controls.figures(), made_bytes(heap));
             let block_bytes = size_of::<Control>() + size_of::<Stub>();
             assert_eq!(figures.idle_bytes, 1000 * block_bytes, "no control block is in use");
-            assert!(figures.warm_bytes > 0 && figures.made_bytes > 3 << 20, "{figures:?}");
+            assert!(figures.warm_bytes > 0 && made > 3 << 20, "{figures:?}");
             let start = round * 100 * LOOK_MILLISECONDS;
             heap.tick(start);
             heap.tick(start + LOOK_MILLISECONDS / 2);
             heap.tick(start + LOOK_MILLISECONDS);
-            assert_eq!(made_bytes(heap), figures.made_bytes, "a burst may come every second");
+            assert_eq!(made_bytes(heap), made, "a burst may come every second");
             heap.tick(start + 2 * LOOK_MILLISECONDS);
             assert_eq!((made_bytes(heap), heap.controls.warm_bytes()), (0, 0));
             assert!(serials.iter().all(|&serial| heap.controls.was_issued(serial)));

@@ -97,7 +97,7 @@ impl Previous {
 
 /// Shortens a magazine to `count` blocks, and returns the rest.
 fn split(magazine: &mut Magazine, count: u32) -> Magazine {
-    let last = (1..count).fold(magazine.head, |block, _| Raw.link(block));
+    let last = Raw.last_of(magazine.head, count);
     let rest = Magazine { head: Raw.link(last), count: magazine.count - count };
     Raw.set_link(last, NONE);
     magazine.count = count;

@@ -14,6 +14,7 @@ use crate::base::size_class::Class;
 use crate::base::sync::step;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::linked;
+use crate::lockfree::uncut::Pages;
 use crate::pages::span::{Span, SpanKind};
 use crate::persistent::slab_pages::{SlabPages, runs_in};
 use core::ptr::null;
@@ -327,8 +328,9 @@ pub fn idle_blocks(span: &Span, count: u32) -> usize {
 
 /// Returns how many blocks of a slab were not cut, or are to be cut anew.
 pub fn uncut_blocks(span: &Span, pages: &SlabPages) -> u32 {
-    let of_pages: usize = runs_in(span.slab.uncut()).map(|run| pages.blocks_in(run).len()).sum();
-    (of_pages + span.slab.range().len()) as u32
+    let of_pages: usize =
+        runs_in(span.slab.uncut.pages()).map(|run| pages.blocks_in(run).len()).sum();
+    (of_pages + span.slab.uncut.range().len()) as u32
 }
 
 /// Counts the blocks of a slab that are on its own list, and says that all others are out that were
@@ -344,7 +346,6 @@ fn check_slab(span: &Span, class: Class, page_bytes: usize, is_in_hand: bool) {
     if span.kind() != SpanKind::Slab || span.class_index() != class.index() {
         fatal::broken("class of a listed slab", span.class_index(), class.index());
     }
-    let slab = &span.slab;
     let free_count = linked(&Raw, span.free()).count();
     if free_count != usize::from(span.counts.free.get()) {
         fatal::broken("free blocks of a slab", free_count, span.counts.free.get().into());
@@ -354,9 +355,7 @@ fn check_slab(span: &Span, class: Class, page_bytes: usize, is_in_hand: bool) {
     }
     let pages = SlabPages::new(class, span.base(), span.end(), page_bytes);
     for block in linked(&Raw, span.free()) {
-        let is_uncut = slab.uncut() >> pages.page_of(block) & 1 == 1
-            || slab.range().contains(&pages.number(block));
-        if is_uncut {
+        if span.slab.uncut.has(pages.number(block), &pages) {
             fatal::broken("free block of an uncut page", block, pages.page_of(block));
         }
     }

@@ -31,6 +31,7 @@ use crate::request::lane::{Lane, Out};
 use crate::request::lanes::Lanes;
 use crate::request::large_list::{LargeList, ListOf};
 use crate::request::limits::Limits;
+use crate::request::lists::Lists;
 use crate::request::name::Name;
 use crate::request::pace::Pace;
 use crate::request::stub::Stub;
@@ -297,6 +298,11 @@ impl Control {
     #[inline]
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
         self.lanes.entered()
+    }
+
+    /// The lists of its exchange, if there are any.
+    pub fn lists(&self) -> Option<&Lists> {
+        self.exchange.lists()
     }
 
     /// Enters an idle lane, else one of the host's.

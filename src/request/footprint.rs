@@ -15,6 +15,9 @@
 //!   taken. `peak_bytes` is its largest value since the request was opened or the peak was reset.
 //! - **Q3** Until a child is finished it has a handle of its parent, so what is `above` is open; and
 //!   what it still holds is taken off its parent's footprint before the handle is dropped.
+//! - **Q4** A block that becomes shorter leaves the footprint no larger, whatever the limit is. One in
+//!   a region does so in place. One with pages of its own may move: the limit is suspended for the new
+//!   one, which has no more pages than the old one gives back.
 
 use crate::base::symbolizing::is_symbolizing;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
@@ -112,24 +115,34 @@ impl Footprint {
     ///
     /// At the soft bound a request that is not marked yet is refused, so that the caller reclaims
     /// first; at the hard bound it may go on to its limit. Once it has the memory, `note_taken`
-    /// marks it. The limit is suspended while the thread panics or makes a backtrace, and in a lane
-    /// that says so.
+    /// marks it. The hard bound is suspended while the thread panics or makes a backtrace, and in a
+    /// lane that says so.
     ///
     /// `lane` is the lane that the caller is in; a caller outside has none.
     pub fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
         let units = units_of(bytes);
+        self.charge_levels(units, |level| level.charge_alone(lane, units, bound))
+    }
+
+    /// The same for what is no more than convenient: never beyond a bound.
+    pub fn charge_within(&self, bytes: usize, bound: Bound) -> bool {
+        let units = units_of(bytes);
+        self.charge_levels(units, |level| level.charge_bounded(units, bound))
+    }
+
+    #[inline]
+    fn charge_levels(&self, units: u64, charge: impl Fn(&Self) -> bool) -> bool {
         if self.above().is_none() {
-            return self.charge_alone(lane, units, bound);
+            return charge(self);
         }
-        self.charge_chain(lane, units, bound)
+        self.charge_chain(units, charge)
     }
 
     #[cold]
-    fn charge_chain(&self, lane: Option<&Lane>, units: u64, bound: Bound) -> bool {
+    fn charge_chain(&self, units: u64, charge: impl Fn(&Self) -> bool) -> bool {
         let charge = |level: &Self| {
-            let is_own = core::ptr::eq(level, self);
-            let is_granted = level.charge_alone(lane, units, bound);
-            if is_granted && !is_own {
+            let is_granted = charge(level);
+            if is_granted && !core::ptr::eq(level, self) {
                 level.of_children_units.fetch_add(units as usize, Ordering::Relaxed);
             }
             is_granted
@@ -143,13 +156,20 @@ impl Footprint {
 
     #[inline]
     fn charge_alone(&self, lane: Option<&Lane>, units: u64, bound: Bound) -> bool {
-        let granted = self.budget.charge(units, self.most_units(bound)).or_else(|| {
-            let is_suspended = lane.is_some_and(|lane| lane.limit_is_suspended.get())
+        let is_suspended = || {
+            lane.is_some_and(|lane| lane.limit_is_suspended.get())
                 || std::thread::panicking()
-                || (bound == Bound::Hard && is_symbolizing());
-            is_suspended.then(|| self.budget.charge_beyond(units)).flatten()
-        });
-        granted.is_some()
+                || is_symbolizing()
+        };
+        self.charge_bounded(units, bound)
+            || (bound == Bound::Hard
+                && is_suspended()
+                && self.budget.charge_beyond(units).is_some())
+    }
+
+    #[inline]
+    fn charge_bounded(&self, units: u64, bound: Bound) -> bool {
+        self.budget.charge(units, self.most_units(bound)).is_some()
     }
 
     /// Notes that the memory that was charged for is there: it counts towards the peaks, and each
