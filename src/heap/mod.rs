@@ -19,6 +19,8 @@ mod tests;
 mod adopted_tests;
 #[cfg(test)]
 mod slab_tests;
+#[cfg(test)]
+mod controls_tests;
 
 use crate::base::os;
 use crate::base::sync::{AtomicBool, AtomicU64, Lock, Ordering, step};
