@@ -136,6 +136,7 @@ impl Heap {
         self.mappings.check(&self.pages);
         self.adopted.check();
         self.controls.check();
+        self.check_requests();
         self.pages.check();
     }
 }
