@@ -10,6 +10,7 @@ pub mod request;
 pub mod builder;
 
 pub mod bailout;
+pub mod alloc_error;
 pub mod hooks;
 pub mod prewarm;
 #[cfg(feature = "async")]
