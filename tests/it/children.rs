@@ -1,7 +1,7 @@
 //! Requests below others: what a child holds counts to its parent, and what concerns the parent
 //! concerns the child.
 
-use crate::support::{PAGE, end, layout, together};
+use crate::support::{PAGE, end, layout, persistent_vec, together};
 use rqmalloc::{Bailout, LimitKind, Request, RqMalloc, check};
 use std::alloc::GlobalAlloc;
 use std::hint::black_box;
