@@ -150,6 +150,7 @@ impl Heap {
         self.mappings.check(&self.pages);
         self.adopted.check();
         self.controls.check();
+        self.check_requests();
         self.pages.check();
     }
 }
