@@ -2,10 +2,10 @@
 //! toolchain lets it choose that.
 
 use crate::api::bailout::{Bailout, is_catching, raise};
-use crate::api::limit::LimitExceeded;
 use crate::base::line::Line;
 use crate::base::system_call::write_to_standard_error;
 use crate::lockfree::budget::Reason;
+use crate::request::limit::LimitExceeded;
 use crate::thread;
 use core::alloc::Layout;
 

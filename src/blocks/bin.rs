@@ -3,7 +3,7 @@
 //! | field of `Bins` | written by | read by |
 //! |---|---|---|
 //! | `bins[..].head` | the thread the bins are active in | the same |
-//! | `bins[..].room`, `.taken`, `bump`, `cut_count` | the same | any thread, for figures |
+//! | `bins[..].room`, `.taken`, `bump`, `cut_count`, `granted` | the same | any thread, for figures |
 //! | `caps` | the same; of a lane, also a thread that enters another lane of its request | the same |
 //! | `tag`, `kind`, `cache` | the thread that makes or opens the bins | the thread they are active in |
 //!
@@ -12,6 +12,8 @@
 //!   16. (Both are 0 if there is no range.)
 //! - **F3** The number of blocks in `bins[c]`, `bins[c].room` and `bins[c].taken` add up to 0, modulo
 //!   2^32.
+//! - **F4** `granted` less the sum of all rooms is how many blocks were freed to these bins since
+//!   they were reset.
 
 use super::list::check_list;
 use super::memory::Raw;
@@ -81,6 +83,11 @@ impl Bin {
         (self.missing().wrapping_neg() as i32).max(0) as u32
     }
 
+    /// How many more frees take the fast path; -1: the one that did not was counted.
+    fn room_left(&self) -> isize {
+        self.room.load(Ordering::Relaxed) as i32 as isize
+    }
+
     #[inline(always)]
     fn note_taken(&self, count: u32) {
         let taken = self.taken.load(Ordering::Relaxed).wrapping_add(count);
@@ -93,7 +100,11 @@ impl Bin {
 pub struct BinOf<'b> {
     bin: &'b Bin,
     cap: &'b AtomicU32,
+    granted: &'b Gauge,
 }
+
+/// A room is below this, so that one that is used up, -1, can be told from it.
+const MAX_ROOM: u32 = i32::MAX as u32;
 
 impl BinOf<'_> {
     /// Returns how many blocks there are. Read by another thread, it may be off while the owner
@@ -116,7 +127,10 @@ impl BinOf<'_> {
 
     /// Makes the owner look at the bin again after `room` more frees.
     pub fn renew(self, room: u32) {
-        self.settle(self.count(), room);
+        let room = room.min(MAX_ROOM);
+        let count = self.count();
+        self.granted.add((room as usize).wrapping_sub(self.bin.room_left() as usize));
+        self.settle(count, room);
     }
 
     fn settle(self, count: u32, room: u32) {
@@ -201,6 +215,7 @@ pub struct Bins {
     bump: Gauge,
     end: Cell<usize>,
     cut_count: Gauge,
+    granted: Gauge,
     /// The bins of the thread cache of the thread that these are active in.
     cache: Cell<*const Bins>,
     kind: Cell<Kind>,
@@ -222,6 +237,7 @@ impl Bins {
             bump: Gauge::new(0),
             end: Cell::new(0),
             cut_count: Gauge::new(0),
+            granted: Gauge::new(0),
             cache: Cell::new(core::ptr::null()),
             kind: Cell::new(kind),
             bins: [const { Bin::new() }; CLASS_COUNT],
@@ -262,7 +278,7 @@ impl Bins {
     #[inline]
     pub fn bin(&self, class: Class) -> BinOf<'_> {
         let index = class.index();
-        BinOf { bin: &self.bins[index], cap: &self.caps[index] }
+        BinOf { bin: &self.bins[index], cap: &self.caps[index], granted: &self.granted }
     }
 
     #[inline(always)]
@@ -402,6 +418,17 @@ impl Bins {
         self.cut_count.get()
     }
 
+    /// Returns how many blocks were freed here since `reset` (F4). Walks the bins.
+    pub fn freed_count(&self) -> usize {
+        let left: isize = self.bins.iter().map(Bin::room_left).sum();
+        self.granted.get().wrapping_sub(left as usize)
+    }
+
+    /// Counts a block as freed that came into its bin by `put`.
+    pub fn note_freed(&self) {
+        self.granted.add(1);
+    }
+
     /// Returns how many blocks are in the bins, and their bytes of stride.
     pub fn held(&self) -> (usize, usize) {
         let (mut blocks, mut bytes) = (0, 0);
@@ -431,6 +458,7 @@ impl Bins {
             unsafe { core::ptr::from_ref(bin).cast_mut().write(Bin::after_reset()) };
         }
         self.cut_count.set(0);
+        self.granted.set(CLASS_COUNT * ROOM_AFTER_RESET as usize);
         self.set_region(0, 0);
     }
 

@@ -91,6 +91,7 @@ impl Heap {
         if let Some(lane) = lane.filter(|lane| lane.bins.tag().id() == found.header.id()) {
             Raw.header(found.block).store(lane.bins.free_header(class).0, Ordering::Relaxed);
             lane.bins.put(found.block, class);
+            lane.bins.note_freed();
             return;
         }
         let (stub, generation) = (owner.stub, owner.serial.generation());

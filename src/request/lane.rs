@@ -303,6 +303,7 @@ impl Lane {
         match Class::from_index(header.class_index()) {
             Some(class) if header == self.bins.free_header(class) => {
                 self.bins.put(block, class);
+                self.bins.note_freed();
                 class
             }
             _ => fatal::header_overwritten(block, header.0),
