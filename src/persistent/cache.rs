@@ -278,7 +278,8 @@ impl Cache {
         }
         // The last block stays, so that a thread that frees and allocates in turn does not return
         // here; and what a magazine had better not have.
-        let kept = if class.is_large() { 1 } else { bin.count().saturating_sub(bin.cap()).max(1) };
+        let over = bin.count().saturating_sub(bin.cap()).max(1);
+        let kept = if class.is_large() { bin.cap() } else { over };
         let rest = sort(bin.take_rest(kept));
         if rest.is_empty() || class.is_large() {
             return rest;
