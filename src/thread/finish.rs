@@ -51,7 +51,11 @@ fn report_leaks(control: &Control) {
     if !(policy.reported_after_bailout || is_clean()) {
         return;
     }
-    in_persistent(|| match leaks::collect(|look| Some(look(control, None)), &HEAP) {
+    let with = |look: leaks::Look<'_>| {
+        look(control, None);
+        Some(())
+    };
+    in_persistent(|| match leaks::collect(with, &HEAP) {
         Some(Ok(leaks)) if leaks.blocks > 0 => {
             write_to_standard_error(std::format!("{leaks}\n").as_bytes());
         }
