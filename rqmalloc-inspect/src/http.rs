@@ -8,7 +8,7 @@ use crate::view::{View, link_up};
 use crate::watch::data;
 use axum::Router;
 use axum::extract::{OriginalUri, Path};
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use rqmalloc::{open_requests, persistent, stats, trim};
@@ -44,7 +44,6 @@ pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
             .route("/requests.json", get(async || answer(JSON, all_requests)))
             .route("/routes.json", get(async || answer(JSON, || routes::json(&data().table))))
             .route("/trim", post(trim_now))
-            .fallback(elsewhere)
     })
 }
 
@@ -137,21 +136,6 @@ async fn trim_now(OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Response
         }
         let mut answer = with_type(StatusCode::SEE_OTHER, TEXT, content);
         let back = format!("{}?trimmed={bytes}", link_up(uri.path(), 1));
-        if let Ok(back) = back.try_into() {
-            answer.headers_mut().insert(header::LOCATION, back);
-        }
-        answer
-    })
-}
-
-/// Answers what no route does: the page's own path with a slash at its end, and what is not there.
-async fn elsewhere(OriginalUri(original): OriginalUri, uri: Uri) -> Response {
-    if uri.path() != "/" && !uri.path().is_empty() {
-        return not_found("No such page.");
-    }
-    persistent(|| {
-        let mut answer = with_type(StatusCode::PERMANENT_REDIRECT, TEXT, String::new());
-        let back = link_up(original.path(), 1);
         if let Ok(back) = back.try_into() {
             answer.headers_mut().insert(header::LOCATION, back);
         }

@@ -104,7 +104,7 @@ mod tests {
     fn people_can_read_numbers() {
         assert_eq!(Bytes(1023).to_string(), "1023 B");
         assert_eq!(Bytes(1 << 20).to_string(), "1.0 MiB");
-        assert_eq!(Bytes(usize::MAX).to_string(), "16384.0 PiB");
+        assert_eq!(Bytes(usize::MAX).to_string(), "16383.9 PiB");
         assert_eq!(Count(7).to_string(), "7");
         assert_eq!(Count(1_234_567).to_string(), "1\u{202f}234\u{202f}567");
         let time = |milliseconds| Time(Duration::from_millis(milliseconds)).to_string();
