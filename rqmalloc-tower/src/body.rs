@@ -50,7 +50,10 @@ impl<B> ResponseBody<B> {
 
     /// An answer that needs no request.
     pub(crate) fn given(data: Bytes) -> Self {
-        Self { state: State::Given { data: Some(data).filter(|data| !data.is_empty()) }, watched: None }
+        Self {
+            state: State::Given { data: Some(data).filter(|data| !data.is_empty()) },
+            watched: None,
+        }
     }
 }
 

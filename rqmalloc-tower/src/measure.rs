@@ -37,9 +37,8 @@ impl Measures {
         describe();
         let route = route.name.as_str();
         Self {
-            outcomes: OUTCOMES.map(|outcome| {
-                counter!(REQUESTS, "route" => route, "outcome" => outcome.as_str())
-            }),
+            outcomes: OUTCOMES
+                .map(|outcome| counter!(REQUESTS, "route" => route, "outcome" => outcome.as_str())),
             peak: histogram!(PEAK, "route" => route),
             duration: histogram!(DURATION, "route" => route),
             surviving_blocks: counter!(SURVIVING_BLOCKS, "route" => route),

@@ -56,7 +56,8 @@ impl Route {
     }
 }
 
-static ROUTES: LazyLock<RwLock<HashMap<RequestName, &'static Route>>> = LazyLock::new(RwLock::default);
+static ROUTES: LazyLock<RwLock<HashMap<RequestName, &'static Route>>> =
+    LazyLock::new(RwLock::default);
 static OTHERS: LazyLock<&'static Route> = LazyLock::new(|| Route::new(name_of(OTHER)));
 
 fn name_of(text: &'static str) -> RequestName {

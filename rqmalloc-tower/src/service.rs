@@ -98,9 +98,6 @@ where
 impl<S: fmt::Debug> fmt::Debug for RequestService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { inner, settings } = self;
-        f.debug_struct("RequestService")
-            .field("inner", inner)
-            .field("settings", settings)
-            .finish()
+        f.debug_struct("RequestService").field("inner", inner).field("settings", settings).finish()
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 const LEAST_MEMORY_LIMIT_BYTES: usize = 64 << 10;
 
 type Name = dyn Fn(&Request<()>) -> Cow<'_, str> + Send + Sync;
+type Closed = dyn Fn(&Report) + Send + Sync;
 type Answer<T> = dyn Fn(&T) -> Response<Bytes> + Send + Sync;
 
 #[derive(Clone, Default)]
@@ -29,7 +30,7 @@ pub(crate) struct Settings {
     pub(crate) watch: Option<Arc<Watch>>,
     pub(crate) on_limit: Option<Arc<Answer<LimitExceeded>>>,
     pub(crate) on_bailout: Option<Arc<Answer<Bailout>>>,
-    pub(crate) on_close: Option<Arc<dyn Fn(&Report) + Send + Sync>>,
+    pub(crate) on_close: Option<Arc<Closed>>,
 }
 
 /// An open request, with what watches it.
@@ -43,7 +44,7 @@ impl Settings {
 
     /// Opens a request for this one, which is returned too.
     pub(crate) fn open<Q>(
-        self: &Arc<Self>,
+        &self,
         request: Request<Q>,
     ) -> (Result<Opened, LimitExceeded>, Request<Q>) {
         let (builder, request) = self.named(request);
@@ -63,7 +64,7 @@ impl Settings {
         }
     }
 
-    fn open_with(self: &Arc<Self>, builder: RequestBuilder) -> Result<Opened, LimitExceeded> {
+    fn open_with(&self, builder: RequestBuilder) -> Result<Opened, LimitExceeded> {
         let mut builder = builder.report_leaks(self.reports_leaks);
         if self.traces_leaks {
             builder = builder.trace_leaks(true);
@@ -88,12 +89,13 @@ impl Settings {
     }
 
     /// Has a request tell what became of it.
-    fn tell_closed(self: &Arc<Self>, request: &rqmalloc::Request, is_watched: bool) {
+    fn tell_closed(&self, request: &rqmalloc::Request, is_watched: bool) {
         let is_recorded = cfg!(any(feature = "metrics", feature = "tracing"));
         if !is_recorded && self.on_close.is_none() {
             return;
         }
-        let settings = self.clone();
+        // Not `self`: a request that waits in `self.watch` would keep it.
+        let (on_close, is_watch_on) = (self.on_close.clone(), self.watch.is_some());
         #[cfg(feature = "metrics")]
         let begun = std::time::Instant::now();
         #[cfg(feature = "tracing")]
@@ -104,10 +106,10 @@ impl Settings {
                 #[cfg(feature = "metrics")]
                 crate::measure::measure(route, report, Some(begun).filter(|_| !is_watched));
                 #[cfg(feature = "tracing")]
-                crate::span::record(&span, route, report, settings.watch.is_some());
-                let _ = (route, is_watched);
+                crate::span::record(&span, route, report, is_watch_on);
+                let _ = (route, is_watched, is_watch_on);
             }
-            if let Some(on_close) = &settings.on_close {
+            if let Some(on_close) = &on_close {
                 on_close(report);
             }
         });

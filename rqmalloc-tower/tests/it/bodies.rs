@@ -49,7 +49,8 @@ async fn over_http1_nothing_survives() {
         for path in ["/empty", "/static", "/streamed", "/no-such-route"] {
             client.get(path).await.1.unwrap();
         }
-        let echoed = client.send(request("POST", "/echo", vec![b'e'; 20_000].into())).await.unwrap();
+        let echoed =
+            client.send(request("POST", "/echo", vec![b'e'; 20_000].into())).await.unwrap();
         assert_eq!(echoed.into_body().collect().await.unwrap().to_bytes().len(), 20_000);
         client.send(request("HEAD", "/json", Bytes::new())).await.unwrap();
     }

@@ -1,6 +1,8 @@
 //! Clients that go, timeouts, and a server that stops.
 
-use super::support::{Channel, Client, Reports, Server, get, open_count, wait_none_open, wait_until};
+use super::support::{
+    Channel, Client, Reports, Server, get, open_count, wait_none_open, wait_until,
+};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get as route_get;

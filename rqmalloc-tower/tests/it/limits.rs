@@ -15,7 +15,9 @@ async fn a_route_without_end_is_answered_503_and_the_others_200() {
     let app = Router::new()
         .route("/endless/{id}", get(endless))
         .route("/fine/{id}", get(async || "fine"))
-        .layer(RequestLayer::new().soft_limit(1 << 20).on_limit(|_| StatusCode::SERVICE_UNAVAILABLE));
+        .layer(
+            RequestLayer::new().soft_limit(1 << 20).on_limit(|_| StatusCode::SERVICE_UNAVAILABLE),
+        );
     let server = Server::start(app).await;
     let greedy = async {
         let mut client = Client::connect(&server).await;

@@ -40,7 +40,10 @@ async fn what_a_closure_says() {
     let layer = reports.layer().name(|_| "\u{e9}".repeat(1000).into());
     assert_eq!(name_of(app(layer), &reports, "/shop/items/7").await, "\u{e9}".repeat(32));
     let reports = Reports::default();
-    assert_eq!(name_of(app(reports.layer().name(|_| "".into())), &reports, "/shop/items/7").await, "");
+    assert_eq!(
+        name_of(app(reports.layer().name(|_| "".into())), &reports, "/shop/items/7").await,
+        ""
+    );
 }
 
 /// The head and the body are what they were.
@@ -54,7 +57,10 @@ async fn a_closure_sees_the_request_and_does_not_change_it() {
         assert_eq!(rqmalloc::Request::current().unwrap().name().unwrap().as_str(), "named");
         let (head, body) = request.into_parts();
         assert_eq!((head.method.as_str(), head.uri.path()), ("PUT", "/x"));
-        assert_eq!((head.headers["x-a"].as_bytes(), head.extensions.get()), (&b"b"[..], Some(&7u32)));
+        assert_eq!(
+            (head.headers["x-a"].as_bytes(), head.extensions.get()),
+            (&b"b"[..], Some(&7u32))
+        );
         Ok::<_, axum::Error>(http::Response::new(Body::from(body.collect().await?.to_bytes())))
     });
     let request = http::Request::put("/x").header("x-a", "b").extension(7u32);

@@ -1,6 +1,6 @@
 //! Panics go on, and their request closes.
 
-use super::support::{Made, Reports, Server, get, Client, wait_none_open};
+use super::support::{Client, Made, Reports, Server, get, wait_none_open};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get as route_get;
@@ -57,9 +57,11 @@ async fn in_a_body() {
 #[tokio::test]
 async fn in_the_call_of_a_service() {
     let reports = Reports::default();
-    let service = service_fn(|_: http::Request<Body>| -> std::future::Ready<Result<http::Response<Body>, ()>> {
-        panic!("a service of the tests panics")
-    });
+    let service = service_fn(
+        |_: http::Request<Body>| -> std::future::Ready<Result<http::Response<Body>, ()>> {
+            panic!("a service of the tests panics")
+        },
+    );
     let mut service = reports.layer().layer(service);
     let task = tokio::spawn(async move {
         service.ready().await.unwrap().call(http::Request::new(Body::empty())).await.map(drop)
@@ -77,7 +79,8 @@ async fn in_what_the_layer_was_told() {
     assert!(task.await.unwrap_err().is_panic());
     assert!(rqmalloc::Request::current().is_none());
 
-    let layer = rqmalloc_tower::RequestLayer::new().on_close(|_| panic!("a report of the tests panics"));
+    let layer =
+        rqmalloc_tower::RequestLayer::new().on_close(|_| panic!("a report of the tests panics"));
     let app = Router::new().route("/", route_get(async || "fine")).layer(layer);
     let response = app.oneshot(http::Request::new(Body::empty())).await.unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "fine");

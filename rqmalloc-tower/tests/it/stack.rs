@@ -39,14 +39,17 @@ fn request() -> Request<Full<Bytes>> {
 
 async fn handler(request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, Infallible> {
     let text = request.into_body().collect().await?.to_bytes();
-    tokio::task::yield_now().await;
+    super::support::yield_now().await;
     Ok(Response::new(Full::new(text.to_vec().into())))
 }
 
 /// Calls a service so many times, some at a time.
 async fn call<S, B>(service: S, count: usize)
 where
-    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError> + Clone + Send + 'static,
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Debug,
@@ -148,8 +151,10 @@ async fn a_timeout_inside_is_an_error_of_the_service() {
     let never = service_fn(async |_: Request<Full<Bytes>>| {
         std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>().await
     });
-    let service =
-        ServiceBuilder::new().layer(reports.layer()).timeout(Duration::from_millis(1)).service(never);
+    let service = ServiceBuilder::new()
+        .layer(reports.layer())
+        .timeout(Duration::from_millis(1))
+        .service(never);
     let error = service.oneshot(request()).await.unwrap_err();
     assert!(error.is::<tower::timeout::error::Elapsed>());
     drop(error);
