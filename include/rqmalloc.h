@@ -54,7 +54,7 @@ extern "C" {
 
 /* The settings of a request. Zeros are the defaults. */
 typedef struct rq_options {
-    /* What reports call the request: UTF-8, valid for as long as the request. NULL: no name. */
+    /* What reports call the request: UTF-8, of which the first 64 bytes are copied. NULL: no name. */
     const char *name;
     /* Bytes of pages that the request may hold. 0: no limit. */
     size_t memory_limit;
@@ -68,7 +68,21 @@ typedef struct rq_options {
     /* Whether each block remembers where it was allocated; implies report_leaks. RQMALLOC_TRACE=1
      * in the environment traces every request. */
     bool trace_leaks;
+    /* Bytes of pages from which on the request is marked, and never refused any. 0: no such limit. */
+    size_t soft_limit;
 } rq_options;
+
+/* How a request went. */
+typedef enum rq_outcome {
+    RQ_ENDED,
+    RQ_CLOSED,
+    /* It had reached its limit, or its mark, and was given up or still marked at its end. */
+    RQ_OVER_LIMIT,
+    RQ_BAILED_OUT,
+    /* A panic of Rust code left it. */
+    RQ_PANICKED,
+    RQ_STILL_OPEN
+} rq_outcome;
 
 /* What became of a request's memory. Bytes of blocks include headers and what size classes add. */
 typedef struct rq_report {
@@ -87,8 +101,13 @@ typedef struct rq_report {
     size_t span_bytes;
     /* Bytes of those between the survivors: later requests allocate from them. */
     size_t reusable_bytes;
-    /* Somebody else is still inside, by the Rust interface: the request was only left, and nothing was freed. */
+    /* Somebody else is still inside, or has a handle: the request was only left, and nothing was freed. */
     bool still_open;
+    rq_outcome outcome;
+    /* The memory limit, in bytes of pages; 0: there was none. */
+    size_t limit_bytes;
+    /* How long a request with a name was open, by a clock of some milliseconds. */
+    uint64_t elapsed_milliseconds;
 } rq_report;
 
 /* Begins a request: from here on, what this thread allocates belongs to it. Nests. Returns the
@@ -107,6 +126,21 @@ void rq_end_request(rq_report *report);
 void rq_close_request(rq_report *report);
 /* Returns the number of the request this thread is inside; 0: none. */
 uint64_t rq_current_request(void);
+
+/* A handle of a request, which keeps it open. */
+typedef struct rq_request rq_request;
+
+/* Returns a handle of the request this thread is inside, for another thread to enter; NULL without
+ * a request. Whoever ends or closes the request meanwhile only leaves it. */
+rq_request *rq_request_ref(void);
+/* Gives a handle back. The last one of a request that was left closes it, as rq_close_request()
+ * does. NULL is ignored. */
+void rq_request_unref(rq_request *request);
+/* Enters a request, from here to the rq_leave(): what this thread allocates belongs to it. Nests,
+ * also with rq_begin_request(). Several threads may be inside at once. */
+void rq_enter(rq_request *request);
+/* Undoes this thread's last rq_enter(); fatal without one. */
+void rq_leave(void);
 
 /* Calls callback(argument) inside this thread's request before its memory goes: on end, on close
  * and after a bailout, last registered first. The memory limit is suspended meanwhile; what the
@@ -144,9 +178,18 @@ void *rq_safe_erealloc(void *pointer, size_t count, size_t size, size_t offset) 
 /* NULL is ignored. Fatal ("wrong family") for a block of the pemalloc family. */
 void rq_efree(void *pointer);
 /* For callers with a failure path of their own: NULL instead of the error handler and a bailout;
- * rq_check() says why. The old block of rq_erealloc_or_null is then unchanged. */
+ * rq_failure() says why. The old block of rq_erealloc_or_null is then unchanged. */
 void *rq_emalloc_or_null(size_t size) RQ_ATTRIBUTE((malloc, warn_unused_result, alloc_size(1)));
 void *rq_erealloc_or_null(void *pointer, size_t size) RQ_ATTRIBUTE((warn_unused_result, alloc_size(2)));
+/* Why the last of these functions that returned NULL in this thread did so. */
+typedef enum rq_failure_reason {
+    /* None has. */
+    RQ_NO_FAILURE,
+    /* The request is at its memory limit. */
+    RQ_MEMORY_LIMIT,
+    RQ_OUT_OF_MEMORY
+} rq_failure_reason;
+rq_failure_reason rq_failure(void);
 char *rq_estrdup(const char *text) RQ_MALLOC;
 /* Copies exactly `length` bytes, including zeros, and appends a zero. */
 char *rq_estrndup(const char *text, size_t length) RQ_MALLOC;
@@ -207,12 +250,47 @@ typedef struct rq_limit_error {
     size_t limit_bytes;
     size_t in_use_bytes;
     size_t asked_bytes;
+    enum { RQ_LIMIT_MEMORY, RQ_LIMIT_SOFT, RQ_LIMIT_PROCESS } kind;
 } rq_limit_error;
 
 /* Returns false if this thread's request has come within the reserve of its limit: it should give
  * up, for instance with rq_bailout(), while allocation still goes on. That does not change,
  * whatever is freed, until rq_set_memory_limit() makes room. `error` may be NULL. */
 bool rq_check(rq_limit_error *error);
+
+/* What the process uses and where it is, in bytes: mapped = live + adopted + descriptor +
+ * thread_cache + depot + slab + warm + cached_mapping + free; in_use and cached are sums of those
+ * before and after thread_cache. README.md says more about each. */
+typedef struct rq_process_stats {
+    size_t mapped_bytes;
+    size_t in_use_bytes;
+    size_t live_bytes;
+    size_t adopted_bytes;
+    size_t descriptor_bytes;
+    size_t cached_bytes;
+    size_t thread_cache_bytes;
+    /* Of what those caches may keep, not a part of the sum. */
+    size_t thread_cache_credit_bytes;
+    size_t depot_bytes;
+    size_t slab_bytes;
+    size_t warm_bytes;
+    size_t cached_mapping_bytes;
+    size_t free_bytes;
+    /* Of those, what is still resident. */
+    size_t free_resident_bytes;
+    uint64_t open_request_count;
+} rq_process_stats;
+
+void rq_stats(rq_process_stats *stats);
+/* Gives idle memory of the process back to the system. Returns the bytes given back. */
+size_t rq_trim(void);
+/* Sets what the process should have in use at most, in bytes; SIZE_MAX: no limit. Nothing is refused
+ * because of it: while the process is above it, the requests that hold most are marked, largest
+ * first, and their rq_check() returns false. */
+void rq_set_process_limit(size_t bytes);
+/* Returns false if the process is above its limit: a request had better not begin now. `error` may be
+ * NULL. */
+bool rq_check_process(rq_limit_error *error);
 
 /* Sets the handler that is called with the text of every failure of the emalloc family before it
  * bails out or is fatal. The memory limit and cancellation of the thread are suspended meanwhile,

@@ -21,6 +21,7 @@ mod thread;
 mod api;
 mod c;
 
+pub use api::alloc_error::alloc_error_hook;
 pub use api::bailout::{Bailout, bailout};
 pub use api::builder::RequestBuilder;
 #[cfg(feature = "async")]

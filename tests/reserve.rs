@@ -36,7 +36,7 @@ fn polls<const N: usize>(request: &Request, count: usize, blocks: [usize; N]) {
     let mut future = pin!(
         request
             .scope(poll_fn(|_| {
-                blocks.iter().for_each(|&size| drop(take(size * MIB)));
+                blocks.iter().for_each(|&size| _ = take(size * MIB));
                 left -= 1;
                 if left == 0 { Poll::Ready(()) } else { Poll::Pending }
             }))

@@ -25,6 +25,8 @@ struct Chunk {
 }
 
 struct Model {
+    /// Whether nothing can be mapped behind a chunk.
+    is_walled: bool,
     slots: ChunkSlots,
     index: RunIndex<1>,
     chunks: [Chunk; SLOTS],
@@ -38,6 +40,10 @@ struct Model {
 
 impl Model {
     fn new() -> Arc<Self> {
+        Self::with_wall(false)
+    }
+
+    fn with_wall(is_walled: bool) -> Arc<Self> {
         let chunk = |_| Chunk {
             base: AtomicUsize::new(0),
             plain: Plain::new(0),
@@ -45,6 +51,7 @@ impl Model {
             reach: Reach(AtomicU32::new(0)),
         };
         Arc::new(Self {
+            is_walled,
             slots: ChunkSlots(AtomicU64::new(0)),
             index: RunIndex { words: [AtomicU64::new(0)] },
             chunks: std::array::from_fn(chunk),
@@ -154,6 +161,9 @@ impl Chunks for Model {
     fn map_behind(&self, base: usize, pages: usize, more: usize) -> bool {
         let mut mapped = self.mapped.lock();
         assert_eq!(mapped[base], pages, "B9: the chunk is there, and as long");
+        if self.is_walled {
+            return false;
+        }
         mapped[base] += more;
         self.memory[base][1].write(|uses| *uses = 0);
         true
@@ -300,6 +310,43 @@ fn chunk_extended_against_released() {
         let is_extended = extender.join().unwrap();
         assert!(is_released || is_extended, "one of them has claimed it first");
         model.assert_whole(usize::from(!is_released));
+    });
+}
+
+/// B9: a chunk cannot become longer: it stays as it is, or goes.
+#[test]
+fn chunk_extended_in_vain_against_released() {
+    explore(3, || {
+        let model = Model::with_wall(true);
+        assert!(model.grow_by(1));
+        let other = model.clone();
+        let extender = thread::spawn(move || extend_by_one(&other));
+        let is_released = release_or_publish(&model, 0);
+        assert!(!extender.join().unwrap(), "something is behind it");
+        assert!(is_released || release_or_publish(&model, 0), "B9: the claim has ended");
+        model.assert_whole(0);
+    });
+}
+
+/// R1: the only free page of a chunk is one by which it became longer: the hint leads there.
+#[test]
+fn full_chunk_extended_against_page_given() {
+    explore(3, || {
+        let model = Model::new();
+        assert!(model.grow_by(1));
+        let taken = model.take_page().expect("it is free");
+        assert_eq!(model.take_page(), None);
+        assert_eq!(model.index.candidates(0), 0);
+        let other = model.clone();
+        let giver = thread::spawn(move || {
+            other.use_page(taken.0, taken.1);
+            taken
+        });
+        assert!(extend_by_one(&model), "nobody else has claimed its reach");
+        assert_eq!(model.index.candidates(0), 1, "R1");
+        let taken = giver.join().unwrap();
+        model.give_page(taken);
+        model.assert_whole(1);
     });
 }
 

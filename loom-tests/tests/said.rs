@@ -40,6 +40,33 @@ fn said_against_heard() {
     });
 }
 
+/// Y1: a thread that hears bits which others added sees what each of them did before.
+#[test]
+fn added_against_heard() {
+    explore(3, || {
+        let model = Arc::new((Said::new(), Plain::new(0), Plain::new(0)));
+        let [adder, hearer] = [model.clone(), model.clone()];
+        let adder = thread::spawn(move || {
+            adder.2.write(|done| *done = 1);
+            adder.0.add(2);
+        });
+        let hearer = thread::spawn(move || {
+            let heard = hearer.0.hear();
+            if heard & 1 != 0 {
+                hearer.1.read(|done| assert_eq!(*done, 1, "Y1"));
+            }
+            if heard & 2 != 0 {
+                hearer.2.read(|done| assert_eq!(*done, 1, "Y1"));
+            }
+        });
+        model.1.write(|done| *done = 1);
+        model.0.add(1);
+        adder.join().unwrap();
+        hearer.join().unwrap();
+        assert_eq!(model.0.hear(), 3, "none is lost");
+    });
+}
+
 /// Y2: a walk reads the record of a block that its owner has just made.
 #[test]
 fn traced_against_walk() {

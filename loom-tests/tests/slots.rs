@@ -4,7 +4,8 @@
 use loom::sync::Arc;
 use loom::thread;
 use rqmalloc_loom_tests::base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-use rqmalloc_loom_tests::lockfree::bitmap::PageBitmap;
+use rqmalloc_loom_tests::lockfree::bitmap::{PageBitmap, longest_run};
+use rqmalloc_loom_tests::lockfree::run_index::RunIndex;
 use rqmalloc_loom_tests::lockfree::slots::{Contents, LEAF_SLOTS, Leaf};
 use rqmalloc_loom_tests::lockfree::state::State;
 use rqmalloc_loom_tests::model::{Plain, explore};
@@ -18,6 +19,8 @@ const USED: usize = 2;
 
 struct Model {
     leaf: Leaf,
+    /// Leads to the leaf while it has an idle slot.
+    index: RunIndex<1>,
     /// The things in the slots.
     things: [Plain<u32>; USED],
     /// What idle things have besides their memory: nothing once they were stripped.
@@ -40,6 +43,7 @@ impl Model {
         };
         Arc::new(Self {
             leaf,
+            index: RunIndex { words: [word()] },
             things: [Plain::new(WIPED), Plain::new(WIPED)],
             extras: [Plain::new(0), Plain::new(0)],
             stubs: [State(word()), State(word())],
@@ -49,19 +53,37 @@ impl Model {
 
     fn new(page_slots: usize) -> Arc<Self> {
         let model = Self::without_memory(page_slots);
-        assert!(model.leaf.open(1, u64::MAX << USED, || ()));
+        assert!(model.leaf.open(1, u64::MAX << USED, || model.publish()));
         model
+    }
+
+    /// Where slots share a page there is no hint, for fewer interleavings.
+    fn publish(&self) {
+        if self.page_slots > 1 {
+            return;
+        }
+        self.index.publish(0, &[1], || longest_run(&self.leaf.idle.snapshot()));
+    }
+
+    /// When nobody is at it, the hint leads to the leaf if it has an idle slot (R1).
+    fn assert_hint(&self) {
+        let [idle] = self.leaf.idle.snapshot();
+        assert!(idle == 0 || self.index.candidates(0) == 1, "R1: {idle:#b} are idle");
+    }
+
+    fn give(&self, slot: usize, is_old: bool) {
+        self.leaf.give(slot, is_old, || self.publish());
     }
 
     /// Takes a slot, uses the thing in it and gives it back; which one it was.
     fn use_one(&self) -> Option<usize> {
         let slot = self.take()?;
-        self.leaf.give(slot, false, || ());
+        self.give(slot, false);
         Some(slot)
     }
 
     fn take(&self) -> Option<usize> {
-        let (slot, is_made) = self.leaf.take(|| ())?;
+        let (slot, is_made) = self.leaf.take(|| self.publish())?;
         if !is_made {
             self.things[slot].write(|thing| *thing = WHOLE);
             self.leaf.note_made(slot);
@@ -72,7 +94,7 @@ impl Model {
     }
 
     fn purge(&self) -> usize {
-        self.leaf.purge(true, self, || ())
+        self.leaf.purge(true, self, || self.publish())
     }
 }
 
@@ -115,8 +137,12 @@ fn taken_against_wiped() {
         let user = thread::spawn(move || other.use_one());
         model.purge();
         user.join().unwrap();
+        model.assert_hint();
         assert!(model.take().is_some() && model.take().is_some(), "no slot is lost");
         assert_eq!(model.take(), None);
+        assert_eq!(model.index.candidates(0), 0, "the hint leads nowhere in vain twice");
+        model.give(0, false);
+        model.assert_hint();
     });
 }
 
@@ -159,7 +185,7 @@ fn wiped_by_two() {
     explore(3, || {
         let model = Model::new(1);
         let both = [model.take(), model.take()];
-        both.into_iter().flatten().for_each(|slot| model.leaf.give(slot, false, || ()));
+        both.into_iter().flatten().for_each(|slot| model.give(slot, false));
         let other = model.clone();
         let looker = thread::spawn(move || other.purge());
         let went = model.purge() + looker.join().unwrap();
@@ -172,13 +198,15 @@ fn wiped_by_two() {
 fn a_look_goes_by_age() {
     explore(1, || {
         let model = Model::new(1);
-        let look = || model.leaf.purge(false, &*model, || ());
+        let look = || model.leaf.purge(false, &*model, || model.publish());
         let slot = model.use_one().unwrap();
         assert_eq!((look(), look()), (0, 0));
         model.use_one();
         assert_eq!((look(), look(), look()), (0, 0, 1));
         assert_eq!(model.take(), Some(slot));
-        model.leaf.give(slot, true, || ());
+        model.give(slot, false);
+        assert_eq!(model.take(), Some(slot));
+        model.give(slot, true);
         assert_eq!(look(), 1, "what was idle for long elsewhere goes at once");
     });
 }
@@ -192,7 +220,7 @@ fn judged_against_wiped_and_opened_anew() {
         let slot = model.take().unwrap();
         model.stubs[slot].open(5);
         model.stubs[slot].retire();
-        model.leaf.give(slot, false, || ());
+        model.give(slot, false);
         let other = model.clone();
         let judge = thread::spawn(move || {
             assert!(other.leaf.was_issued(slot, &other.stubs[slot], 5), "I3");
@@ -219,12 +247,37 @@ fn opened_against_found() {
             if other.leaf.base().is_some() {
                 other.extras[0].read(|extra| assert_eq!(*extra, 3, "mapped before"));
             }
-            other.leaf.take(|| ()).inspect(|&(slot, _)| assert!(slot < USED, "not a spent one"));
+            other
+                .leaf
+                .take(|| other.publish())
+                .inspect(|&(slot, _)| assert!(slot < USED, "not a spent one"));
         });
         model.extras[0].write(|extra| *extra = 3);
-        assert!(model.leaf.open(1, u64::MAX << USED, || ()));
-        assert!(!model.leaf.open(2, 0, || ()), "its memory stays");
+        assert!(model.leaf.open(1, u64::MAX << USED, || model.publish()));
+        assert!(!model.leaf.open(2, 1, || ()), "its memory stays");
         finder.join().unwrap();
         assert_eq!(model.leaf.base(), Some(1));
+        assert!(!model.leaf.is_spent(0), "nothing has changed");
+        model.assert_hint();
+    });
+}
+
+/// I1: a slot that is spent is never taken again, and what was in it goes.
+#[test]
+fn spent_against_taken_and_wiped() {
+    explore(2, || {
+        let model = Model::new(1);
+        let spent = model.take().unwrap();
+        let other = model.clone();
+        let user = thread::spawn(move || other.use_one());
+        model.strip(spent);
+        model.leaf.spend(spent);
+        model.purge();
+        assert_ne!(user.join().unwrap(), Some(spent), "I1");
+        assert!(model.leaf.is_spent(spent) && model.leaf.contradictions() == 0);
+        // If the first look had to leave it beside one that was taken.
+        model.purge();
+        model.things[spent].read(|thing| assert_eq!(*thing, WIPED));
+        assert!(model.take().is_some_and(|slot| slot != spent) && model.take().is_none());
     });
 }

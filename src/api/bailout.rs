@@ -74,11 +74,34 @@ pub(crate) fn raise(bailout: Bailout) -> ! {
     if !is_catching() {
         panic!("bailout outside of Request::catch: {bailout}");
     }
+    let _uncaught = Uncaught::new();
     // The payload outlives the request that is given up.
     persistent(|| {
         thread::current().inspect(|thread| thread.is_bailing_out.set(true));
         resume_unwind(Box::new(bailout))
     })
+}
+
+/// While it exists, no bailout is caught: for what is allocated to unwind.
+struct Uncaught {
+    thread: Option<&'static Thread>,
+    catching_count: usize,
+}
+
+impl Uncaught {
+    fn new() -> Self {
+        let thread = thread::current();
+        let catching_count = thread.map_or(0, |thread| thread.catching_count.replace(0));
+        Self { thread, catching_count }
+    }
+}
+
+impl Drop for Uncaught {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread {
+            thread.catching_count.set(self.catching_count);
+        }
+    }
 }
 
 /// Whether a bailout would be caught.

@@ -165,28 +165,29 @@ unsafe fn realloc_slow(payload: *mut u8, layout: Layout, new_size: usize) -> *mu
     let bins = thread::active();
     let old = if align <= PAYLOAD_ALIGN { Class::of(size) } else { None };
     let is_active = old.is_some_and(|class| bins.has_live(block, class));
-    let allocated = match (old, Class::of(new_size)) {
-        (Some(old), Some(new)) if is_active && !old.is_large() => {
+    let mut fresh = NONE;
+    let mut stays = true;
+    if let (Some(old), Some(new)) = (old, Class::of(new_size)) {
+        if is_active && !old.is_large() {
             if bins.stretch(block, old, new) {
                 return payload;
             }
             // The active bins are those of the block's own lifetime.
-            let fresh = bins.alloc(new);
-            match fresh {
-                NONE if new < old => route::alloc_beside(block, size, align, new_size).block,
-                NONE => route::alloc_slow(new_size, align).block,
-                fresh => fresh,
+            fresh = bins.alloc(new);
+            stays = fresh == NONE && new < old;
+            if fresh == NONE && !stays {
+                fresh = route::alloc_slow(new_size, align).block;
             }
         }
-        _ => {
-            let resized = route::resize_in_place(block, size, align, new_size);
-            if resized != NONE {
-                return pointer(resized);
-            }
-            route::alloc_beside(block, size, align, new_size).block
+    }
+    if stays {
+        let resized = route::resize_in_place(block, size, align, new_size);
+        if resized != NONE {
+            return pointer(resized);
         }
-    };
-    let fresh = pointer(allocated);
+        fresh = route::alloc_beside(block, size, align, new_size).block;
+    }
+    let fresh = pointer(fresh);
     if !fresh.is_null() {
         // SAFETY: both payloads are at least that long, and a fresh block overlaps no live one. The
         // old block is the caller's, with this layout.
@@ -227,7 +228,7 @@ pub fn check_structures() {
     if let Some(thread) = thread::current() {
         thread.check();
         if let Some(control) = thread.current_control() {
-            control.check(thread.lane_inside(control));
+            HEAP.check_request(control, thread.lane_inside(control));
         }
     }
     HEAP.check();

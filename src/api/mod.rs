@@ -9,6 +9,7 @@ pub mod request;
 pub mod builder;
 
 pub mod bailout;
+pub mod alloc_error;
 pub mod hooks;
 pub mod observe;
 pub mod closed;

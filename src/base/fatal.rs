@@ -49,9 +49,15 @@ pub fn not_a_block(address: usize) -> ! {
 
 /// A block was freed after its request had ended.
 #[cold]
-pub fn ended_request(address: usize, request: Option<u64>) -> ! {
+pub fn ended_request(address: usize, request: Option<u64>, name: Option<&str>) -> ! {
     let request = request.map_or(Text("of long ago"), Count);
-    die("block of an ended request", &[("address", Address(address)), ("request", request)])
+    let values = [
+        ("address", Address(address)),
+        ("request", request),
+        ("name", Text(name.unwrap_or_default())),
+    ];
+    let count = if name.is_some() { values.len() } else { values.len() - 1 };
+    die("block of an ended request", values.get(..count).unwrap_or_default())
 }
 
 /// The word before a payload is not one that this allocator writes: something overwrote it.
@@ -138,10 +144,17 @@ mod tests {
         ),
         (|| not_a_block(0x10), "not a block of this allocator (address 0x10)"),
         (
-            || ended_request(0x10, None),
+            || ended_request(0x10, None, None),
             "block of an ended request (address 0x10, request of long ago)",
         ),
-        (|| ended_request(0x10, Some(7)), "block of an ended request (address 0x10, request 7)"),
+        (
+            || ended_request(0x10, Some(7), None),
+            "block of an ended request (address 0x10, request 7)",
+        ),
+        (
+            || ended_request(0x10, Some(7), Some("GET /")),
+            "block of an ended request (address 0x10, request 7, name GET /)",
+        ),
         (|| header_overwritten(0x10, 0xff), "header overwritten (address 0x10, header 0xff)"),
         (|| system_call("munmap", 22), "system call failed (call munmap, errno 22)"),
         (|| broken("bin count", 1, 2), "broken invariant (name bin count, left 1, right 2)"),

@@ -1,6 +1,7 @@
 //! What knows nothing of the allocator: arithmetic, the system, synchronisation, fatal lines.
 
 pub mod quantity;
+pub mod prefetch;
 pub mod size_class;
 pub mod system_call;
 pub mod environment;

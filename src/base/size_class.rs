@@ -176,14 +176,7 @@ impl Class {
 
     /// Returns how many blocks a magazine of this class has at most.
     pub const fn magazine_count(self) -> u32 {
-        let count = MAX_MAGAZINE_BYTES / STRIDE_BYTES[self.index()];
-        if count > MAX_MAGAZINE_COUNT {
-            MAX_MAGAZINE_COUNT
-        } else if count == 0 {
-            1
-        } else {
-            count
-        }
+        MAGAZINE_COUNTS[self.index()] as u32
     }
 
     /// Returns how many pages a slab of this class has: the fewest with room for eight blocks and
@@ -200,9 +193,35 @@ impl Class {
 
     /// Returns how many blocks a slab of this class has.
     pub const fn slab_count(self) -> u32 {
-        ((self.slab_pages() * PAGE_BYTES - HEADER_BYTES) / self.stride_bytes()) as u32
+        SLAB_COUNTS[self.index()] as u32
     }
 }
+
+static MAGAZINE_COUNTS: [u16; CLASS_COUNT] = {
+    let mut table = [1; CLASS_COUNT];
+    let mut class = 0;
+    while class < CLASS_COUNT {
+        let count = MAX_MAGAZINE_BYTES / STRIDE_BYTES[class];
+        if count > MAX_MAGAZINE_COUNT {
+            table[class] = MAX_MAGAZINE_COUNT as u16;
+        } else if count > 0 {
+            table[class] = count as u16;
+        }
+        class += 1;
+    }
+    table
+};
+
+static SLAB_COUNTS: [u16; CLASS_COUNT] = {
+    let mut table = [0; CLASS_COUNT];
+    let mut class = 0;
+    while class < CLASS_COUNT {
+        let bytes = SLAB_PAGES[class] as usize * PAGE_BYTES - HEADER_BYTES;
+        table[class] = (bytes / STRIDE_BYTES[class] as usize) as u16;
+        class += 1;
+    }
+    table
+};
 
 static SLAB_PAGES: [u8; CLASS_COUNT] = {
     let mut table = [0; CLASS_COUNT];

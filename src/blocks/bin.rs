@@ -3,7 +3,7 @@
 //! | field of `Bins` | written by | read by |
 //! |---|---|---|
 //! | `bins[..].head` | the thread the bins are active in | the same |
-//! | `bins[..].room`, `.taken`, `bump`, `cut_count` | the same | any thread, for figures |
+//! | `bins[..].room`, `.taken`, `bump`, `cut_count`, `granted` | the same | any thread, for figures |
 //! | `caps` | the same; of a lane, also a thread that enters another lane of its request | the same |
 //! | `tag`, `kind`, `cache` | the thread that makes or opens the bins | the thread they are active in |
 //!
@@ -12,13 +12,15 @@
 //!   16. (Both are 0 if there is no range.)
 //! - **F3** The number of blocks in `bins[c]`, `bins[c].room` and `bins[c].taken` add up to 0, modulo
 //!   2^32.
+//! - **F4** `granted` less the sum of all rooms is how many blocks were freed to these bins since
+//!   they were reset.
 
+use super::list::check_list;
 use super::memory::Raw;
-use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class, HEADER_BYTES};
 use crate::base::sync::{AtomicU32, Gauge, Ordering};
 use crate::lockfree::depot::Magazine;
-use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE, linked};
+use crate::lockfree::header::{ALIGNED, Block, FREED, Header, LARGE, LIVE, Memory, NONE};
 use core::cell::Cell;
 
 /// A LIFO list of free blocks of one class, and how many frees it takes until its owner looks at
@@ -41,6 +43,9 @@ const _: () = assert!(Kind::Unused as u8 == 0, "zeroed bins are nobody's");
 
 /// Frees that a bin takes before its first look, after all blocks were forgotten.
 const ROOM_AFTER_RESET: u32 = 256;
+
+/// Bins that are asked together whether they have blocks.
+const HELD_AT_ONCE: usize = 4;
 
 impl Bin {
     /// Without blocks (F3).
@@ -67,12 +72,20 @@ impl Bin {
         is_due
     }
 
-    /// F3.
+    /// What is missing to 0 with the blocks that are there (F3): 0 if there are none.
+    #[inline(always)]
+    fn missing(&self) -> u32 {
+        self.room.load(Ordering::Relaxed).wrapping_add(self.taken.load(Ordering::Relaxed))
+    }
+
     #[inline(always)]
     fn count(&self) -> u32 {
-        let room = self.room.load(Ordering::Relaxed);
-        let missing = room.wrapping_add(self.taken.load(Ordering::Relaxed));
-        if missing == 0 { 0 } else { (missing.wrapping_neg() as i32).max(0) as u32 }
+        (self.missing().wrapping_neg() as i32).max(0) as u32
+    }
+
+    /// How many more frees take the fast path; -1: the one that did not was counted.
+    fn room_left(&self) -> isize {
+        self.room.load(Ordering::Relaxed) as i32 as isize
     }
 
     #[inline(always)]
@@ -87,7 +100,11 @@ impl Bin {
 pub struct BinOf<'b> {
     bin: &'b Bin,
     cap: &'b AtomicU32,
+    granted: &'b Gauge,
 }
+
+/// A room is below this, so that one that is used up, -1, can be told from it.
+const MAX_ROOM: u32 = i32::MAX as u32;
 
 impl BinOf<'_> {
     /// Returns how many blocks there are. Read by another thread, it may be off while the owner
@@ -97,20 +114,23 @@ impl BinOf<'_> {
         self.bin.count()
     }
 
-    /// Returns the count above which blocks leave the bin, when its owner looks at it.
+    /// Returns the cap, by which its owner tells whether blocks leave the bin when it looks at it.
     #[inline]
     pub fn cap(self) -> u32 {
         self.cap.load(Ordering::Relaxed)
     }
 
-    /// Sets the count above which blocks leave the bin, when its owner looks at it.
+    /// Changes the cap.
     pub fn set_cap(self, cap: u32) {
         self.cap.store(cap, Ordering::Relaxed);
     }
 
     /// Makes the owner look at the bin again after `room` more frees.
     pub fn renew(self, room: u32) {
-        self.settle(self.count(), room);
+        let room = room.min(MAX_ROOM);
+        let count = self.count();
+        self.granted.add((room as usize).wrapping_sub(self.bin.room_left() as usize));
+        self.settle(count, room);
     }
 
     fn settle(self, count: u32, room: u32) {
@@ -143,10 +163,10 @@ impl BinOf<'_> {
         magazine
     }
 
-    /// Takes all blocks but the latest. The bin is not empty.
-    pub fn take_rest(self) -> Magazine {
-        let last = self.head();
-        let rest = Magazine { head: Raw.link(last), count: self.count() - 1 };
+    /// Takes all blocks but the `kept` latest. The bin has that many, at least one.
+    pub fn take_rest(self, kept: u32) -> Magazine {
+        let last = (1..kept).fold(self.head(), |block, _| Raw.link(block));
+        let rest = Magazine { head: Raw.link(last), count: self.count() - kept };
         Raw.set_link(last, NONE);
         self.bin.note_taken(rest.count);
         rest
@@ -155,7 +175,7 @@ impl BinOf<'_> {
     /// Takes the `count` latest blocks; returns the first and the last of them. The bin has more.
     pub fn take_top(self, count: u32) -> (Block, Block) {
         let first = self.head();
-        let last = (1..count).fold(first, |block, _| Raw.link(block));
+        let last = Raw.last_of(first, count);
         self.bin.head.set(Raw.link(last));
         self.bin.note_taken(count);
         (first, last)
@@ -195,6 +215,7 @@ pub struct Bins {
     bump: Gauge,
     end: Cell<usize>,
     cut_count: Gauge,
+    granted: Gauge,
     /// The bins of the thread cache of the thread that these are active in.
     cache: Cell<*const Bins>,
     kind: Cell<Kind>,
@@ -216,6 +237,7 @@ impl Bins {
             bump: Gauge::new(0),
             end: Cell::new(0),
             cut_count: Gauge::new(0),
+            granted: Gauge::new(0),
             cache: Cell::new(core::ptr::null()),
             kind: Cell::new(kind),
             bins: [const { Bin::new() }; CLASS_COUNT],
@@ -256,7 +278,7 @@ impl Bins {
     #[inline]
     pub fn bin(&self, class: Class) -> BinOf<'_> {
         let index = class.index();
-        BinOf { bin: &self.bins[index], cap: &self.caps[index] }
+        BinOf { bin: &self.bins[index], cap: &self.caps[index], granted: &self.granted }
     }
 
     #[inline(always)]
@@ -396,16 +418,35 @@ impl Bins {
         self.cut_count.get()
     }
 
+    /// Returns how many blocks were freed here since `reset` (F4). Walks the bins.
+    pub fn freed_count(&self) -> usize {
+        let left: isize = self.bins.iter().map(Bin::room_left).sum();
+        self.granted.get().wrapping_sub(left as usize)
+    }
+
+    /// Counts a block as freed that came into its bin by `put`.
+    pub fn note_freed(&self) {
+        self.granted.add(1);
+    }
+
     /// Returns how many blocks are in the bins, and their bytes of stride.
     pub fn held(&self) -> (usize, usize) {
         let (mut blocks, mut bytes) = (0, 0);
-        for (bin, class) in self.bins.iter().zip(Class::all()) {
-            let count = bin.count() as usize;
-            if count > 0 {
-                blocks += count;
-                bytes += count * class.stride_bytes();
+        let mut add = |index: usize| {
+            let Some(class) = Class::from_index(index) else { return };
+            let count = self.fast_bin(class).count() as usize;
+            blocks += count;
+            bytes += count * class.stride_bytes();
+        };
+        // Most are empty, which is found out for several together: every request that ends is asked.
+        let several = self.bins.chunks_exact(HELD_AT_ONCE);
+        let rest = CLASS_COUNT - several.remainder().len()..CLASS_COUNT;
+        for (number, bins) in several.enumerate() {
+            if bins.iter().fold(0, |missing, bin| missing | bin.missing()) != 0 {
+                (0..HELD_AT_ONCE).for_each(|index| add(number * HELD_AT_ONCE + index));
             }
         }
+        rest.for_each(add);
         (blocks, bytes)
     }
 
@@ -417,6 +458,7 @@ impl Bins {
             unsafe { core::ptr::from_ref(bin).cast_mut().write(Bin::after_reset()) };
         }
         self.cut_count.set(0);
+        self.granted.set(CLASS_COUNT * ROOM_AFTER_RESET as usize);
         self.set_region(0, 0);
     }
 
@@ -427,23 +469,6 @@ impl Bins {
             let listed = Magazine { head: bin.head(), count: bin.count() };
             check_list("bin count", listed, self.free_header(class));
         }
-    }
-}
-
-/// Walks a list of free blocks; fatal if one does not have this header, or if their number is not
-/// the list's count. `name` names the latter fault.
-pub fn check_list(name: &'static str, listed: Magazine, free_header: Header) {
-    let mut count = 0;
-    // A list that leads back into itself is too long as well.
-    for block in linked(&Raw, listed.head).take(listed.count as usize + 1) {
-        let header = Header(Raw.header(block).load(Ordering::Relaxed));
-        if header != free_header {
-            fatal::header_overwritten(block, header.0);
-        }
-        count += 1;
-    }
-    if count != listed.count {
-        fatal::broken(name, count as usize, listed.count as usize);
     }
 }
 

@@ -5,6 +5,7 @@ pub mod allocated;
 pub mod identity;
 pub mod request_id;
 pub mod request_name;
+pub mod list;
 pub mod bin;
 pub mod region;
 pub mod holes;

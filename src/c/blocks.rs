@@ -4,6 +4,9 @@ use crate::api::bailout::Bailout;
 use crate::blocks::trace::Site;
 use crate::c::bailouts::or_fail;
 use crate::c::family::{self, Family, checked_size};
+use crate::c::state::{Failure, State};
+use crate::thread;
+use crate::thread::life::current_or_start;
 use core::ffi::{CStr, c_char, c_uint, c_void};
 use core::ptr::null_mut;
 
@@ -170,7 +173,29 @@ with_site!(
 /// `emalloc` that returns null instead of failing.
 #[unsafe(no_mangle)]
 pub extern "C" fn rq_emalloc_or_null(size: usize) -> *mut c_void {
-    family::alloc(size, Family::Request, false, Site::NONE).map_or(null_mut(), <*mut u8>::cast)
+    or_null(family::alloc(size, Family::Request, false, Site::NONE))
+}
+
+/// Returns null instead of failing, and notes why.
+fn or_null(result: Result<*mut u8, Bailout>) -> *mut c_void {
+    match result {
+        Ok(block) => block.cast(),
+        Err(bailout) => {
+            let why = match bailout {
+                Bailout::Limit(_) => Failure::Limit,
+                _ => Failure::Memory,
+            };
+            let state = current_or_start().and_then(State::of_or_make);
+            state.inspect(|state| state.failure.set(why));
+            null_mut()
+        }
+    }
+}
+
+/// Why the last allocation of this thread failed that returned null.
+#[unsafe(no_mangle)]
+pub extern "C" fn rq_failure() -> Failure {
+    thread::current().and_then(State::of).map_or(Failure::None, |state| state.failure.get())
 }
 
 /// `erealloc` that returns null instead of failing.
@@ -181,8 +206,7 @@ pub extern "C" fn rq_emalloc_or_null(size: usize) -> *mut c_void {
 pub unsafe extern "C" fn rq_erealloc_or_null(pointer: *mut c_void, size: usize) -> *mut c_void {
     let family = Some(Family::Request);
     // SAFETY: the caller's contract.
-    unsafe { family::resize(pointer.cast(), size, usize::MAX, family, Site::NONE) }
-        .map_or(null_mut(), <*mut u8>::cast)
+    or_null(unsafe { family::resize(pointer.cast(), size, usize::MAX, family, Site::NONE) })
 }
 
 /// `efree`.

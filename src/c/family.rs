@@ -192,11 +192,8 @@ pub unsafe fn resize(
     }
     let thread = current_or_start();
     let before = thread.map(|thread| thread.site.replace(site));
-    let resized = if block == found.block {
-        route::resize_found(block, &found, PAYLOAD_ALIGN, size)
-    } else {
-        NONE
-    };
+    let distance = block - found.block;
+    let resized = route::resize_found(block, &found, PAYLOAD_ALIGN + distance, size);
     let allocated = if resized == NONE {
         route::alloc_beside_found(&found, found.made_for(capacity), PAYLOAD_ALIGN, size)
     } else {

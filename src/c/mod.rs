@@ -12,6 +12,8 @@ mod bailouts;
 #[cfg(feature = "capi")]
 mod requests;
 #[cfg(feature = "capi")]
+mod handles;
+#[cfg(feature = "capi")]
 mod blocks;
 #[cfg(feature = "capi")]
 mod figures;

@@ -8,10 +8,10 @@ use crate::c::bailouts::{fail, needed_thread, text};
 use crate::c::tries::stack_here;
 use crate::request::control::{Control, LeakPolicy, Opening};
 use crate::request::finish::Survivors;
-use crate::request::report::Report;
+use crate::request::report::{Outcome, Report};
 use crate::thread::callbacks::add_callback;
 use crate::thread::{self, EntryKind};
-use core::ffi::{c_char, c_void};
+use core::ffi::{c_char, c_int, c_void};
 
 /// `rq_options`.
 #[repr(C)]
@@ -22,6 +22,7 @@ pub struct Options {
     report_leaks: bool,
     report_leaks_after_bailout: bool,
     trace_leaks: bool,
+    soft_limit: usize,
 }
 
 /// `rq_report`.
@@ -36,6 +37,9 @@ pub struct CReport {
     span_bytes: usize,
     reusable_bytes: usize,
     still_open: bool,
+    outcome: c_int,
+    limit_bytes: usize,
+    elapsed_milliseconds: u64,
 }
 
 /// Begins a request.
@@ -47,7 +51,7 @@ pub extern "C" fn rq_begin_request() -> u64 {
 /// Begins a request with options.
 ///
 /// # Safety
-/// `options` is null or points to options whose name lives as long as the request.
+/// `options` is null or points to options with a name that is null or a C string.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
     // SAFETY: the caller's contract.
@@ -57,6 +61,7 @@ pub unsafe extern "C" fn rq_begin_request_with(options: *const Options) -> u64 {
     let opening = Opening {
         name: RequestName::new(name),
         limit_bytes: (options.memory_limit != 0).then_some(options.memory_limit),
+        soft_limit_bytes: (options.soft_limit != 0).then_some(options.soft_limit),
         reserve_bytes: (options.reserve != 0).then_some(options.reserve),
         leaks: LeakPolicy {
             reported: options.report_leaks
@@ -115,6 +120,9 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
         span_bytes,
         reusable_bytes,
         still_open,
+        outcome,
+        limit_bytes,
+        elapsed,
         ..
     } = report;
     if !place.is_null() {
@@ -130,6 +138,16 @@ unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
                 span_bytes,
                 reusable_bytes,
                 still_open,
+                outcome: match outcome {
+                    Outcome::Ended => 0,
+                    Outcome::Closed => 1,
+                    Outcome::OverLimit => 2,
+                    Outcome::BailedOut => 3,
+                    Outcome::Panicked => 4,
+                    Outcome::Open => 5,
+                },
+                limit_bytes: limit_bytes.unwrap_or(0),
+                elapsed_milliseconds: elapsed.map_or(0, |elapsed| elapsed.as_millis() as u64),
             });
         }
     }

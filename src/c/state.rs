@@ -6,6 +6,18 @@ use crate::thread::{Extension, HEAP, Thread};
 use core::cell::Cell;
 use core::ptr::with_exposed_provenance_mut;
 
+/// `rq_failure_reason`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub enum Failure {
+    /// No allocation has returned null.
+    None,
+    /// The request was refused memory at its limit.
+    Limit,
+    /// The system had no more memory.
+    Memory,
+}
+
 /// C's part of a thread, which `Thread::extension` leads to. Never unmapped, as the thread (M1).
 #[repr(C)]
 pub struct State {
@@ -15,6 +27,8 @@ pub struct State {
     pub tries: Tries,
     /// The text of the last bailout.
     pub bailout_text: Cell<Line>,
+    /// Why the last allocation failed that returned null.
+    pub failure: Cell<Failure>,
     /// Whether the error handler is running.
     pub is_telling: Cell<bool>,
 }
@@ -41,6 +55,7 @@ impl State {
             extension: Extension { clear },
             tries: Tries::new(),
             bailout_text: Cell::new(Line::EMPTY),
+            failure: Cell::new(Failure::None),
             is_telling: Cell::new(false),
         };
         // SAFETY: fresh memory of a state's size, aligned to at least its alignment.
@@ -59,5 +74,6 @@ unsafe fn clear(extension: *const Extension) {
     let state = unsafe { &*extension.cast::<State>() };
     state.tries.clear();
     state.bailout_text.set(Line::EMPTY);
+    state.failure.set(Failure::None);
     state.is_telling.set(false);
 }

@@ -66,6 +66,60 @@ pub fn emalloc(size: usize) -> *mut u8 {
     pemalloc(size, false)
 }
 
+/// Allocates as [`emalloc`] does, and returns instead of failing: for callers through which nothing
+/// may unwind, such as the allocation callback of a C library. ZendMM has no such function.
+///
+/// ```
+/// # #[global_allocator]
+/// # static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+/// use rqmalloc::{Bailout, Request, zend};
+///
+/// extern "C" fn allocate(size: usize) -> *mut u8 {
+///     zend::try_emalloc(size).unwrap_or(std::ptr::null_mut())
+/// }
+///
+/// let request = Request::builder().memory_limit(1 << 20).report_limit(false).build();
+/// assert!(request.run(|| allocate(2 << 20).is_null()));
+/// let refused = request.run(|| zend::try_emalloc(2 << 20));
+/// assert!(matches!(refused, Err(Bailout::Limit(limit)) if limit.limit_bytes == 1 << 20));
+/// ```
+///
+/// # Errors
+/// If the request is at its limit, or the system has no more memory.
+#[track_caller]
+pub fn try_emalloc(size: usize) -> Result<*mut u8, Bailout> {
+    family::alloc(size, Family::Request, false, site(Location::caller()))
+}
+
+/// Resizes a block as [`erealloc`] does, and returns instead of failing, as [`try_emalloc`].
+///
+/// ```
+/// # #[global_allocator]
+/// # static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+/// use rqmalloc::{Request, zend};
+///
+/// let request = Request::builder().memory_limit(1 << 20).report_limit(false).build();
+/// request.run(|| {
+///     let block = zend::emalloc(100);
+///     // SAFETY: the block is live, and stays so where it is.
+///     assert!(unsafe { zend::try_erealloc(block, 2 << 20) }.is_err());
+///     // SAFETY: it is not used any more.
+///     unsafe { zend::efree(block) };
+/// });
+/// ```
+///
+/// # Safety
+/// As for [`erealloc`]; after an error the old block is still live.
+///
+/// # Errors
+/// If the request is at its limit, or the system has no more memory.
+#[track_caller]
+pub unsafe fn try_erealloc(block: *mut u8, size: usize) -> Result<*mut u8, Bailout> {
+    let (family, site) = (Some(Family::Request), site(Location::caller()));
+    // SAFETY: the caller's contract.
+    unsafe { family::resize(block, size, usize::MAX, family, site) }
+}
+
 /// Allocates `count * size + offset` bytes. ZendMM's `safe_emalloc`.
 #[track_caller]
 pub fn safe_emalloc(count: usize, size: usize, offset: usize) -> *mut u8 {

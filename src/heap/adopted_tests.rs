@@ -138,11 +138,15 @@ impl Supply for Interrupted<'_> {
         self.heap.span_of_free(block, kind)
     }
 
-    fn span_of_free_persistent(&self, block: Block) -> &Span {
+    fn span_of_page(&self, block: Block) -> &Span {
+        self.heap.span_of_page(block)
+    }
+
+    fn kind_of_free_persistent(&self, block: Block, span: &Span) -> SpanKind {
         if let Some(action) = (block == self.at).then(|| self.action.take()).flatten() {
             action();
         }
-        self.heap.span_of_free_persistent(block)
+        self.heap.kind_of_free_persistent(block, span)
     }
 
     fn adopted(&self) -> &AdoptedSpans {

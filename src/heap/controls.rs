@@ -6,10 +6,11 @@
 //! | `blocks`, `lanes`, `lists` | see `pages/slots` | |
 //! | `large_locks` | see `large` | |
 //! | `warm_bytes` | who keeps a region or lets go of it, by read-modify-write | any thread |
-//! | `next_look` | the thread that ticks | the same |
 
-use crate::base::sync::{AtomicU64, AtomicUsize, Lock, Ordering};
+use crate::base::fatal;
+use crate::base::sync::{AtomicUsize, Lock, Ordering};
 use crate::blocks::identity::Serial;
+use crate::blocks::request_name::RequestName;
 use crate::pages::descriptors::DescriptorMemory;
 use crate::pages::slots::{Empty, SlotFigures, Slots, Tenants};
 use crate::request::Host;
@@ -18,12 +19,8 @@ use crate::request::finish;
 use crate::request::lane::Lane;
 use crate::request::lists::Lists;
 use crate::request::stub::Stub;
-use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use core::ptr::{from_ref, with_exposed_provenance, with_exposed_provenance_mut};
 
-/// Milliseconds between two looks at idle control blocks and lanes. What was idle at two of them
-/// goes at the third: after one to one and a half seconds, so that it stays where a burst comes
-/// every second.
-pub const LOOK_MILLISECONDS: u64 = 500;
 /// Most bytes of regions that stay with all pooled control blocks together.
 pub const MAX_WARM_BYTES: usize = 64 * 1024 * 1024;
 /// Locks of the lists of large blocks: requests share them by their stubs' index.
@@ -32,20 +29,17 @@ const LARGE_LOCK_COUNT: usize = 16;
 /// The control blocks.
 pub struct Controls {
     /// Each with the stub that headers lead to.
-    blocks: Slots<Control, { size_of::<Stub>() }>,
-    lanes: Slots<Lane, 0>,
-    lists: Slots<Lists, 0>,
+    pub(super) blocks: Slots<Control, { size_of::<Stub>() }>,
+    pub(super) lanes: Slots<Lane, 0>,
+    pub(super) lists: Slots<Lists, 0>,
     large_locks: [Lock<()>; LARGE_LOCK_COUNT],
     warm_bytes: AtomicUsize,
-    next_look: AtomicU64,
 }
 
 /// What control blocks, lanes and lists take, and what is kept with them.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ControlFigures {
-    /// Bytes of those that were made, with their stubs: resident.
-    pub made_bytes: usize,
-    /// Bytes of those of them that wait for a request; not of the lanes that they keep.
+    /// Bytes of those that wait for a request; not of the lanes that they keep.
     pub idle_bytes: usize,
     /// Bytes of addresses without memory, for more of them.
     pub empty_bytes: usize,
@@ -88,7 +82,6 @@ impl Controls {
             lists: Slots::new(),
             large_locks: [const { Lock::new(()) }; LARGE_LOCK_COUNT],
             warm_bytes: AtomicUsize::new(0),
-            next_look: AtomicU64::new(0),
         }
     }
 
@@ -157,17 +150,8 @@ impl Controls {
         self.lists.give(lists.slot, true);
     }
 
-    /// Gives back what has been idle for long, if a look is due. Returns the bytes of descriptors
-    /// that went.
-    pub fn look<S: Host>(&self, now: u64, host: &S) -> usize {
-        if now < self.next_look.load(Ordering::Relaxed) {
-            return 0;
-        }
-        self.next_look.store(now + LOOK_MILLISECONDS, Ordering::Relaxed);
-        self.purge(false, host)
-    }
-
-    /// Gives back all that is idle, else what was idle at two looks. Returns bytes of descriptors.
+    /// Gives back everything idle; unless `all`, what was idle at the last two looks, too. Returns
+    /// the bytes of descriptors that went.
     pub fn purge<S: Host>(&self, all: bool, host: &S) -> usize {
         // What control blocks had goes with them.
         self.blocks.purge(all, &IdleControls(host))
@@ -196,6 +180,13 @@ impl Controls {
         Control::of(stub).number_of_past(serial.generation())
     }
 
+    /// Returns the name of a request that is over, unless its control block has had another since.
+    pub fn name_of_past(&self, serial: Serial) -> Option<RequestName> {
+        let stub = self.stub(serial.index()).filter(|stub| !stub.control().is_null())?;
+        let is_last = stub.state.look().generation() == serial.generation();
+        is_last.then(|| Control::of(stub).name.get()).flatten()
+    }
+
     /// The stubs whose control block is somebody's.
     pub fn stubs_in_use(&self) -> impl Iterator<Item = &'static Stub> + '_ {
         self.blocks.in_use().filter_map(|index| self.stub(index))
@@ -213,16 +204,13 @@ impl Controls {
 
     /// Returns what it all takes. Walks the leaves.
     pub fn figures(&self) -> ControlFigures {
-        let mut sum = ControlFigures { warm_bytes: self.warm_bytes(), ..ControlFigures::default() };
-        let add = |sum: &mut ControlFigures, part: SlotFigures| {
-            sum.made_bytes += part.made_bytes;
-            sum.idle_bytes += part.idle_bytes;
-            sum.empty_bytes += part.empty_bytes;
-        };
-        add(&mut sum, self.blocks.figures());
-        add(&mut sum, self.lanes.figures());
-        add(&mut sum, self.lists.figures());
-        sum
+        let parts = [self.blocks.figures(), self.lanes.figures(), self.lists.figures()];
+        let sum = |of: fn(&SlotFigures) -> usize| parts.iter().map(of).sum();
+        ControlFigures {
+            idle_bytes: sum(|part| part.idle_bytes),
+            empty_bytes: sum(|part| part.empty_bytes),
+            warm_bytes: self.warm_bytes(),
+        }
     }
 
     /// Returns the bytes of regions that stay with control blocks.
@@ -245,21 +233,42 @@ impl Controls {
         self.warm_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Walks what is in use; fatal if something does not know its place.
+    /// Walks what is in use; fatal if a stub does not know its place. Of what others have, which may
+    /// be wiped and made anew meanwhile, it reads stubs alone: they are atomics.
     pub fn check(&self) {
-        self.blocks.check("stub of a control block", |address, index| {
-            self.stub(index).is_some_and(|stub| {
-                // SAFETY: a made slot of control blocks has one; its stub never changes.
-                let leads_back = core::ptr::eq(unsafe { Control::at(address) }.stub(), stub);
-                leads_back && stub.control().addr() == address && stub.index() == index
-            })
-        });
-        let lane_at = |address| with_exposed_provenance::<Lane>(address);
-        let lists_at = |address| with_exposed_provenance::<Lists>(address);
-        // SAFETY: a made slot has such a thing; its number never changes.
-        self.lanes.check("slot of a lane", |at, index| unsafe { (*lane_at(at)).slot } == index);
-        // SAFETY: as above.
-        self.lists.check("slot of lists", |at, index| unsafe { (*lists_at(at)).slot } == index);
+        self.blocks.check();
+        self.lanes.check();
+        self.lists.check();
+        let is_whole = |stub: &Stub, index: u32| {
+            self.blocks.thing(index) == Some(stub.control().addr()) && stub.index() == index
+        };
+        for index in self.blocks.in_use() {
+            let Some(stub) = self.stub(index).filter(|stub| !is_whole(stub, index)) else {
+                continue;
+            };
+            // It may have been wiped between the two looks, and even made anew.
+            if self.blocks.in_use().any(|other| other == index) && !is_whole(stub, index) {
+                fatal::broken("stub of a control block", stub.control().addr(), index as usize);
+            }
+        }
+    }
+
+    /// Looks at the places of a request that the caller is inside; fatal if a part does not know its
+    /// own.
+    pub fn check_inside(&self, control: &Control) {
+        let expect = |name, thing: Option<usize>, address: usize| {
+            if thing != Some(address) {
+                fatal::broken(name, thing.unwrap_or(0), address);
+            }
+        };
+        let address = from_ref(control).addr();
+        expect("control block of a stub", Some(control.stub().control().addr()), address);
+        for lane in control.lanes().skip(1) {
+            expect("slot of a lane", self.lanes.thing(lane.slot), from_ref(lane).addr());
+        }
+        if let Some(lists) = control.lists() {
+            expect("slot of lists", self.lists.thing(lists.slot), from_ref(lists).addr());
+        }
     }
 
     /// Makes everything whole in a process that was just forked by a thread that visits `visited`.
@@ -283,178 +292,5 @@ impl Controls {
             // SAFETY: the caller's contract.
             unsafe { lock.recover(|(), is_torn| repair(is_torn)) };
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::LOOK_MILLISECONDS;
-    use crate::base::size_class::Class;
-    use crate::blocks::identity::{MAX_GENERATION, Serial};
-    use crate::heap::Heap;
-    use crate::heap::tests::{NoCallbacks, new_heap};
-    use crate::request::control::{Control, Opening};
-    use crate::request::finish::Survivors;
-    use crate::request::lanes::MAX_KEPT_LANES;
-    use crate::request::stub::Stub;
-    use std::vec::Vec;
-
-    fn open(heap: &'static Heap) -> &'static Control {
-        let control = heap.take_control().unwrap();
-        heap.open_request(control, heap.draw_numbers(), &Opening::default());
-        control
-    }
-
-    fn end(heap: &'static Heap, control: &Control) {
-        assert!(control.stub().state.drop_only_handle(&NoCallbacks));
-        heap.finish_request(control, Survivors::None);
-        heap.recycle(control);
-    }
-
-    /// Allocates in a request by as many threads as there are lanes.
-    fn use_lanes(heap: &'static Heap, control: &Control, count: usize) {
-        let lanes: Vec<_> = (0..count).map(|_| control.enter(heap).unwrap()).collect();
-        for lane in lanes {
-            heap.alloc_of_request(control, lane, Class::from_index(3).unwrap(), 1);
-            lane.occupancy.leave();
-        }
-    }
-
-    fn made_bytes(heap: &Heap) -> usize {
-        heap.controls.figures().made_bytes
-    }
-
-    #[test]
-    fn what_is_idle_goes_at_the_third_look_and_a_serial_never_comes_again() {
-        let heap = new_heap();
-        heap.set_up();
-        let mut serials = Vec::new();
-        for round in 1..=4 {
-            let controls: Vec<_> = (0..1000).map(|_| open(heap)).collect();
-            controls.iter().for_each(|control| use_lanes(heap, control, 2));
-            serials.extend(controls.iter().map(|control| control.serial()));
-            controls.into_iter().for_each(|control| end(heap, control));
-            let figures = heap.controls.figures();
-            let block_bytes = size_of::<Control>() + size_of::<Stub>();
-            assert_eq!(figures.idle_bytes, 1000 * block_bytes, "no control block is in use");
-            assert!(figures.warm_bytes > 0 && figures.made_bytes > 3 << 20, "{figures:?}");
-            let start = round * 100 * LOOK_MILLISECONDS;
-            heap.tick(start);
-            heap.tick(start + LOOK_MILLISECONDS / 2);
-            heap.tick(start + LOOK_MILLISECONDS);
-            assert_eq!(made_bytes(heap), figures.made_bytes, "a burst may come every second");
-            heap.tick(start + 2 * LOOK_MILLISECONDS);
-            assert_eq!((made_bytes(heap), heap.controls.warm_bytes()), (0, 0));
-            assert!(serials.iter().all(|&serial| heap.controls.was_issued(serial)));
-            assert!(serials.iter().all(|&serial| heap.owner(serial).is_none()));
-            heap.check();
-        }
-        let next = Serial::new(serials[0].index(), serials.len() as u32);
-        assert!(!heap.controls.was_issued(next), "it was not issued yet");
-        serials.sort_unstable();
-        serials.dedup();
-        assert_eq!(serials.len(), 4000);
-    }
-
-    #[test]
-    fn what_is_in_use_stays_while_its_neighbours_go() {
-        let heap = new_heap();
-        heap.set_up();
-        let controls: Vec<_> = (0..1000).map(|_| open(heap)).collect();
-        let mut kept: Vec<(&Control, Serial)> = Vec::new();
-        for (index, control) in controls.into_iter().enumerate() {
-            use_lanes(heap, control, 1 + index % 3);
-            if index % 97 == 5 {
-                kept.push((control, control.serial()));
-            } else {
-                end(heap, control);
-            }
-        }
-        let before = made_bytes(heap);
-        heap.release_all_idle();
-        assert!(made_bytes(heap) < before / 10, "{} of {before}", made_bytes(heap));
-        heap.check();
-        let more: Vec<_> = (0..1000).map(|_| open(heap)).collect();
-        for &(control, serial) in &kept {
-            assert_eq!(control.serial(), serial);
-            assert_eq!(control.figures().live_blocks, control.lanes().count());
-            assert!(heap.owner(serial).is_some_and(|o| core::ptr::eq(o.control(), control)));
-        }
-        more.into_iter().chain(kept.into_iter().map(|(c, _)| c)).for_each(|c| end(heap, c));
-        heap.release_all_idle();
-        assert_eq!((made_bytes(heap), heap.pages.chunk_bytes()), (0, 0));
-    }
-
-    #[test]
-    fn slots_are_taken_lowest_first() {
-        let heap = new_heap();
-        heap.set_up();
-        let mut controls: Vec<_> = (0..10_000).map(|_| open(heap)).collect();
-        let indices: Vec<_> = controls.iter().map(|control| control.stub().index()).collect();
-        assert!(indices.iter().copied().eq(1..=10_000), "two groups and a half");
-        let given: Vec<_> = controls.drain(1000..9000).collect();
-        given.into_iter().rev().for_each(|control| end(heap, control));
-        assert_eq!(open(heap).stub().index(), 1001);
-    }
-
-    #[test]
-    fn a_request_with_many_lanes_leaves_few() {
-        let heap = new_heap();
-        heap.set_up();
-        let control = open(heap);
-        use_lanes(heap, control, 300);
-        assert_eq!(control.lanes().count(), 300);
-        end(heap, control);
-        assert_eq!(control.lanes.all().count(), 1 + MAX_KEPT_LANES);
-        let again = open(heap);
-        assert!(core::ptr::eq(again, control));
-        use_lanes(heap, again, 2);
-        assert_eq!(again.lanes().count(), 1 + MAX_KEPT_LANES, "what is walked from now on");
-        use_lanes(heap, again, 300);
-        end(heap, again);
-        heap.check();
-        heap.release_all_idle();
-        assert_eq!((made_bytes(heap), heap.controls.warm_bytes()), (0, 0));
-        assert_eq!(heap.pages.chunk_bytes(), 0, "no lane has a region left");
-    }
-
-    #[test]
-    fn a_spent_stub_has_no_other_request_and_its_neighbours_go_on() {
-        let heap = new_heap();
-        heap.set_up();
-        let control = open(heap);
-        let index = control.stub().index();
-        end(heap, control);
-        control.stub().state.rest(MAX_GENERATION - 1);
-        let last = open(heap);
-        assert_eq!(last.serial(), Serial::new(index, MAX_GENERATION));
-        use_lanes(heap, last, 2);
-        let serial = last.serial();
-        end(heap, last);
-        let other = open(heap);
-        assert_ne!(other.stub().index(), index);
-        end(heap, other);
-        heap.check();
-        heap.release_all_idle();
-        assert_eq!(made_bytes(heap), 0, "spent ones go, too");
-        assert!(heap.controls.was_issued(serial) && heap.owner(serial).is_none());
-        let next = open(heap);
-        assert_eq!(next.serial(), Serial::new(index + 1, 2), "not lifted to the last generation");
-        end(heap, next);
-    }
-
-    #[test]
-    fn a_request_is_named_until_its_control_block_is_made_anew() {
-        let heap = new_heap();
-        heap.set_up();
-        let control = open(heap);
-        let (serial, number) = (control.serial(), control.request_id().0);
-        end(heap, control);
-        assert_eq!(heap.controls.number_of_past(serial), Some(number));
-        heap.release_all_idle();
-        assert_eq!(heap.controls.number_of_past(serial), None);
-        assert!(heap.controls.was_issued(serial));
-        end(heap, open(heap));
-        assert_eq!(heap.controls.number_of_past(serial), None);
     }
 }

@@ -8,6 +8,10 @@ use crate::request::growth::POLL_GROWTH;
 
 /// The interval at which idle memory is looked for.
 pub const TICK_MILLISECONDS: u64 = 100;
+/// Milliseconds between two looks at idle control blocks and lanes. What was idle at two of them
+/// goes at the third: after one to one and a half seconds, so that it stays where a burst comes
+/// every second.
+pub const LOOK_MILLISECONDS: u64 = 500;
 
 /// The interval at which a portion is done of what is due since a tick.
 const PORTION_MILLISECONDS: u64 = 5;
@@ -67,7 +71,9 @@ impl Heap {
         if claim(&self.next_tick, now, TICK_MILLISECONDS, 0) {
             self.store.age();
             POLL_GROWTH.tick(now);
-            self.controls.look(now, self);
+            if claim(&self.next_look, now, LOOK_MILLISECONDS, 0) {
+                self.controls.purge(false, self);
+            }
             self.mappings.decay(&self.pages, Some(now));
             self.pages.purge(true);
             self.has_work.store(true, Ordering::Relaxed);

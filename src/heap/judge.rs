@@ -237,7 +237,8 @@ impl Heap {
 
     /// The request of a block is over.
     pub(super) fn die_of_an_ended_request(&self, payload: usize, serial: Serial) -> ! {
-        fatal::ended_request(payload, self.controls.number_of_past(serial))
+        let name = self.controls.name_of_past(serial);
+        fatal::ended_request(payload, self.controls.number_of_past(serial), name.as_deref())
     }
 
     /// Whether a region's blocks, walked from its start, include this one. Only used to word a

@@ -19,6 +19,8 @@ mod tests;
 mod adopted_tests;
 #[cfg(test)]
 mod slab_tests;
+#[cfg(test)]
+mod controls_tests;
 
 use crate::base::os;
 use crate::base::sync::{AtomicBool, AtomicU64, Lock, Ordering, step};
@@ -29,10 +31,12 @@ use crate::pages::mappings::Mappings;
 use crate::pages::page_heap::PageHeap;
 use crate::persistent::cache::CacheCredit;
 use crate::persistent::store::{SLOTS_BYTES, Store};
+use crate::request::control::Control;
+use crate::request::lane::Lane;
 use controls::Controls;
 use process::ProcessLimit;
 
-pub use controls::{LOOK_MILLISECONDS, MAX_WARM_BYTES};
+pub use controls::MAX_WARM_BYTES;
 
 /// Where addresses are few, the slots are mapped when there are as many times their bytes in chunks.
 const SLOTS_WORTH_FACTOR: usize = 4;
@@ -52,6 +56,8 @@ pub struct Heap {
     credit: CacheCredit,
     process: ProcessLimit,
     next_tick: AtomicU64,
+    /// When idle control blocks are looked at next.
+    next_look: AtomicU64,
     /// When a portion of what is due is done next.
     next_portion: AtomicU64,
     /// Whether anything is due since the last tick.
@@ -74,6 +80,7 @@ impl Heap {
             credit: CacheCredit::new(),
             process: ProcessLimit::new(),
             next_tick: AtomicU64::new(0),
+            next_look: AtomicU64::new(0),
             next_portion: AtomicU64::new(0),
             has_work: AtomicBool::new(false),
         }
@@ -130,12 +137,20 @@ impl Heap {
         self.pages.space.descriptors.take(bytes)
     }
 
+    /// Walks what a request has that the caller is inside, in `lane`, if in any; fatal if a structure
+    /// contradicts itself.
+    pub fn check_request(&self, control: &Control, lane: Option<&Lane>) {
+        control.check(lane);
+        self.controls.check_inside(control);
+    }
+
     /// Walks every structure of the process; fatal if one contradicts itself.
     pub fn check(&self) {
         self.store.check(self.persistent_tag());
         self.mappings.check(&self.pages);
         self.adopted.check();
         self.controls.check();
+        self.check_requests();
         self.pages.check();
     }
 }

@@ -2,7 +2,8 @@
 
 use super::Heap;
 use super::found::{Found, Owner, Place};
-use crate::base::sync::{Lock, Ordering};
+use crate::base::fatal;
+use crate::base::sync::{Lock, Ordering, Patience};
 use crate::blocks::identity::Serial;
 use crate::blocks::memory::Raw;
 use crate::blocks::region::Ids;
@@ -78,6 +79,18 @@ impl Heap {
         }
         reap(&Shelf(self), found.span, 1);
         false
+    }
+
+    /// Visits every open request; fatal if what is above it is not open, or too much (Q3).
+    pub(super) fn check_requests(&self) {
+        for stub in self.controls.stubs_in_use() {
+            let (state, mut patience) = (&stub.state, Patience::new());
+            let has_open_parents = || Control::of(stub).has_open_parents();
+            let generation = state.look().generation();
+            if state.visit(generation, || patience.wait(), has_open_parents) == Some(false) {
+                fatal::broken("chain of a request", stub.index() as usize, 0);
+            }
+        }
     }
 
     /// Takes a large or mapped block from its request, if it still has it: the block is persistent.

@@ -29,16 +29,6 @@ impl Heap {
     }
 }
 
-impl Heap {
-    /// The span of a page of a chunk.
-    fn span_at(&self, block: Block) -> Option<&Span> {
-        match self.pages.space.registry.find(block)? {
-            Backing::Chunk(chunk) => chunk.span(chunk.page_of(block - HEADER_BYTES)),
-            Backing::Mapping(_) => None,
-        }
-    }
-}
-
 impl Supply for Heap {
     fn take_span(
         &self,
@@ -63,15 +53,26 @@ impl Supply for Heap {
     }
 
     fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span {
-        match self.span_at(block) {
-            Some(span) if span.kind() == kind => span,
-            _ => fatal::header_overwritten(block, 0),
+        let span = self.span_of_page(block);
+        if span.kind() != kind {
+            fatal::header_overwritten(block, 0);
         }
+        span
     }
 
-    fn span_of_free_persistent(&self, block: Block) -> &Span {
-        match self.span_at(block) {
-            Some(span) if matches!(span.kind(), SpanKind::Slab | SpanKind::Region) => span,
+    #[inline]
+    fn span_of_page(&self, block: Block) -> &Span {
+        let span = match self.pages.space.registry.find(block) {
+            Some(Backing::Chunk(chunk)) => chunk.span(chunk.page_of(block - HEADER_BYTES)),
+            _ => None,
+        };
+        span.unwrap_or_else(|| fatal::header_overwritten(block, 0))
+    }
+
+    #[inline]
+    fn kind_of_free_persistent(&self, block: Block, span: &Span) -> SpanKind {
+        match span.kind() {
+            kind @ (SpanKind::Slab | SpanKind::Region) => kind,
             _ => fatal::header_overwritten(block, 0),
         }
     }

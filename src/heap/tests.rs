@@ -172,6 +172,27 @@ pub fn use_class(heap: &'static Heap, cache: &Cache, index: usize, count: usize)
     heap.flush(cache);
 }
 
+#[test]
+fn a_long_block_takes_a_warm_region_behind_shorter_ones() {
+    let heap = new_heap();
+    heap.set_up();
+    let one = |class: Class, count: usize| {
+        let control = open(heap).unwrap();
+        let lane = control.enter(heap).unwrap();
+        for _ in 0..count {
+            heap.alloc_of_request(control, lane, class, class.payload_bytes());
+        }
+        lane.occupancy.leave();
+        control
+    };
+    let first = one(Class::of(1000).unwrap(), 60);
+    finish(heap, first, Survivors::None);
+    let free_bytes = heap.figures().free;
+    let second = one(Class::of(28_000).unwrap(), 1);
+    assert_eq!(heap.figures().free, free_bytes, "no page was taken");
+    finish(heap, second, Survivors::None);
+}
+
 /// Allocates large blocks in one request and frees them in another order, while others stay on its
 /// list.
 fn large_blocks(heap: &'static Heap, cache: &Cache) {

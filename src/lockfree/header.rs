@@ -148,6 +148,10 @@ pub trait Memory {
     fn link(&self, block: Block) -> Block;
     /// Sets the first payload word of a free block.
     fn set_link(&self, block: Block, next: Block);
+    /// Returns the last of the first `count` blocks of a list, which has as many, and at least one.
+    fn last_of(&self, first: Block, count: u32) -> Block {
+        (1..count).fold(first, |block, _| self.link(block))
+    }
 }
 
 /// The blocks of a list from this one on. Each link is read before its block is handed out, so the

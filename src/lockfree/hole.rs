@@ -2,6 +2,7 @@
 //! where a block would have its header, says how long it is.
 //!
 //! - **H6** Whoever finds a hole sees what everybody did with the memory before it was left.
+//! - **H7** Whoever finds that a live block has become shorter finds headers behind it.
 
 use crate::base::sync::Ordering;
 use crate::lockfree::header::{ALIGNED, Block, Header, ID_MASK, LARGE, Memory, SWEPT};
@@ -44,7 +45,13 @@ pub fn leave_hole<M: Memory>(memory: &M, block: Block, hole: Hole) {
     memory.header(block).store(hole.word().0, Ordering::Release);
 }
 
-/// Reads the word before what may be a hole (H6).
+/// Makes a live block of the caller's shorter, by its header. What it loses has headers already
+/// (H7).
+pub fn shorten<M: Memory>(memory: &M, block: Block, shorter: Header) {
+    memory.header(block).store(shorter.0, Ordering::Release);
+}
+
+/// Reads the word before a block or a hole (H6, H7).
 pub fn look<M: Memory>(memory: &M, block: Block) -> Header {
     Header(memory.header(block).load(Ordering::Acquire))
 }

@@ -234,8 +234,8 @@ impl State {
         self.0.store(Snapshot::new(generation, Phase::Over, 0, 0).0, Ordering::Release);
     }
 
-    /// Calls `f` as a visitor of the request with this generation, from outside, by a thread that
-    /// holds a live block of it. `None`: it is closing or over, or the stub has another one. `wait`
+    /// Calls `f` as a visitor of the request with this generation, from outside: of a request that
+    /// has a live block, or that was seen to be open. `None`: it is closing or over, or the stub has another one. `wait`
     /// is called again and again while there are as many visitors as can be counted.
     pub fn visit<R>(
         &self,

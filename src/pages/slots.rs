@@ -304,20 +304,12 @@ impl<T, const STUB: usize> Slots<T, STUB> {
         Some(leaf.in_use().map(move |slot| first_index + slot as u32))
     }
 
-    /// Walks the leaves, and passes each thing that has an owner to `is_whole`, with its index;
-    /// fatal if that says no, or the leaf contradicts itself. Others may take and give meanwhile.
-    pub fn check(&self, name: &'static str, is_whole: impl Fn(usize, u32) -> bool) {
+    /// Walks the leaves; fatal if one contradicts itself.
+    pub fn check(&self) {
         for at in self.leaves().take_while(|at| at.leaf().base().is_some()) {
             let contradictions = at.leaf().contradictions();
             if contradictions > 0 {
                 fatal::broken("slots both idle and spent", contradictions, 0);
-            }
-        }
-        for index in self.in_use() {
-            let is_broken = self.thing(index).is_some_and(|thing| !is_whole(thing, index));
-            // It may have been wiped between the two looks.
-            if is_broken && self.in_use().any(|other| other == index) {
-                fatal::broken(name, index as usize, 0);
             }
         }
     }

@@ -7,8 +7,9 @@
 //! |---|---|---|---|
 //! | all | `kind`, `class`, `base`, `bytes`, `owner` | the thread that describes the span, before it is published; of a mapping, its block's owner | any thread |
 //! | all | `next`, `previous` | the holder of the list: the class's lock; the lane's occupant, then the closer; the request's lock of large blocks; the store of mappings | the same |
-//! | `counts`, `slab` | all but `range`, `uncut`, `was_purged` | under the class's lock | the same |
-//! | `slab` | `range`, `uncut`, `was_purged` | under the class's lock; of a slab in hand, who has it in hand | the same; when a fatal error is worded |
+//! | `counts`, `slab` | all but `uncut`, `is_ordered` | under the class's lock | the same |
+//! | `slab` | `is_ordered` | under the class's lock; of a slab in hand, who has it in hand | the same |
+//! | `slab` | `uncut` | see `uncut` | |
 //! | `region` | `cut_end`, `is_charged_as_warm` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |

@@ -19,9 +19,12 @@ pub trait Supply {
     /// Returns the span of a block that is free and on a list; fatal if it is not of this kind,
     /// because then a link was overwritten.
     fn span_of_free(&self, block: Block, kind: SpanKind) -> &Span;
-    /// The span of a persistent block that is free and on a list: a slab or a region; fatal if it
-    /// is neither, because a link was overwritten then.
-    fn span_of_free_persistent(&self, block: Block) -> &Span;
+    /// Returns the span of a block that is free and on a list, without looking at it: it may be of
+    /// any kind. Fatal if there is none, because then a link was overwritten.
+    fn span_of_page(&self, block: Block) -> &Span;
+    /// Returns of what kind the span is that `span_of_page` found for a persistent block: a slab or a
+    /// region; fatal if it is neither.
+    fn kind_of_free_persistent(&self, block: Block, span: &Span) -> SpanKind;
     /// The adopted spans that are lent to nobody.
     fn adopted(&self) -> &AdoptedSpans;
     /// Gives a span of a chunk back.

@@ -9,13 +9,15 @@
 //!   and what they promise beyond `FREE_BYTES` is drawn from the credit of the process first.
 //! - **K2** A class whose bin looks the same at two ticks is idle: its blocks go, and its cap
 //!   starts over.
-//! - **K3** A bin is looked at after at most `LOOK_EVERY` frees, and soon after its blocks moved:
-//!   a thread whose traffic fits into its bins finds out what the time is, too.
+//! - **K3** A bin is looked at after at most `LOOK_EVERY` frees: a thread whose traffic fits into its
+//!   bins finds out what the time is, too. Until then a class has no more than its cap promises, in
+//!   its bin and its previous magazine together.
 
 use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::base::sync::Gauge;
-use crate::blocks::bin::{Bins, Kind, Look, check_list};
+use crate::blocks::bin::{Bins, Kind, Look};
+use crate::blocks::list::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::credit::Credit;
 use crate::lockfree::depot::Magazine;
@@ -33,13 +35,27 @@ const FIRST_CAP_DIVISOR: u32 = 4;
 /// Blocks with a span of their own that a class keeps once it has run dry.
 const LARGE_CAP: u32 = 2;
 /// Most frees of a class between two looks at its bin.
-const LOOK_EVERY: u32 = 128;
-/// Frees between a move of blocks and the next look: traffic may have changed by then.
-const FIRST_LOOK: u32 = 4;
-/// Bytes by which a bin may exceed a low cap between two looks.
+const LOOK_EVERY: u32 = 256;
+/// Bytes that a class may have beyond twice its cap, so that with a low one not every free is a look.
 const SLACK_BYTES: usize = 32 * 1024;
-/// Most blocks by which it may.
-const MAX_SLACK: u32 = 16;
+/// Most blocks that it may.
+const MAX_SLACK: usize = 16;
+
+/// Blocks that a class may have beyond twice its cap.
+static SLACK: [u8; CLASS_COUNT] = {
+    let mut table = [0; CLASS_COUNT];
+    let mut class = 0;
+    while let Some(of) = Class::from_index(class) {
+        if !of.is_large() {
+            let fitting = SLACK_BYTES / of.stride_bytes();
+            table[class] = if fitting > MAX_SLACK { MAX_SLACK } else { fitting } as u8;
+            // With a cap not every free is a look.
+            table[class] += (fitting == 0) as u8;
+        }
+        class += 1;
+    }
+    table
+};
 
 /// What all caches may keep beyond `FREE_BYTES`.
 pub type CacheCredit = Credit<CREDIT_BYTES>;
@@ -81,7 +97,7 @@ impl Previous {
 
 /// Shortens a magazine to `count` blocks, and returns the rest.
 fn split(magazine: &mut Magazine, count: u32) -> Magazine {
-    let last = (1..count).fold(magazine.head, |block, _| Raw.link(block));
+    let last = Raw.last_of(magazine.head, count);
     let rest = Magazine { head: Raw.link(last), count: magazine.count - count };
     Raw.set_link(last, NONE);
     magazine.count = count;
@@ -96,23 +112,23 @@ fn last_cap(class: Class) -> u32 {
     if class.is_large() { LARGE_CAP } else { class.magazine_count() }
 }
 
-/// Blocks by which a bin may exceed its cap until it is looked at.
 fn slack(class: Class) -> u32 {
-    if class.is_large() {
-        return 0;
-    }
-    ((SLACK_BYTES / class.stride_bytes()) as u32).clamp(1, MAX_SLACK)
+    SLACK[class.index()].into()
 }
 
-/// Returns the bytes that a cap promises: for a bin, what it may have before it is looked at, and
-/// for a previous magazine, if the class has one.
-fn promise(class: Class, cap: u32) -> usize {
-    let blocks = match cap {
+/// Returns the blocks that a cap promises, in the bin and in the previous magazine, if the class has
+/// one.
+fn promised_blocks(class: Class, cap: u32) -> u32 {
+    match cap {
         0 => 0,
         _ if class.is_large() => cap,
         _ => 2 * cap + slack(class),
-    };
-    blocks as usize * class.kept_bytes()
+    }
+}
+
+/// Returns the bytes that a cap promises.
+fn promise(class: Class, cap: u32) -> usize {
+    promised_blocks(class, cap) as usize * class.kept_bytes()
 }
 
 /// Returns the bytes of a promise that are drawn from the credit.
@@ -167,21 +183,20 @@ impl Cache {
         is_allowed
     }
 
-    /// Lets a bin take frees until it must be looked at again, `at_most` so many (K3).
-    fn renew(&self, class: Class, at_most: u32) {
+    /// Lets a bin take frees until it must be looked at again (K3), if that is `least` of them.
+    fn renew(&self, class: Class, least: u32) -> bool {
         let bin = self.bins.bin(class);
-        let room = match bin.cap() {
-            0 => 0,
-            cap => cap.saturating_sub(bin.count()).max(slack(class)),
+        let has = bin.count() + self.previous[class.index()].count.get() as u32;
+        let Some(room) = promised_blocks(class, bin.cap()).checked_sub(has + least) else {
+            return false;
         };
-        bin.renew(if self.is_quiet.get() { 0 } else { room.min(at_most) });
+        bin.renew(if self.is_quiet.get() { 0 } else { (room + least).min(LOOK_EVERY) });
+        true
     }
 
-    /// Whether the blocks of a bin must make room: near the cap every free would be a look.
-    fn is_full(&self, class: Class) -> bool {
-        let bin = self.bins.bin(class);
-        let cap = bin.cap();
-        bin.count() > if slack(class) > cap / 4 { cap } else { cap - cap / 4 }
+    /// The least room that is worth another look: blocks leave the bin when there is less.
+    fn least_room(&self, class: Class) -> u32 {
+        slack(class).max(self.bins.bin(class).cap() / 4)
     }
 
     /// Fills an empty bin from the previous magazine, else from `source(want)`; `sink` takes what
@@ -203,7 +218,9 @@ impl Cache {
             }
         }
         self.bins.bin(class).fill(magazine);
-        self.renew(class, FIRST_LOOK);
+        if !self.renew(class, 0) {
+            self.bins.bin(class).renew(0);
+        }
         !magazine.is_empty()
     }
 
@@ -228,23 +245,23 @@ impl Cache {
         if self.bins.bin(class).cap() == 0 && !class.is_large() {
             self.raise_cap(class, credit);
         }
-        let has_room = !self.is_full(class);
-        if has_room {
-            self.renew(class, LOOK_EVERY);
-        }
-        has_room
+        self.renew(class, if class.is_large() { 0 } else { self.least_room(class) })
     }
 
-    /// Makes room in a bin that has none. Returns what must leave the thread for that. `sort` sends
-    /// home what the thread had better not keep, and returns the rest.
+    /// Makes room in a bin that has none. Returns what must leave the thread for that: what came
+    /// before, or if `leaves_latest` what came last. `sort` sends home what the thread had better not
+    /// keep, and returns the rest.
     pub fn make_room(
         &self,
         class: Class,
         credit: &CacheCredit,
         sort: impl FnOnce(Magazine) -> Magazine,
+        leaves_latest: bool,
     ) -> Magazine {
-        let leaving = self.take_over(class, credit, sort);
-        self.renew(class, FIRST_LOOK);
+        let leaving = self.take_over(class, credit, sort, leaves_latest);
+        if !self.renew(class, 0) {
+            self.bins.bin(class).renew(0);
+        }
         leaving
     }
 
@@ -253,18 +270,23 @@ impl Cache {
         class: Class,
         credit: &CacheCredit,
         sort: impl FnOnce(Magazine) -> Magazine,
+        leaves_latest: bool,
     ) -> Magazine {
         let bin = self.bins.bin(class);
         if bin.cap() == 0 {
             return sort(bin.take_all());
         }
         // The last block stays, so that a thread that frees and allocates in turn does not return
-        // here.
-        let rest = sort(bin.take_rest());
+        // here; and what a magazine had better not have.
+        let over = bin.count().saturating_sub(bin.cap()).max(1);
+        let kept = if class.is_large() { bin.cap() } else { over };
+        let rest = sort(bin.take_rest(kept));
         if rest.is_empty() || class.is_large() {
             return rest;
         }
-        let leaving = self.previous[class.index()].replace(rest);
+        let previous = &self.previous[class.index()];
+        let is_swapped = !(leaves_latest && previous.count.get() > 0);
+        let leaving = if is_swapped { previous.replace(rest) } else { rest };
         if !leaving.is_empty() {
             self.raise_cap(class, credit);
         }
@@ -283,9 +305,15 @@ impl Cache {
         sink: &mut impl FnMut(Class, Magazine),
     ) {
         let bin = self.bins.bin(class);
-        for magazine in [bin.take_all(), self.previous[class.index()].replace(Magazine::EMPTY)] {
-            if !magazine.is_empty() {
-                sink(class, magazine);
+        let previous = self.previous[class.index()].replace(Magazine::EMPTY);
+        for mut left in [bin.take_all(), previous] {
+            while left.count > class.magazine_count() {
+                let rest = split(&mut left, class.magazine_count());
+                sink(class, left);
+                left = rest;
+            }
+            if !left.is_empty() {
+                sink(class, left);
             }
         }
         self.change_cap(class, 0, credit);

@@ -1,5 +1,6 @@
 //! Free blocks on their way back: where they lie, and what becomes of those in adopted spans.
 
+use crate::base::prefetch::prefetch;
 use crate::base::size_class::{Class, HEADER_BYTES, PAGE_BYTES};
 use crate::base::sync::Ordering;
 use crate::blocks::holes::note_holes;
@@ -11,38 +12,57 @@ use crate::pages::shelf::Shelf;
 use crate::pages::span::{Span, SpanKind};
 use crate::pages::supply::Supply;
 
-/// Returns the blocks of a magazine that lie in adopted spans, or in regions whose request is open,
-/// to them, and passes the others on with their spans.
+/// Most blocks that are reaped together.
+const BATCH_COUNT: usize = 64;
+
+/// Blocks, each with the span that it is in.
+pub type Batch<'s> = [Option<(Block, &'s Span)>];
+
+/// Returns those blocks to adopted spans, or to regions whose request is open, that lie in such, and
+/// passes the others on with their slabs, some at a time.
 pub fn reap_adopted<'s, S: Supply>(
     class: Class,
-    blocks: impl Iterator<Item = Block>,
+    mut blocks: impl Iterator<Item = Block>,
     supply: &'s S,
-    mut pass_on: impl FnMut(Block, &'s Span),
+    mut pass_on: impl FnMut(&Batch<'s>),
 ) {
+    let mut batch = [None; BATCH_COUNT];
     // Neighbours mostly come one after the other: they are counted off together.
     let mut run: Option<Run<'_>> = None;
-    for block in blocks {
-        let page = (block - HEADER_BYTES) / PAGE_BYTES;
-        if let Some(run) = run.as_mut().filter(|run| run.page == page) {
-            free_hole(block - HEADER_BYTES, class.stride_bytes());
-            run.count += 1;
-            continue;
+    loop {
+        // All descriptors are asked for before the first is looked at: after frees in random order
+        // none is in the processor's caches.
+        let mut count = 0;
+        for (place, block) in batch.iter_mut().zip(blocks.by_ref()) {
+            let span = supply.span_of_page(block);
+            prefetch(span);
+            *place = Some((block, span));
+            count += 1;
         }
-        let span = supply.span_of_free_persistent(block);
-        if span.kind() == SpanKind::Slab {
-            pass_on(block, span);
-            continue;
+        if count == 0 {
+            break;
         }
-        let count = match run.take() {
-            Some(run) if core::ptr::eq(run.span, span) => run.count,
-            other => {
-                finish_run(class, other, supply);
-                0
+        for place in &mut batch[..count] {
+            let Some((block, span)) = *place else { continue };
+            if supply.kind_of_free_persistent(block, span) == SpanKind::Slab {
+                continue;
             }
-        };
-        let persistent = Header(Raw.header(block).load(Ordering::Relaxed)).id();
-        free_hole(block - HEADER_BYTES, class.stride_bytes());
-        run = Some(Run { span, page, count: count + 1, persistent });
+            *place = None;
+            let page = (block - HEADER_BYTES) / PAGE_BYTES;
+            let header = Header(Raw.header(block).load(Ordering::Relaxed));
+            free_hole(block - HEADER_BYTES, class.stride_bytes());
+            match run.as_mut().filter(|run| run.page == page || core::ptr::eq(run.span, span)) {
+                Some(run) => {
+                    run.count += 1;
+                    run.page = page;
+                }
+                None => {
+                    let next = Run { span, page, count: 1, persistent: header.id() };
+                    finish_run(class, run.replace(next), supply);
+                }
+            }
+        }
+        pass_on(&batch[..count]);
     }
     finish_run(class, run, supply);
 }

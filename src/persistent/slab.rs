@@ -10,12 +10,13 @@ use crate::base::sync::{Lock, Ordering, step};
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
+use crate::lockfree::uncut::{FreePages, Hand, purge_free_pages};
 use crate::pages::span::Span;
-use crate::persistent::chains::CHAIN_COUNT;
 use crate::persistent::slab_lists::{Place, SlabLists, idle_blocks, is_worth_a_look, uncut_blocks};
+use crate::persistent::slab_order::{in_order, is_worth_ordering};
 use crate::persistent::slab_pages::SlabPages;
-use crate::persistent::slab_purge::{has_candidates, purge_free_pages};
-use core::ops::Range;
+use crate::persistent::slab_purge::{free_pages, has_candidates, keep, purge};
+use core::cell::Cell;
 
 /// Most slabs that blocks are taken from at once, while there are few.
 const MAX_SLABS_AT_ONCE: u32 = 4;
@@ -42,6 +43,7 @@ struct Cut {
 const PURGED_BYTES_PER_BLOCK: usize = 128;
 
 /// What was looked through, and what came of it.
+#[derive(Clone, Copy)]
 pub struct Looked {
     /// Blocks that were looked at, and what purging costs beside that, in blocks.
     pub blocks: u32,
@@ -55,9 +57,17 @@ impl Slabs {
         Self { lists: Lock::new(SlabLists::new()) }
     }
 
-    /// Takes up to `want` free blocks from slabs that have some. `Magazine::EMPTY`: none has.
-    pub fn take(&self, class: Class, want: u32, free_header: Header) -> Magazine {
-        let mut taken = self.take_from_several(class, want);
+    /// Takes up to `want` free blocks from slabs that have some. `Magazine::EMPTY`: none has. Passes a
+    /// slab that was put in order, and became whole meanwhile, to `release`.
+    pub fn take<'h>(
+        &self,
+        class: Class,
+        want: u32,
+        free_header: Header,
+        release: impl Fn(&'h Span),
+    ) -> Magazine {
+        self.order_one(class, release);
+        let mut taken = Magazine::EMPTY;
         for _ in 0..MAX_SLABS_AT_ONCE {
             if taken.count * ENOUGH_DIVISOR >= want {
                 break;
@@ -76,10 +86,10 @@ impl Slabs {
         want: u32,
         free_header: Header,
     ) -> Magazine {
-        let (count, slab) = (class.slab_count(), &span.slab);
+        let count = class.slab_count();
         let taken = want.min(count);
         span.counts.out.set(taken as u16);
-        slab.set_range(taken..count);
+        span.slab.uncut.set_range(taken..count);
         if taken < count {
             let mut lists = self.lists.lock();
             lists.touch(span);
@@ -92,25 +102,21 @@ impl Slabs {
         link(class, cut, Magazine::EMPTY, free_header)
     }
 
-    /// Takes an equal share of each of several slabs' own lists, if there is plenty. Their links are
-    /// followed side by side: after many frees none is in the processor's caches.
-    fn take_from_several(&self, class: Class, want: u32) -> Magazine {
-        let share = want / CHAIN_COUNT as u32;
+    /// If there is plenty, puts the list of the slab in order that blocks are taken from next, unless
+    /// it is. Nobody else takes from it meanwhile.
+    fn order_one<'h>(&self, class: Class, release: impl Fn(&'h Span)) {
+        let count = class.slab_count();
         let mut lists = self.lists.lock();
-        let Some(spans) = lists.plenty(class.slab_count(), share) else { return Magazine::EMPTY };
-        let mut lasts = spans.map(Span::free);
-        for _ in 1..share {
-            lasts.iter_mut().for_each(|last| *last = Raw.link(*last));
+        let next = lists.fullest().filter(|span| is_worth_ordering(span, count));
+        let Some(span) = next.filter(|_| lists.has_plenty(count)) else { return };
+        lists.touch(span);
+        lists.take_in_hand(span, count);
+        lists.let_go();
+        drop(lists);
+        let ordered = in_order(span, self.take_all(span));
+        if self.put_back(class, span, ordered, &pages_of(class, span)) {
+            release(span);
         }
-        let mut head = NONE;
-        for (span, last) in spans.iter().zip(lasts) {
-            lists.touch(span);
-            let first = split(span, last, share);
-            self.note_taken(&mut lists, class, span, share);
-            Raw.set_link(last, head);
-            head = first;
-        }
-        Magazine { head, count: share * CHAIN_COUNT as u32 }
     }
 
     /// So many blocks of a slab that is touched are out, which were not.
@@ -130,11 +136,12 @@ impl Slabs {
         let mut lists = self.lists.lock();
         let span = lists.fullest()?;
         lists.touch(span);
+        let pages = pages_of(class, span);
         let recycled = take_recycled(span, want);
-        let fresh = cut(class, span, want - recycled.count);
+        let fresh = span.slab.uncut.cut(want - recycled.count, &pages);
         let count = recycled.count + fresh.len() as u32;
         self.note_taken(&mut lists, class, span, count);
-        let first = pages_of(class, span).block(fresh.start);
+        let first = pages.block(fresh.start);
         Some(Cut { recycled, first, count: fresh.len() as u32 })
     }
 
@@ -178,18 +185,24 @@ impl Slabs {
         let page_bytes = os::page_bytes();
         let span = self.take_in_hand(class, if at_once { 0 } else { LOOKS_BEFORE_PURGE })?;
         let pages = SlabPages::new(class, span.base(), span.end(), page_bytes);
-        let mut looked = Looked { blocks: 0, bytes: 0 };
-        let mut kept = Magazine::EMPTY;
-        if has_candidates(span, &pages, &mut looked.blocks) {
-            let listed = self.take_all(span);
-            looked.blocks += listed.count;
-            (kept, looked.bytes) = purge_free_pages(span, &pages, listed);
-            looked.blocks += (looked.bytes / PURGED_BYTES_PER_BLOCK) as u32;
+        let looked = Looked { blocks: 0, bytes: 0 };
+        let mut hand = SlabInHand {
+            slabs: self,
+            class,
+            span,
+            pages,
+            looked: Cell::new(looked),
+            is_whole: Cell::new(false),
+        };
+        if has_candidates(span, &hand.pages, &mut hand.looked.get_mut().blocks) {
+            purge_free_pages(&hand, &span.slab.uncut);
+        } else {
+            hand.put_back(Magazine::EMPTY);
         }
-        if self.put_back(class, span, kept, &pages) {
+        if hand.is_whole.get() {
             release(span);
         }
-        Some(looked)
+        Some(hand.looked.get())
     }
 
     fn take_in_hand<'h>(&self, class: Class, least_ticks: u8) -> Option<&'h Span> {
@@ -266,6 +279,51 @@ impl Slabs {
     }
 }
 
+/// A slab that is being looked through.
+struct SlabInHand<'h> {
+    slabs: &'h Slabs,
+    class: Class,
+    span: &'h Span,
+    pages: SlabPages,
+    looked: Cell<Looked>,
+    /// Whether all of its blocks were back when it was put back.
+    is_whole: Cell<bool>,
+}
+
+impl Hand for SlabInHand<'_> {
+    type List = Magazine;
+
+    fn take_list(&self) -> Magazine {
+        let listed = self.slabs.take_all(self.span);
+        self.note(listed.count, 0);
+        listed
+    }
+
+    fn free_pages(&self, list: &mut Magazine) -> FreePages {
+        let free = free_pages(self.span, &self.pages, list.head);
+        *list = keep(list.head, |block| free.uncut >> self.pages.page_of(block) & 1 == 0);
+        free
+    }
+
+    fn purge(&self, pages: u128) {
+        // SAFETY: these are whole pages of the slab, and no block that is partly in one is out or
+        // listed with its header or its link in it (A6).
+        let bytes = unsafe { purge(&self.pages, pages) };
+        self.note((bytes / PURGED_BYTES_PER_BLOCK) as u32, bytes);
+    }
+
+    fn put_back(&self, list: Magazine) {
+        self.is_whole.set(self.slabs.put_back(self.class, self.span, list, &self.pages));
+    }
+}
+
+impl SlabInHand<'_> {
+    fn note(&self, blocks: u32, bytes: usize) {
+        let before = self.looked.get();
+        self.looked.set(Looked { blocks: before.blocks + blocks, bytes: before.bytes + bytes });
+    }
+}
+
 fn pages_of(class: Class, span: &Span) -> SlabPages {
     SlabPages::new(class, span.base(), span.end(), os::page_bytes())
 }
@@ -280,7 +338,7 @@ fn take_recycled(span: &Span, want: u32) -> Magazine {
         step();
         return Magazine { head, count: available };
     }
-    let last = (1..want).fold(head, |block, _| Raw.link(block));
+    let last = Raw.last_of(head, want);
     split(span, last, want);
     Raw.set_link(last, NONE);
     Magazine { head, count: want }
@@ -295,35 +353,6 @@ fn split(span: &Span, last: Block, count: u32) -> Block {
     span.counts.free.set(span.counts.free.get() - count as u16);
     step();
     first
-}
-
-/// Takes up to `want` neighbours that are uncut.
-fn cut(class: Class, span: &Span, want: u32) -> Range<u32> {
-    let slab = &span.slab;
-    let mut range = slab.range();
-    if range.is_empty() && want > 0 && slab.uncut() != 0 {
-        range = take_uncut_pages(class, span, want);
-    }
-    let end = range.end.min(range.start + want);
-    slab.set_range(end..range.end);
-    step();
-    range.start..end
-}
-
-/// Takes the first pages that are uncut, no more than `want` blocks need, as the new range. Pages
-/// are marked after the system was asked how long they are, so it is not asked under the lock.
-fn take_uncut_pages(class: Class, span: &Span, want: u32) -> Range<u32> {
-    let (slab, pages) = (&span.slab, pages_of(class, span));
-    let mut uncut = slab.uncut();
-    let first = uncut.trailing_zeros() as usize;
-    let mut end = first;
-    while uncut >> end & 1 == 1 && pages.blocks_in(first..end).len() < want as usize {
-        uncut &= !(1 << end);
-        end += 1;
-    }
-    slab.set_uncut(uncut);
-    step();
-    pages.blocks_in(first..end)
 }
 
 /// Writes the headers and links of the blocks just cut, in address order, before the recycled ones

@@ -1,8 +1,8 @@
 //! The lists that the slabs of one class are on.
 //!
 //! - **A2** A slab is on one list while it has a block to give, or while it is in hand: being
-//!   looked through by one thread. When all of its blocks are back it is nobody's, and its pages
-//!   go.
+//!   looked through, or put in order, by one thread. When all of its blocks are back it is nobody's,
+//!   and its pages go.
 //! - **A3** Every list is whole from its first slab on at every step, and all else but `touched`
 //!   follows from that, so a process that is forked meanwhile can rebuild the rest.
 //! - **A7** A slab with blocks to give is on the list for how full it is, and *settled* while too
@@ -14,8 +14,8 @@ use crate::base::size_class::Class;
 use crate::base::sync::step;
 use crate::blocks::memory::Raw;
 use crate::lockfree::header::linked;
+use crate::lockfree::uncut::Pages;
 use crate::pages::span::{Span, SpanKind};
-use crate::persistent::chains::CHAIN_COUNT;
 use crate::persistent::slab_pages::{SlabPages, runs_in};
 use core::ptr::null;
 
@@ -27,10 +27,8 @@ const LIST_COUNT: usize = IN_HAND + 1;
 /// What is taken between two ticks is much if it is this part of what there is: all of it would be
 /// needed before long.
 const MUCH_DIVISOR: usize = 16;
-/// How many slabs' worth of blocks there must be before several slabs are cut at once.
+/// How many slabs' worth of blocks are plenty: many were freed.
 const PLENTY_SLABS: usize = 64;
-/// Most slabs that are looked at for that.
-const MOST_TRIED: usize = 2 * CHAIN_COUNT;
 /// What has come back to a settled slab must be this part of what it has to give, or of what is out:
 /// when little is out, a few blocks more make many pages free.
 const WORTH_A_LOOK_DIVISOR: u32 = 8;
@@ -93,19 +91,9 @@ impl SlabLists {
         unsafe { first.as_ref() }
     }
 
-    /// Returns the fullest slabs, not settled, that have more than `share` blocks on their own lists,
-    /// if there is plenty of blocks.
-    pub fn plenty<'s>(&self, count: u32, share: u32) -> Option<[&'s Span; CHAIN_COUNT]> {
-        if self.idle_count < PLENTY_SLABS * count as usize || share == 0 {
-            return None;
-        }
-        let spans = self.lists[..IN_HAND].iter().step_by(2).flat_map(|list| self.walk(list));
-        let has_share = |span: &&Span| u32::from(span.counts.free.get()) > share;
-        let mut found = spans.take(MOST_TRIED).filter(has_share);
-        let mut chosen = [None; CHAIN_COUNT];
-        chosen.iter_mut().for_each(|span| *span = found.next());
-        let [Some(first), .., Some(_)] = chosen else { return None };
-        Some(chosen.map(|span| span.unwrap_or(first)))
+    /// Whether there is plenty of blocks, where a slab has so many.
+    pub fn has_plenty(&self, count: u32) -> bool {
+        self.idle_count >= PLENTY_SLABS * count as usize
     }
 
     /// A tick has come.
@@ -161,6 +149,10 @@ impl SlabLists {
         let fullness = (1..FULLNESS_COUNT).filter(|part| idle >= part * count as usize).count();
         let list = 2 * fullness + usize::from(is_settled);
         if span.slab.list.get() != name_of(list) {
+            if name_of(list) > span.slab.list.get() {
+                // It has more on its own list than it had there.
+                span.slab.is_ordered.set(false);
+            }
             span.slab.changed_at.set(self.now);
             self.move_to(span, list);
         }
@@ -318,7 +310,7 @@ pub enum Place {
         /// Whether it has been looked through, and too little has come back since.
         is_settled: bool,
     },
-    /// A thread looks through it.
+    /// A thread looks through it, or puts its list in order.
     InHand,
 }
 
@@ -336,8 +328,9 @@ pub fn idle_blocks(span: &Span, count: u32) -> usize {
 
 /// Returns how many blocks of a slab were not cut, or are to be cut anew.
 pub fn uncut_blocks(span: &Span, pages: &SlabPages) -> u32 {
-    let of_pages: usize = runs_in(span.slab.uncut()).map(|run| pages.blocks_in(run).len()).sum();
-    (of_pages + span.slab.range().len()) as u32
+    let of_pages: usize =
+        runs_in(span.slab.uncut.pages()).map(|run| pages.blocks_in(run).len()).sum();
+    (of_pages + span.slab.uncut.range().len()) as u32
 }
 
 /// Counts the blocks of a slab that are on its own list, and says that all others are out that were
@@ -353,7 +346,6 @@ fn check_slab(span: &Span, class: Class, page_bytes: usize, is_in_hand: bool) {
     if span.kind() != SpanKind::Slab || span.class_index() != class.index() {
         fatal::broken("class of a listed slab", span.class_index(), class.index());
     }
-    let slab = &span.slab;
     let free_count = linked(&Raw, span.free()).count();
     if free_count != usize::from(span.counts.free.get()) {
         fatal::broken("free blocks of a slab", free_count, span.counts.free.get().into());
@@ -363,9 +355,7 @@ fn check_slab(span: &Span, class: Class, page_bytes: usize, is_in_hand: bool) {
     }
     let pages = SlabPages::new(class, span.base(), span.end(), page_bytes);
     for block in linked(&Raw, span.free()) {
-        let is_uncut = slab.uncut() >> pages.page_of(block) & 1 == 1
-            || slab.range().contains(&pages.number(block));
-        if is_uncut {
+        if span.slab.uncut.has(pages.number(block), &pages) {
             fatal::broken("free block of an uncut page", block, pages.page_of(block));
         }
     }

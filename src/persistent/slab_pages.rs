@@ -4,6 +4,7 @@
 
 use crate::base::size_class::{Class, HEADER_BYTES};
 use crate::lockfree::header::Block;
+use crate::lockfree::uncut::Pages;
 use core::ops::Range;
 
 /// Most pages of the system that a slab is in.
@@ -75,11 +76,6 @@ impl SlabPages {
         self.count.min(number as u32)
     }
 
-    /// Returns the blocks whose headers are in these pages.
-    pub fn blocks_in(&self, pages: Range<usize>) -> Range<u32> {
-        self.first_in(pages.start)..self.first_in(pages.end)
-    }
-
     /// Returns the blocks that are partly in a page.
     pub fn blocks_across(&self, page: usize) -> Range<u32> {
         let first = self.offset(page).map_or(0, |offset| offset / self.stride_bytes);
@@ -90,6 +86,16 @@ impl SlabPages {
     pub fn splits_a_block(&self, page: usize) -> bool {
         let first = self.blocks_across(page);
         !first.is_empty() && self.block(first.start) == self.address(page)
+    }
+}
+
+impl Pages for SlabPages {
+    fn page_of_number(&self, number: u32) -> usize {
+        self.page_of(self.block(number))
+    }
+
+    fn blocks_in(&self, pages: Range<usize>) -> Range<u32> {
+        self.first_in(pages.start)..self.first_in(pages.end)
     }
 }
 

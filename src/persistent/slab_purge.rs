@@ -1,15 +1,13 @@
-//! Free pages of slabs whose other blocks live go back to the system.
-//!
-//! - **A6** While a slab is in hand nobody else cuts from it, so a page all of whose blocks are off
-//!   the list and uncut is touched by nobody until it was purged. Blocks of an uncut page are never
-//!   on a list.
+//! Free pages of slabs whose other blocks live go back to the system: which they are. The steps are
+//! in `lockfree/uncut` (A6).
 
 use crate::base::os;
 use crate::base::size_class::{Class, HEADER_BYTES};
-use crate::base::sync::{Ordering, step};
+use crate::base::sync::Ordering;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::Magazine;
 use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE, linked};
+use crate::lockfree::uncut::{FreePages, Pages};
 use crate::pages::span::{Span, SpanKind};
 use crate::persistent::slab_pages::{MAX_PAGES, SlabPages, runs_in};
 use core::ops::Range;
@@ -19,33 +17,27 @@ fn bit(page: usize) -> u128 {
     1 << page
 }
 
-/// Returns whether a block, by its header, is uncut.
-fn is_uncut(span: &Span, pages: &SlabPages, number: u32) -> bool {
-    let page = pages.page_of(pages.block(number));
-    span.slab.uncut() & bit(page) != 0 || span.slab.range().contains(&number)
-}
-
 /// Whether a payload is in a block of a slab that was purged and not cut since: its header reads as
 /// zero. Only used to word a fatal error.
 pub fn is_purged(span: &Span, payload: Block) -> bool {
     let class = Class::from_index(span.class_index()).filter(|class| !class.is_large());
     let Some(class) = class.filter(|_| span.kind() == SpanKind::Slab) else { return false };
-    if !span.slab.was_purged.load(Ordering::Relaxed) || payload < span.base() + 2 * HEADER_BYTES {
+    if payload < span.base() + 2 * HEADER_BYTES {
         return false;
     }
     let pages = SlabPages::new(class, span.base(), span.end(), os::page_bytes());
     let number = pages.number(payload);
-    number < class.slab_count() && is_uncut(span, &pages, number)
+    number < class.slab_count() && span.slab.uncut.was_purged(number, &pages)
 }
 
 /// Whether a slab in hand seems to have a page that could be purged: no block of it is live. Blocks
 /// that are free may be out all the same, so this is only a hint, which costs less than a walk along
 /// the list. Adds the blocks that it looked at.
 pub fn has_candidates(span: &Span, pages: &SlabPages, looked: &mut u32) -> bool {
-    let uncut = span.slab.uncut();
+    let uncut = span.slab.uncut.pages();
     let is_live = |number: u32| {
         let header = || Header(Raw.header(pages.block(number)).load(Ordering::Relaxed));
-        !is_uncut(span, pages, number) && header().has(LIVE)
+        !span.slab.uncut.has(number, pages) && header().has(LIVE)
     };
     (0..pages.page_count()).any(|page| {
         *looked += 1;
@@ -59,30 +51,28 @@ pub fn has_candidates(span: &Span, pages: &SlabPages, looked: &mut u32) -> bool 
     })
 }
 
-/// Purges the free pages of a slab in hand, whose list this was. Returns what is left of that, and
-/// the bytes that were purged.
-pub fn purge_free_pages(span: &Span, pages: &SlabPages, listed: Magazine) -> (Magazine, usize) {
-    let slab = &span.slab;
-    let purgeable = purgeable(span, pages, listed.head);
-    let of_blocks = runs_in(purgeable).flatten().filter(|&page| has_headers(pages, page));
+/// Returns what can go of a slab in hand, whose list begins with `head`.
+pub fn free_pages(span: &Span, pages: &SlabPages, head: Block) -> FreePages {
+    let purged = purgeable(span, pages, head);
+    let of_blocks = runs_in(purged).flatten().filter(|&page| has_headers(pages, page));
     let gone = of_blocks.fold(0, |mask, page| mask | bit(page));
-    let kept = keep(listed.head, |block| gone & bit(pages.page_of(block)) == 0);
-    let (range, folded) = fold(slab.range(), pages, gone);
-    slab.was_purged.store(true, Ordering::Relaxed);
-    // In this order, so that a process forked between them does not cut a block twice.
-    slab.set_range(range);
-    step();
-    slab.set_uncut(slab.uncut() | gone | folded);
-    step();
+    let (range, folded) = fold(span.slab.uncut.range(), pages, gone);
+    FreePages { purged, uncut: gone | folded, range }
+}
+
+/// Purges pages of a slab. Returns their bytes.
+///
+/// # Safety
+/// All of them are in the slab, and nobody touches what is in them.
+pub unsafe fn purge(pages: &SlabPages, purged: u128) -> usize {
     let mut bytes = 0;
-    for run in runs_in(purgeable) {
+    for run in runs_in(purged) {
         let (start, end) = (pages.address(run.start), pages.address(run.end));
-        // SAFETY: these are whole pages of the slab, and no block that is partly in one is out or
-        // listed with its header or its link in it (A6).
+        // SAFETY: the caller's contract.
         unsafe { os::purge(start, end - start) };
         bytes += end - start;
     }
-    (kept, bytes)
+    bytes
 }
 
 fn has_headers(pages: &SlabPages, page: usize) -> bool {
@@ -92,14 +82,14 @@ fn has_headers(pages: &SlabPages, page: usize) -> bool {
 /// The pages in which every block is on the list or uncut, and in which no block's link is whose
 /// header stays.
 fn purgeable(span: &Span, pages: &SlabPages, head: Block) -> u128 {
-    let uncut = span.slab.uncut();
+    let uncut = span.slab.uncut.pages();
     let mut free_counts = [0_u16; MAX_PAGES];
     let mut note = |block: Block| {
         pages.pages_of(block).for_each(|page| free_counts[page] += 1);
     };
     linked(&Raw, head).for_each(&mut note);
     let of_pages = runs_in(uncut).flat_map(|run| pages.blocks_in(run));
-    of_pages.chain(span.slab.range()).for_each(|number| note(pages.block(number)));
+    of_pages.chain(span.slab.uncut.range()).for_each(|number| note(pages.block(number)));
     let mut purgeable = 0;
     for page in (0..pages.page_count()).filter(|&page| pages.is_inside(page)) {
         let is_free = usize::from(free_counts[page]) == pages.blocks_across(page).len();
@@ -112,7 +102,7 @@ fn purgeable(span: &Span, pages: &SlabPages, head: Block) -> u128 {
 }
 
 /// Leaves those blocks of a list that satisfy `stays`, in their order.
-fn keep(head: Block, stays: impl Fn(Block) -> bool) -> Magazine {
+pub fn keep(head: Block, stays: impl Fn(Block) -> bool) -> Magazine {
     let mut kept = Magazine::EMPTY;
     let mut last = NONE;
     for block in linked(&Raw, head).filter(|&block| stays(block)) {

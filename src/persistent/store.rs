@@ -7,7 +7,7 @@ use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_LARGE_CLASS, FIRST_PAYLOAD_OFFSET};
 use crate::base::sync::{AtomicU32, Ordering};
 use crate::blocks::allocated::Allocated;
-use crate::blocks::bin::check_list;
+use crate::blocks::list::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::depot::{Depot, Magazine, Slots};
 use crate::lockfree::header::{Block, Header, LIVE, Memory, NONE};
@@ -33,8 +33,6 @@ const LEAST_REAPED: u32 = CHAIN_COUNT as u32;
 /// Blocks that are reaped, or looked at in slabs, at once: some 50 to 100 ns for each. A tick's work
 /// is done in such portions.
 pub const PORTION_BLOCKS: usize = 32 * 1024;
-/// Blocks that are put back together.
-const BATCH_COUNT: usize = 64;
 
 /// The slots of a depot, in memory that is provided when the heap is first used.
 struct SlotArray {
@@ -118,7 +116,8 @@ impl Store {
         if let Some(magazine) = self.depot(class).take() {
             return magazine;
         }
-        let recycled = self.slabs(class).take(class, want, free_header);
+        let release = |span| supply.give_span(span);
+        let recycled = self.slabs(class).take(class, want, free_header, release);
         if !recycled.is_empty() {
             return recycled;
         }
@@ -167,11 +166,19 @@ impl Store {
             return magazine;
         }
         let mut others = Magazine::EMPTY;
-        reap_adopted(class, blocks_of(magazine), supply, |block, _| {
-            Raw.set_link(block, others.head);
-            others = Magazine { head: block, count: others.count + 1 };
+        reap_adopted(class, blocks_of(magazine), supply, |batch| {
+            for &(block, _) in batch.iter().flatten() {
+                Raw.set_link(block, others.head);
+                others = Magazine { head: block, count: others.count + 1 };
+            }
         });
         others
+    }
+
+    /// Whether magazines of a class that come are reaped at once, as far as can be told without a
+    /// lock.
+    pub fn is_full(&self, class: Class) -> bool {
+        !class.is_large() && self.depot(class).magazine_count() == SLOTS_PER_DEPOT
     }
 
     /// Takes back free blocks of `class` that lie in slabs.
@@ -207,21 +214,10 @@ impl Store {
     /// Returns free blocks to their slabs, and slabs that are whole again to the supply. Those that
     /// lie in adopted spans become holes there.
     fn reap<S: Supply>(&self, class: Class, blocks: impl Iterator<Item = Block>, supply: &S) {
-        // Looking for spans and touching them are two loops, so that a processor that waits for one
-        // goes on with the next.
-        let mut batch = [None; BATCH_COUNT];
-        let mut count = 0;
         let slabs = self.slabs(class);
-        let take_back = |batch: &[_]| slabs.take_back(class, batch, |span| supply.give_span(span));
-        reap_adopted(class, blocks, supply, |block, span| {
-            batch[count] = Some((block, span));
-            count += 1;
-            if count == BATCH_COUNT {
-                take_back(&batch);
-                count = 0;
-            }
+        reap_adopted(class, blocks, supply, |batch| {
+            slabs.take_back(class, batch, |span| supply.give_span(span));
         });
-        take_back(&batch[..count]);
     }
 
     /// Reaps the coldest magazines of a class, at most `count`. Returns how many blocks there were.
@@ -379,8 +375,9 @@ impl Store {
             self.slabs(class).check(class);
             let free_header = free_header(tag, class);
             let check_magazine = |magazine: Magazine| {
-                if magazine.is_empty() {
-                    fatal::broken("blocks of a magazine", 0, 1);
+                let (count, most) = (magazine.count as usize, class.magazine_count() as usize);
+                if !(1..=most).contains(&count) {
+                    fatal::broken("blocks of a magazine", count, most);
                 }
                 check_list("blocks of a magazine", magazine, free_header);
             };

@@ -150,7 +150,7 @@ impl Control {
         bound: Bound,
     ) -> Option<&'l Span> {
         let span = lane.take_warm(stride)?;
-        if !self.footprint.charge(Some(lane), span.bytes(), bound) {
+        if !self.footprint.charge_within(span.bytes(), bound) {
             lane.put_warm(span);
             return None;
         }
@@ -216,7 +216,8 @@ impl Control {
         false
     }
 
-    /// A new region, charged for (Q2): a long one, else one that is just long enough.
+    /// A new region, charged for (Q2): a long one, else one that is just long enough, as it is where
+    /// the limit is suspended.
     fn take_fresh<'l, S: Host>(
         &'l self,
         lane: &'l Lane,
@@ -225,18 +226,21 @@ impl Control {
         bound: Bound,
         supply: &'l S,
     ) -> Option<&'l Span> {
+        let (long, short) = (lane.next_region_pages(stride), pages_for(stride + HEADER_BYTES));
         let take = |pages: usize| {
-            if !self.footprint.charge(Some(lane), pages * PAGE_BYTES, bound) {
+            let bytes = pages * PAGE_BYTES;
+            let is_charged = self.footprint.charge_within(bytes, bound)
+                || (pages == short && self.footprint.charge(Some(lane), bytes, bound));
+            if !is_charged {
                 return None;
             }
             let taken = supply.take_span(SpanKind::Region, 0, pages, self.serial().0);
             match taken {
                 Some(_) => self.footprint.note_taken(asked_bytes),
-                None => self.footprint.refund(pages * PAGE_BYTES),
+                None => self.footprint.refund(bytes),
             }
             taken
         };
-        let (long, short) = (lane.next_region_pages(stride), pages_for(stride + HEADER_BYTES));
         Some(take(long).or_else(|| (short < long).then(|| take(short)).flatten())?.span)
     }
 

@@ -1,6 +1,7 @@
 //! What a request holds and may hold, as its control block tells: with the requests above it.
 
 use crate::lockfree::budget::{MAX_LEVELS, Marked, Reason};
+use crate::lockfree::state::Phase;
 use crate::request::control::Control;
 use crate::request::footprint::Footprint;
 use core::mem::offset_of;
@@ -24,6 +25,14 @@ impl Control {
     /// Whether it can have children.
     pub fn may_be_parent(&self) -> bool {
         self.level(MAX_LEVELS - 1).is_none()
+    }
+
+    /// Whether every request above it is open, and they are not too many. The caller visits it, or
+    /// has a handle.
+    pub fn has_open_parents(&self) -> bool {
+        let mut parents = core::iter::successors(self.parent(), |control| control.parent());
+        self.level(MAX_LEVELS).is_none()
+            && parents.all(|parent| parent.stub().state.look().phase() == Phase::Open)
     }
 
     /// Leaves its parent, whose handle is the caller's then (Q3); nothing is charged any more.

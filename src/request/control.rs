@@ -9,6 +9,7 @@
 //! | `on_end`, `on_close` | see `stack` | |
 //! | `has_persisted`, `bailed_out`, `panicked` | who persists a block, who gives the request up, whom a panic takes out of it | who finishes |
 //! | `mark_is_told` | who tells, by a swap | the same |
+//! | `persistent_blocks` | threads inside, by read-modify-write | any thread |
 //! | `begun_before` | the thread whose hook began the request | the same |
 //!
 //! - **Q1** Only a handle, a visit or the stub's being closed by the caller keeps a request: a live
@@ -31,6 +32,7 @@ use crate::request::lane::{Lane, Out};
 use crate::request::lanes::Lanes;
 use crate::request::large_list::{LargeList, ListOf};
 use crate::request::limits::Limits;
+use crate::request::lists::Lists;
 use crate::request::name::Name;
 use crate::request::pace::Pace;
 use crate::request::stub::Stub;
@@ -107,6 +109,7 @@ pub struct Control {
     /// Whether a panic took a thread out of it.
     pub panicked: AtomicBool,
     mark_is_told: AtomicBool,
+    persistent_blocks: AtomicU64,
     /// Whether `persist` was called on a block.
     pub has_persisted: AtomicBool,
     pub(super) footprint: Footprint,
@@ -173,6 +176,7 @@ impl Control {
             bailed_out: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             mark_is_told: AtomicBool::new(false),
+            persistent_blocks: AtomicU64::new(0),
             has_persisted: AtomicBool::new(false),
             footprint: Footprint::new(),
             pace: Pace::new(),
@@ -214,6 +218,7 @@ impl Control {
         self.bailed_out.store(false, Ordering::Relaxed);
         self.panicked.store(false, Ordering::Relaxed);
         self.mark_is_told.store(false, Ordering::Relaxed);
+        self.persistent_blocks.store(0, Ordering::Relaxed);
         self.has_persisted.store(false, Ordering::Relaxed);
         self.pace.open();
         self.lanes.open(Header::tag(ids.request, LIVE));
@@ -268,6 +273,30 @@ impl Control {
         (opened_at != 0).then(|| now().saturating_sub(opened_at))
     }
 
+    /// Whether it is known how long it has been open, so that its report counts blocks, too.
+    #[inline]
+    pub fn is_timed(&self) -> bool {
+        self.opened_at.get() != 0
+    }
+
+    /// Returns how many blocks were allocated in it so far, freed ones included. Exact while nobody
+    /// allocates or frees in it.
+    pub fn allocated_count(&self) -> u64 {
+        let freed: usize = self.lanes().map(|lane| lane.bins.freed_count()).sum();
+        let not_in_bins = self.lanes.out().blocks.max(0) as usize;
+        (freed + not_in_bins + self.large.made_count()) as u64
+    }
+
+    /// Notes that a thread inside was given so many persistent blocks.
+    pub fn note_persistent(&self, blocks: u64) {
+        self.persistent_blocks.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    /// Returns how many persistent blocks threads inside were given.
+    pub fn persistent_count(&self) -> u64 {
+        self.persistent_blocks.load(Ordering::Relaxed)
+    }
+
     /// Whether it must be told now that the request is marked: once.
     pub fn tells_mark(&self) -> bool {
         !self.mark_is_told.load(Ordering::Relaxed)
@@ -297,6 +326,11 @@ impl Control {
     #[inline]
     pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
         self.lanes.entered()
+    }
+
+    /// The lists of its exchange, if there are any.
+    pub fn lists(&self) -> Option<&Lists> {
+        self.exchange.lists()
     }
 
     /// Enters an idle lane, else one of the host's.
@@ -331,6 +365,7 @@ impl Control {
     /// Puts the span of a large block, charged `charged_bytes`, on the request's list.
     pub fn link_large<S: Host>(&self, span: &Span, charged_bytes: usize, supply: &S) {
         span.own.charged_bytes.set(charged_bytes);
+        self.large.note_made();
         large::link(supply.large_lock(self.serial()), &self.large_blocks(), span);
     }
 

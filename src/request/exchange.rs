@@ -49,7 +49,8 @@ impl Exchange {
         }
     }
 
-    fn lists(&self) -> Option<&Lists> {
+    /// The lists, if there are any.
+    pub fn lists(&self) -> Option<&Lists> {
         self.lists.get()
     }
 

@@ -25,6 +25,7 @@ use crate::blocks::memory::Raw;
 use crate::blocks::region::free_hole;
 use crate::lockfree::grow_list::{Link, Linked};
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
+use crate::lockfree::hole::shorten;
 use crate::lockfree::lifecycle::Occupancy;
 use crate::pages::span::Span;
 use crate::request::span_list::SpanList;
@@ -124,17 +125,22 @@ impl Lane {
         doubled.min(MAX_REGION_PAGES).max(pages_for(stride + HEADER_BYTES))
     }
 
-    /// Takes the shortest warm region, if it has room for a block of this stride and is no longer
+    /// Takes the shortest warm region that has room for a block of this stride, if it is no longer
     /// than a new one would be.
     pub fn take_warm(&self, stride: usize) -> Option<&Span> {
+        let mut place = &self.warm;
         // SAFETY: `warm` links only descriptors (M1).
-        let span = unsafe { self.warm.get().as_ref()? };
-        let wanted = self.next_region_pages(stride) * PAGE_BYTES;
-        if span.bytes() < stride + HEADER_BYTES || span.bytes() > wanted {
-            return None;
+        while let Some(span) = unsafe { place.get().as_ref() } {
+            if span.bytes() >= stride + HEADER_BYTES {
+                let is_short = span.bytes() <= self.next_region_pages(stride) * PAGE_BYTES;
+                return is_short.then(|| {
+                    place.set(span.next.get());
+                    span
+                });
+            }
+            place = &span.next;
         }
-        self.warm.set(span.next.get());
-        Some(span)
+        None
     }
 
     /// Makes this region the range to cut from.
@@ -297,6 +303,7 @@ impl Lane {
         match Class::from_index(header.class_index()) {
             Some(class) if header == self.bins.free_header(class) => {
                 self.bins.put(block, class);
+                self.bins.note_freed();
                 class
             }
             _ => fatal::header_overwritten(block, header.0),
@@ -384,6 +391,22 @@ impl Lane {
             self.recount(1, class.stride_bytes() as isize);
             at += class.stride_bytes();
         }
+    }
+
+    /// Makes a live block of the request, which was of class `old` and may lie in any lane's region,
+    /// one of a lower class where it is; `header` is the new one. The bins take what it loses.
+    pub fn shorten(&self, block: Block, header: Header, old: Class, new: Class) {
+        let start = block - HEADER_BYTES;
+        let (mut at, end) = (start + new.stride_bytes(), start + old.stride_bytes());
+        while let Some(class) = Class::fitting(end - at).map(|class| class.min(Class::LAST_SHARED))
+        {
+            let free = at + HEADER_BYTES;
+            Raw.header(free).store(self.bins.free_header(class).0, Ordering::Relaxed);
+            self.bins.put(free, class);
+            self.bins.recount(1);
+            at += class.stride_bytes();
+        }
+        shorten(&Raw, block, header);
     }
 
     /// Takes all warm regions off the lane.

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `first` | the thread with the heap's lock of the list; the one that ends the request, alone | the same |
 //! | `count` | the thread with that lock | any thread |
+//! | `made_count` | the thread that makes a block, by read-modify-write | any thread |
 //! | `bytes` | the same, and the owner that resizes its block: by read-modify-write | any thread |
 
 use crate::base::sync::{AtomicUsize, Ordering, step};
@@ -21,12 +22,19 @@ pub struct LargeList {
     count: LargeCount,
     /// Bytes that the request is charged for its large blocks.
     bytes: AtomicUsize,
+    /// Blocks that were ever on the list.
+    made_count: AtomicUsize,
 }
 
 impl LargeList {
     /// Creates an empty list.
     pub const fn new() -> Self {
-        Self { first: Cell::new(null()), count: LargeCount::new(), bytes: AtomicUsize::new(0) }
+        Self {
+            first: Cell::new(null()),
+            count: LargeCount::new(),
+            bytes: AtomicUsize::new(0),
+            made_count: AtomicUsize::new(0),
+        }
     }
 
     /// Opens an empty list for a new request that no other thread knows yet.
@@ -34,6 +42,17 @@ impl LargeList {
     pub fn open(&self) {
         self.count.open();
         self.bytes.store(0, Ordering::Relaxed);
+        self.made_count.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts a block that is linked next.
+    pub fn note_made(&self) {
+        self.made_count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many blocks were made, freed ones included.
+    pub fn made_count(&self) -> usize {
+        self.made_count.load(Ordering::Relaxed)
     }
 
     /// Notes that a large block needs `new_bytes` now; `growth_bytes` more are already charged.

@@ -11,6 +11,8 @@ mod exchange;
 pub mod growth;
 pub mod limits;
 mod footprint;
+#[cfg(test)]
+mod footprint_tests;
 mod warm;
 mod pace;
 mod name;

@@ -103,6 +103,13 @@ pub struct Report {
     pub elapsed: Option<Duration>,
     /// The most memory the request held at any one time, in bytes of whole pages.
     pub peak_bytes: usize,
+    /// Blocks that were allocated in the request, freed ones included; one that was resized is
+    /// counted again only if it moved. `None`, as for `elapsed`.
+    pub allocated_blocks: Option<u64>,
+    /// Persistent blocks that threads inside were given, by
+    /// [`persistent`](crate::persistent()): counted by the slow paths only, when a thread's cache is
+    /// filled, so up to a magazine off for each size class.
+    pub persistent_blocks: u64,
     /// Blocks that were live and have been freed.
     pub freed_blocks: u64,
     /// Their bytes.
@@ -135,6 +142,8 @@ impl Report {
             limit_exceeded: LimitExceeded::of(control),
             elapsed: age.map(Duration::from_millis),
             peak_bytes: control.peak_bytes(),
+            allocated_blocks: control.is_timed().then(|| control.allocated_count()),
+            persistent_blocks: control.persistent_count(),
             freed_blocks: 0,
             freed_bytes: 0,
             surviving_blocks: 0,
@@ -176,7 +185,7 @@ impl fmt::Display for Report {
         if let Some(limit) = self.limit_bytes {
             write!(f, " of {}", Bytes(limit))?;
         }
-        if let Some(elapsed) = self.elapsed {
+        if let Some(elapsed) = self.elapsed.filter(|elapsed| elapsed.as_millis() > 0) {
             write!(f, ", {} ms", elapsed.as_millis())?;
         }
         if self.still_open {
@@ -213,6 +222,8 @@ mod tests {
         limit_exceeded: None,
         elapsed: None,
         peak_bytes: 16 * 1024,
+        allocated_blocks: None,
+        persistent_blocks: 0,
         freed_blocks: 0,
         freed_bytes: 0,
         surviving_blocks: 0,

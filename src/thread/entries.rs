@@ -32,9 +32,12 @@ pub enum EntryKind {
     /// `rq_persistent_on`.
     #[cfg_attr(not(feature = "capi"), expect(dead_code, reason = "only C has it"))]
     PersistentHook,
+    /// `rq_enter`.
+    #[cfg_attr(not(feature = "capi"), expect(dead_code, reason = "only C has it"))]
+    Reference,
 }
 
-const KIND_COUNT: usize = 4;
+const KIND_COUNT: usize = 5;
 
 /// The index of an entry's slot.
 type Slot = u32;

@@ -31,7 +31,7 @@ impl Thread {
 
     /// Enters a request; the entry takes over the caller's handle (T2), and its lane counts it
     /// (T3). `None`: out of memory, and the caller still has the handle.
-    #[inline]
+    #[inline(always)]
     pub fn enter(&self, control: &'static Control, kind: EntryKind) -> Option<EntryName> {
         if !self.make_room() {
             return None;
@@ -127,10 +127,12 @@ impl Thread {
     /// Returns the request of the newest entry that is in one.
     pub fn current_control(&self) -> Option<&'static Control> {
         let of_kind = |kind| self.entries.newest_of(kind);
-        let (_, entry) = [of_kind(EntryKind::Guard), of_kind(EntryKind::Hook)]
-            .into_iter()
-            .flatten()
-            .max_by_key(|(name, _)| name.order())?;
+        #[cfg(feature = "capi")]
+        let kinds = [EntryKind::Guard, EntryKind::Hook, EntryKind::Reference];
+        #[cfg(not(feature = "capi"))]
+        let kinds = [EntryKind::Guard, EntryKind::Hook];
+        let (_, entry) =
+            kinds.map(of_kind).into_iter().flatten().max_by_key(|(name, _)| name.order())?;
         // SAFETY: a live entry's handle keeps its control block (T2).
         unsafe { entry.control.as_ref() }
     }

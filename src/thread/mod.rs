@@ -43,10 +43,11 @@ pub mod route;
 
 pub use entries::EntryKind;
 
-use crate::base::sync::{AtomicBool, AtomicU64, AtomicUsize, Gauge, Ordering};
+use crate::base::sync::{AtomicBool, AtomicU64, AtomicUsize, Gauge};
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::trace::Site;
 use crate::heap::Heap;
+use crate::lockfree::asked::Asked;
 use crate::lockfree::grow_list::{GrowList, Link, Linked};
 use crate::persistent::cache::Cache;
 use crate::request::control::Control;
@@ -63,7 +64,7 @@ static RUNNING_COUNT: AtomicUsize = AtomicUsize::new(0);
 static BACKGROUND_RUNS: AtomicBool = AtomicBool::new(false);
 /// How often all threads were asked for what their caches keep. Each answers on its next slow path;
 /// one that sees it late keeps memory for longer, no more.
-static ASKED: AtomicU64 = AtomicU64::new(0);
+static ASKED: Asked = Asked::new();
 
 /// How many pooled control blocks a thread keeps for itself.
 const MAX_STASHED: usize = 4;
@@ -169,7 +170,7 @@ fn each_thread(visit: impl FnMut(&Thread)) {
 /// Gives the idle memory of this thread and of the process back to the system. Returns the bytes
 /// given back.
 pub fn trim() -> usize {
-    ASKED.fetch_add(1, Ordering::Relaxed);
+    ASKED.ask();
     if let Some(thread) = current() {
         HEAP.flush(&thread.cache);
         thread.unstash_all();

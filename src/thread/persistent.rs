@@ -13,11 +13,19 @@ pub fn alloc_persistent(thread: Option<&Thread>, size: usize, align: usize) -> A
     if thread.is_none() {
         HEAP.set_up();
     }
-    let allocated = match padded_size(size, align).map(Class::of) {
+    let class = padded_size(size, align).map(Class::of);
+    let allocated = match class {
         None => Allocated::NOTHING,
         Some(Some(class)) => HEAP.alloc_persistent(thread.map(|thread| &thread.cache), class),
         Some(None) => HEAP.alloc_persistent_mapped(size, align),
     };
+    if let (Some(thread), Some(class)) = (thread, class) {
+        if let Some(control) = thread.current_control() {
+            // What the bin has now it did not have before.
+            let left = class.map_or(0, |class| thread.cache.bins.bin(class).count());
+            control.note_persistent(u64::from(left) + 1);
+        }
+    }
     align_block(allocated, align)
 }
 

@@ -3,7 +3,7 @@
 use super::{HEAP, MAX_STASHED, Thread, current, each_thread};
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::blocks::identity::NUMBERS_PER_DRAW;
-use crate::heap::LOOK_MILLISECONDS;
+use crate::heap::idle::LOOK_MILLISECONDS;
 use crate::request::control::Control;
 
 /// Requests opened and finished by threads without a cache; other threads count their own.

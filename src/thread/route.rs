@@ -12,7 +12,7 @@ use crate::blocks::allocated::Allocated;
 use crate::blocks::bin::{Bins, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::{Site, Trace, needed_size};
-use crate::heap::found::Found;
+use crate::heap::found::{Found, Place};
 use crate::heap::idle::TICK_MILLISECONDS;
 use crate::lockfree::header::{Block, Memory, NONE, TRACED};
 use crate::lockfree::traced;
@@ -21,6 +21,8 @@ use crate::request::lane::Lane;
 
 /// How many slow paths run between two looks at the clock, unless the thread is quiet.
 const SLOW_PATHS_PER_LOOK: u32 = 8;
+/// As how many slow paths it counts that the room of a bin is used up: many frees were none.
+const SLOW_PATHS_PER_ROOM: u32 = 4;
 /// A thread between two of whose looks so much time passes is quiet: every slow path looks, and in
 /// its cache every free takes the slow path.
 const QUIET_MILLISECONDS: u64 = 20;
@@ -56,14 +58,13 @@ pub fn alloc_persistent_slow(size: usize, align: usize) -> Allocated {
 
 impl Thread {
     /// Looks at the clock on one slow path in `SLOW_PATHS_PER_LOOK`, on every one of a quiet
-    /// thread, and gives up what it is asked for.
-    fn tick(&self) {
-        let asked = ASKED.load(Ordering::Relaxed);
-        if self.answered.replace(asked) != asked {
+    /// thread, and gives up what it is asked for. This one counts as so many.
+    fn tick(&self, slow_paths: u32) {
+        if ASKED.is_asked(&self.answered) {
             HEAP.flush(&self.cache);
             self.unstash_all();
         }
-        let count = self.slow_count.get() + 1;
+        let count = self.slow_count.get() + slow_paths;
         self.slow_count.set(count);
         if count >= SLOW_PATHS_PER_LOOK || self.cache.is_quiet() {
             self.look_at_clock();
@@ -94,7 +95,7 @@ impl Thread {
 fn current_and_tick() -> Option<&'static Thread> {
     let thread = current_or_start();
     if let Some(thread) = thread {
-        thread.tick();
+        thread.tick(1);
     }
     thread
 }
@@ -183,7 +184,7 @@ pub fn free_judged(thread: Option<&Thread>, found: &Found<'_>) {
 #[inline(never)]
 pub fn look_slow(bins: &Bins, class: Class) {
     let Some(thread) = current() else { return };
-    thread.tick();
+    thread.tick(SLOW_PATHS_PER_ROOM);
     if bins.kind() != Kind::Lane {
         return HEAP.look(&thread.cache, class);
     }
@@ -199,39 +200,49 @@ pub fn resize_in_place(payload: usize, size: usize, align: usize, new_size: usiz
     resize_found(payload, &found, align, new_size)
 }
 
-/// Does what `resize_in_place` does, for a block already found whose payload has this alignment.
+/// Does what `resize_in_place` does, for a block already found. Its payload has this alignment, or
+/// lies `align - PAYLOAD_ALIGN` behind the block.
 pub fn resize_found(payload: usize, found: &Found<'_>, align: usize, new_size: usize) -> Block {
     let is_traced = found.header.has(TRACED);
     let needed = needed_size(new_size, align, is_traced);
     let class = needed.and_then(Class::of);
-    if class.is_some_and(|class| found.is_of_class(class)) {
+    let trace = |class: Class| {
         if let (true, Some(needed)) = (is_traced, needed) {
             let site = current().map_or(Site::NONE, |thread| thread.site.get());
-            write_trace(found.block, class, needed, new_size, site);
+            write_trace(found.block, Some(class), needed, new_size, site);
         }
+    };
+    if let Some(class) = class.filter(|&class| found.is_of_class(class)) {
+        trace(class);
         return payload;
     }
-    if align > PAYLOAD_ALIGN {
-        return NONE;
-    }
-    let Some(owner) = found.owner() else {
-        return HEAP.resize_own_pages(found, None, new_size).unwrap_or(NONE);
+    let resize = |found: &Found<'_>, lane: Option<&Lane>| {
+        if align > PAYLOAD_ALIGN {
+            return NONE;
+        }
+        HEAP.resize_own_pages(found, lane, new_size).unwrap_or(NONE)
     };
+    let Some(owner) = found.owner() else { return resize(found, None) };
     let Some(thread) = current() else { return NONE };
-    let control = owner.control();
-    if let Some(lane) = thread.lane_inside(control) {
-        return HEAP.resize_own_pages(found, Some(lane), new_size).unwrap_or(NONE);
+    let resize_inside = |lane: &Lane| match (found.place, class) {
+        // It takes nothing, so no limit is in the way (Q4).
+        (Place::Region(old, _), Some(new)) if new < old => {
+            lane.shorten(found.block, found.header.with_class(new.index()), old, new);
+            trace(new);
+            payload
+        }
+        (Place::Region(..), _) => NONE,
+        _ => resize(found, Some(lane)),
+    };
+    if let Some(lane) = thread.lane_inside(owner.control()) {
+        return resize_inside(lane);
     }
-    let resize = |lane: &Lane| HEAP.resize_own_pages(found, Some(lane), new_size);
-    match visit_lane(thread, owner, resize) {
-        Some(resized) => resized.unwrap_or(NONE),
+    match visit_lane(thread, owner, resize_inside) {
+        Some(resized) => resized,
         // The request is over, and the block persistent.
         None => {
             let found = HEAP.find(payload);
-            match found.owner() {
-                None => HEAP.resize_own_pages(&found, None, new_size).unwrap_or(NONE),
-                Some(_) => NONE,
-            }
+            if found.owner().is_some() { NONE } else { resize(&found, None) }
         }
     }
 }
@@ -277,8 +288,8 @@ pub fn alloc_beside_found(
         return alloc_persistent(thread, new_size, align);
     };
     let control = owner.control();
-    // What shrinks gives back more than it takes, though only afterwards.
-    let is_shrunk = class_bytes(new_size) < class_bytes(size);
+    // What shrinks gives back as much as it takes, though only afterwards (Q4).
+    let is_shrunk = is_shorter(found, size, align, new_size);
     let alloc = |lane: &Lane| {
         let was_suspended = lane.limit_is_suspended.get();
         lane.limit_is_suspended.set(was_suspended || is_shrunk);
@@ -297,7 +308,13 @@ pub fn alloc_beside_found(
     }
 }
 
-/// Returns the bytes of a block for `size` bytes.
-fn class_bytes(size: usize) -> usize {
-    Class::of(size).map_or(size, Class::payload_bytes)
+/// Whether a block with pages of its own would have less of them: one in a region shrinks in place.
+fn is_shorter(found: &Found<'_>, size: usize, align: usize, new_size: usize) -> bool {
+    let class = needed_size(new_size, align, found.header.has(TRACED)).and_then(Class::of);
+    match (found.place, class) {
+        (Place::Large(old, _), Some(new)) => new < old,
+        (Place::Mapped(_), None) => new_size < size,
+        (Place::Mapped(_), Some(_)) => true,
+        _ => false,
+    }
 }

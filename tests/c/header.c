@@ -3,7 +3,7 @@
 #include "rqmalloc.h"
 
 /* What it includes is enough for itself. */
-static rq_options options = {NULL, 0, 0, false, false, false};
+static rq_options options = {NULL, 0, 0, false, false, false, 0};
 
 static void handle(const char *text) {
     (void)text;

@@ -508,7 +508,7 @@ CASE(the_limit_that_is_set_is_that_of_the_innermost_request) {
 static void check_mark(size_t limit, size_t reserve, size_t expected_reserve) {
     begin(limit, reserve);
     CHECK(rq_check(NULL));
-    rq_limit_error error = {1, 2, 3};
+    rq_limit_error error = {1, 2, 3, RQ_LIMIT_SOFT};
     CHECK(rq_check(&error));
     CHECK(error.limit_bytes == 1 && error.in_use_bytes == 2 && error.asked_bytes == 3);
     while (rq_check(&error)) {

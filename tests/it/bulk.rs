@@ -370,9 +370,15 @@ fn a_report_names_its_request() {
         }
     };
     let (peak, spans) = (shown(report.peak_bytes), shown(report.span_bytes));
+    let elapsed = match report.elapsed.unwrap().as_millis() {
+        0 => String::new(),
+        milliseconds => format!(", {milliseconds} ms"),
+    };
     assert_eq!(
         report.to_string(),
-        format!("request {id} (GET /): peak {peak}, 1 block survives (112 B in spans of {spans})")
+        format!(
+            "request {id} (GET /): peak {peak}{elapsed}, 1 block survives (112 B in spans of {spans})"
+        )
     );
     held.free();
 }

@@ -1,7 +1,7 @@
 //! Requests below others: what a child holds counts to its parent, and what concerns the parent
 //! concerns the child.
 
-use crate::support::{PAGE, end, layout, together};
+use crate::support::{PAGE, end, layout, persistent_vec, together};
 use rqmalloc::{Bailout, LimitKind, Request, RqMalloc, check};
 use std::alloc::GlobalAlloc;
 use std::hint::black_box;
@@ -37,7 +37,7 @@ fn what_a_child_holds_counts_to_all_above_it_until_it_is_finished() {
     root.run(|| try_take(200_000));
     let of_root = footprint(&root);
     for (leaf, sizes) in leaves.iter().zip([[100, 3 * MIB], [50_000, 70_000]]) {
-        leaf.run(|| sizes.iter().for_each(|&size| drop(try_take(size))));
+        leaf.run(|| sizes.iter().for_each(|&size| _ = try_take(size)));
     }
     let of_leaves: usize = leaves.iter().map(footprint).sum();
     assert!(of_leaves > 3 * MIB);
@@ -102,10 +102,8 @@ fn reclaiming_and_warm_regions_keep_the_sum() {
     for round in 0..20 {
         let child = child_of(&parent);
         child.run(|| {
-            let blocks: Vec<_> =
-                rqmalloc::persistent(|| (0..5_000).map(|_| 0 as *mut u8).collect());
-            let mut blocks: Vec<*mut u8> = blocks;
-            blocks.iter_mut().for_each(|block| *block = try_take(100 + round));
+            let mut blocks = persistent_vec();
+            blocks.extend((0..5_000).map(|_| try_take(100 + round)));
             blocks.iter().for_each(|&block| give(block, 100 + round));
             rqmalloc::persistent(|| drop(blocks));
         });

@@ -4,7 +4,7 @@
 use crate::support::{
     Held, MAX_CLASS, MAX_SHARED, PAGE, charged_for, end, layout, persistent_vec, together,
 };
-use rqmalloc::{Request, RqMalloc, check, persistent};
+use rqmalloc::{Request, RequestBuilder, RqMalloc, check, persistent};
 use std::alloc::GlobalAlloc;
 use std::sync::Barrier;
 
@@ -602,4 +602,62 @@ fn growth_by_less_than_the_slack_of_a_mapping_is_growth() {
     }
     let usage = request.usage();
     assert!(usage.peak_bytes <= (12 << 20) + (16 << 10), "{usage:?}");
+}
+
+/// Fills a request up to its limit with blocks of one size and shrinks one of them, over and over,
+/// inside the request or outside. Returns how far the footprint went beyond the limit meanwhile.
+fn shrink_at_the_limit(builder: RequestBuilder, align: usize, from: usize, to: usize) -> usize {
+    const LIMIT_BYTES: usize = 2 << 20;
+    let request = builder.memory_limit(LIMIT_BYTES).reserve(0).report_limit(false).build();
+    let mut shrunk: Vec<Held> = persistent_vec();
+    let mut whole: Vec<Held> = persistent_vec();
+    for round in 0..100 {
+        request.run(|| {
+            while let Some(held) = Held::try_new(from, align, round) {
+                whole.push(held);
+            }
+        });
+        if !whole.is_empty() {
+            let mut held = whole.swap_remove(round as usize % whole.len());
+            if round % 2 == 0 {
+                request.run(|| held.resize(to))
+            } else {
+                held.resize(to)
+            }
+            assert_eq!(held.owner(), Some(request.id()));
+            shrunk.push(held);
+        }
+        let usage = request.usage();
+        assert!(usage.footprint_bytes <= LIMIT_BYTES, "{from} to {to}, {align}: {usage:?}");
+    }
+    assert!(shrunk.len() >= 2 && request.check().is_err(), "the limit was reached");
+    request.run(rqmalloc::check_structures);
+    let peak_bytes = request.usage().peak_bytes;
+    request.run(|| shrunk.drain(..).for_each(Held::free));
+    whole.drain(..).for_each(Held::free);
+    assert_eq!((request.usage().live_blocks, request.usage().live_bytes), (0, 0));
+    end(request);
+    peak_bytes.saturating_sub(LIMIT_BYTES)
+}
+
+#[test]
+fn what_shrinks_at_the_limit_leaves_the_request_below_it() {
+    let _together = together();
+    for align in [8, 256] {
+        for (from, to) in [(100, 9), (1_000, 700), (16_578, 15_288), (30_000, 17), (30_000, 21_000)]
+        {
+            let traced = Request::builder().trace_leaks(true).report_leaks(false);
+            for builder in [Request::builder(), traced] {
+                let beyond_bytes = shrink_at_the_limit(builder, align, from, to);
+                assert_eq!(beyond_bytes, 0, "{from} to {to}, {align}: it stays where it is");
+            }
+        }
+        for (from, to) in
+            [(60_000, 30_000), (200_000, 60_000), (1_000_000, 100), (1_100_000, 900_000)]
+        {
+            let beyond_bytes = shrink_at_the_limit(Request::builder(), align, from, to);
+            let most_bytes = (to + align + 32).next_multiple_of(PAGE) + PAGE;
+            assert!(beyond_bytes <= most_bytes, "{from} to {to}, {align}: {beyond_bytes}");
+        }
+    }
 }

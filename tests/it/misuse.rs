@@ -223,6 +223,7 @@ cases! {
     overrun_found_by_close: "header overwritten (address {address}, header {header})";
 
     freed_after_end: "block of an ended request (address {address}, request {request})";
+    freed_after_end_of_a_name: "block of an ended request (address {address}, request {request}, name GET /)";
     freed_after_end_by_another_thread: "block of an ended request (address {address}, request {request})";
     freed_in_the_next_request: "block of an ended request (address {address}, request {request})";
     freed_in_the_outer_request: "block of an ended request (address {address}, request {request})";
@@ -824,6 +825,16 @@ mod child {
 
     pub fn freed_after_end() {
         free(ended(100, 8), 100, 8);
+    }
+
+    pub fn freed_after_end_of_a_name() {
+        let request = rqmalloc::Request::builder().name("GET /").build();
+        tell_request(request.id());
+        let block = request.run(|| take(100, 8));
+        tell_address(block);
+        // SAFETY: what is used later is used in order to be caught.
+        let _ = unsafe { request.end() }.unwrap();
+        free(block, 100, 8);
     }
 
     pub fn freed_after_end_by_another_thread() {

@@ -124,3 +124,64 @@ fn a_hook_that_only_leaves_says_so() {
     assert_eq!((report.still_open, report.outcome), (true, Outcome::Open));
     assert_eq!(closed(request).outcome, Outcome::Closed);
 }
+
+#[test]
+fn blocks_are_counted_that_were_freed_again() {
+    let _guard = together();
+    let counted = || Request::builder().name("counted").build();
+    assert_eq!(closed(counted()).allocated_blocks, Some(0));
+    assert_eq!(closed(Request::new()).allocated_blocks, None);
+
+    // Often enough that bins are looked at, and with blocks of their own pages and mappings.
+    let request = counted();
+    let mut expected = 0;
+    request.run(|| {
+        for round in 0..3000 {
+            drop(vec![0u8; round % 500 + 1]);
+            expected += 1;
+        }
+        for size in [50_000, 2 << 20] {
+            (0..3).for_each(|_| drop(vec![0u8; size]));
+            expected += 3;
+        }
+        let many: Vec<_> = (0..5000).map(Box::new).collect();
+        expected += 5001;
+        drop(many);
+    });
+    assert_eq!(closed(request).allocated_blocks, Some(expected));
+
+    // Freed outside and by other threads, and what outlives the request.
+    let request = counted();
+    let mut boxes = request.run(|| (0..1000).map(Box::new).collect::<Vec<_>>());
+    boxes.truncate(900);
+    let rest = boxes.split_off(500);
+    std::thread::spawn(move || drop(boxes)).join().unwrap();
+    request.run(|| (0..2000).for_each(|index| drop(Box::new(index))));
+    let report = closed(request);
+    let counted_blocks = report.allocated_blocks.unwrap();
+    // `split_off` made a vector outside.
+    assert_eq!((counted_blocks, report.surviving_blocks), (3001, 400));
+    drop(rest);
+
+    // Several lanes.
+    let request = counted();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let worker = || request.run(|| (0..3000).for_each(|index| drop(Box::new([index; 9]))));
+            scope.spawn(worker);
+        }
+    });
+    assert!((12_000..12_100).contains(&closed(request).allocated_blocks.unwrap()));
+}
+
+#[test]
+fn persistent_blocks_are_counted_when_caches_are_filled() {
+    let _guard = together();
+    let request = Request::new();
+    let kept = request.run(|| {
+        rqmalloc::persistent(|| (0..100_000).map(|_| Box::new([0u8; 40])).collect::<Vec<_>>())
+    });
+    let counted = closed(request).persistent_blocks;
+    assert!((98_000..103_000).contains(&counted), "{counted}");
+    drop(kept);
+}

@@ -109,7 +109,7 @@ fn with_a_memory_limit_the_lower_mark_comes_first_and_the_other_one_after_it() {
 fn a_new_soft_limit_marks_at_once_and_takes_the_mark_back() {
     let _together = together();
     let request = Request::new();
-    request.run(|| (0..40).for_each(|_| drop(take(100_000))));
+    request.run(|| (0..40).for_each(|_| _ = take(100_000)));
     request.set_soft_limit(Some(MIB));
     let limit = request.check().unwrap_err();
     assert_eq!((limit.kind, limit.limit_bytes, limit.asked_bytes), (LimitKind::Soft, MIB, 0));

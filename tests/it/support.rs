@@ -116,11 +116,20 @@ impl Held {
     /// Allocates in what is active, and writes the pattern of the seed.
     #[track_caller]
     pub fn new(size: usize, align: usize, seed: u64) -> Self {
+        Self::try_new(size, align, seed).unwrap_or_else(|| panic!("no memory for {size} bytes"))
+    }
+
+    /// As `new`; `None` if the allocation is refused.
+    #[track_caller]
+    pub fn try_new(size: usize, align: usize, seed: u64) -> Option<Self> {
         let layout = layout(size, align);
         // SAFETY: no layout here has size 0.
-        let held = Self { pointer: unsafe { RqMalloc.alloc(layout) }, layout, seed };
-        held.accept();
-        held
+        let pointer = unsafe { RqMalloc.alloc(layout) };
+        (!pointer.is_null()).then(|| {
+            let held = Self { pointer, layout, seed };
+            held.accept();
+            held
+        })
     }
 
     /// As `new`, after checking that all bytes are zero.

@@ -1,7 +1,7 @@
 //! The body of an answer, which is polled frame by frame after the handler is done: `poll_in`, and
 //! no unsafe code.
 
-use super::{PARTS, counts_all, work};
+use super::{Alone, PARTS, work};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use rqmalloc::{Bailout, Request, Scope};
@@ -72,7 +72,8 @@ impl Body for Parts {
 
 #[test]
 fn a_body() {
-    counts_all("Body::poll_frame in Scope::poll_in", |request| {
+    let alone = Alone::new();
+    alone.counts_all("Body::poll_frame in Scope::poll_in", |request| {
         let mut body = pin!(InRequest::new(request, Parts(0..PARTS)));
         let mut sum = 0;
         while let Poll::Ready(Some(frame)) =
@@ -106,6 +107,7 @@ impl Body for Greedy {
 
 #[test]
 fn a_body_over_its_limit_ends_with_an_error() {
+    let _alone = Alone::new();
     let request = Request::builder().memory_limit(1 << 20).reserve(256 << 10).build();
     let body = InRequest::new(&request, request.run(|| Greedy(Vec::with_capacity(1_000))));
     let mut body = pin!(body);

@@ -13,7 +13,7 @@ use rqmalloc::{Request, RqMalloc, owner_of};
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Counts the bytes that are asked for, and those that a request's blocks are asked for.
 struct Counting;
@@ -65,26 +65,34 @@ fn work(part: u64) -> usize {
     lines.iter().map(|(name, numbers)| name.len() + numbers.len()).sum()
 }
 
-/// Runs a handler that has a request, and returns what part of the bytes it asks for, per cent, was
-/// the request's. One recipe at a time.
-fn share(name: &str, handler: impl FnOnce(&Request) -> usize) -> f64 {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let expected: usize = (0..PARTS).map(work).sum();
-    let request = Request::new();
-    let counted = || (REQUEST_BYTES.load(Relaxed) as f64, ALL_BYTES.load(Relaxed) as f64);
-    let before = counted();
-    assert_eq!(handler(&request), expected);
-    let after = counted();
-    let all_bytes = after.1 - before.1;
-    assert!(all_bytes > 0.9e6 * PARTS as f64, "{name}: {all_bytes} bytes are not the work");
-    let share = 100.0 * (after.0 - before.0) / all_bytes;
-    println!("{name}: {share:.2} % of {:.1} MB", all_bytes / 1e6);
-    share
-}
+/// The right to count: one recipe at a time, from its start on.
+struct Alone(#[expect(dead_code, reason = "it is there to be dropped")] MutexGuard<'static, ()>);
 
-/// Fails unless practically all that the handler asks for is the request's.
-fn counts_all(name: &str, handler: impl FnOnce(&Request) -> usize) {
-    let share = share(name, handler);
-    assert!(share > 99.0, "{name}: {share:.2} %");
+impl Alone {
+    fn new() -> Self {
+        static ONE: Mutex<()> = Mutex::new(());
+        Self(ONE.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs a handler that has a request, and returns what part of the bytes it asks for, per cent,
+    /// was the request's.
+    fn share(&self, name: &str, handler: impl FnOnce(&Request) -> usize) -> f64 {
+        let expected: usize = (0..PARTS).map(work).sum();
+        let request = Request::new();
+        let counted = || (REQUEST_BYTES.load(Relaxed) as f64, ALL_BYTES.load(Relaxed) as f64);
+        let before = counted();
+        assert_eq!(handler(&request), expected);
+        let after = counted();
+        let all_bytes = after.1 - before.1;
+        assert!(all_bytes > 0.9e6 * PARTS as f64, "{name}: {all_bytes} bytes are not the work");
+        let share = 100.0 * (after.0 - before.0) / all_bytes;
+        println!("{name}: {share:.2} % of {:.1} MB", all_bytes / 1e6);
+        share
+    }
+
+    /// Fails unless practically all that the handler asks for is the request's.
+    fn counts_all(&self, name: &str, handler: impl FnOnce(&Request) -> usize) {
+        let share = self.share(name, handler);
+        assert!(share > 99.0, "{name}: {share:.2} %");
+    }
 }

@@ -1,6 +1,6 @@
 //! rayon: jobs are stolen by threads that know nothing of the request.
 
-use super::{PARTS, counts_all, work};
+use super::{Alone, PARTS, work};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rqmalloc::{inherit_each, inherit_fn};
@@ -12,8 +12,9 @@ fn shared_pool() -> ThreadPool {
 
 #[test]
 fn iterators() {
+    let alone = Alone::new();
     let pool = shared_pool();
-    counts_all("par_iter().map(inherit_each(..))", |request| {
+    alone.counts_all("par_iter().map(inherit_each(..))", |request| {
         request.run(|| {
             let work = inherit_each(work);
             pool.install(|| (0..PARTS).into_par_iter().map(work).sum())
@@ -23,8 +24,9 @@ fn iterators() {
 
 #[test]
 fn scope() {
+    let alone = Alone::new();
     let pool = shared_pool();
-    counts_all("rayon::Scope::spawn", |request| {
+    alone.counts_all("rayon::Scope::spawn", |request| {
         let sum = AtomicUsize::new(0);
         request.run(|| {
             // `in_place_scope` runs its closure here, inside; `scope` may run it in another thread.
@@ -44,7 +46,8 @@ fn scope() {
 /// closures that nobody can wrap, are counted too.
 #[test]
 fn a_pool_of_the_request() {
-    counts_all("ThreadPoolBuilder::spawn_handler", |request| {
+    let alone = Alone::new();
+    alone.counts_all("ThreadPoolBuilder::spawn_handler", |request| {
         request.run(|| {
             let pool = ThreadPoolBuilder::new()
                 .num_threads(2)

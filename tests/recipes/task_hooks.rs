@@ -3,7 +3,7 @@
 //! `spawn_blocking` has no hooks. A task is not given up at its request's mark, as a scope is: the
 //! handler is, when it is polled next.
 
-use super::{PARTS, counts_all, share, work};
+use super::{Alone, PARTS, work};
 use rqmalloc::{Entered, Request, persistent};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -59,15 +59,18 @@ async fn engine() -> usize {
 
 #[test]
 fn every_task_inherits() {
+    let alone = Alone::new();
     for one_thread in [false, true] {
         let builder = || if one_thread { Builder::new_current_thread() } else { two_threads() };
         let plain = builder().build().unwrap();
-        let without =
-            share("an engine without hooks", |request| plain.block_on(request.scope(engine())));
+        let without = alone
+            .share("an engine without hooks", |request| plain.block_on(request.scope(engine())));
         assert!(without < 5.0, "{without:.2} %");
         let tasks = Tasks::default();
         let hooked = tasks.clone().install(&mut builder()).build().unwrap();
-        counts_all("the same with task hooks", |request| hooked.block_on(request.scope(engine())));
+        alone.counts_all("the same with task hooks", |request| {
+            hooked.block_on(request.scope(engine()))
+        });
         // Tasks that are aborted, panic, or are there when the runtime goes keep no request open.
         let request = Request::new();
         hooked.block_on(request.scope(async {

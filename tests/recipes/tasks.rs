@@ -1,6 +1,6 @@
 //! Tokio: tasks, blocking work, `select!`, a runtime of one thread.
 
-use super::{PARTS, counts_all, share, work};
+use super::{Alone, PARTS, work};
 use rqmalloc::{inherit, inherit_fn};
 use std::future::pending;
 use std::panic::resume_unwind;
@@ -19,8 +19,9 @@ async fn part(number: u64) -> usize {
 
 #[test]
 fn spawn_each() {
+    let alone = Alone::new();
     let runtime = runtime();
-    counts_all("spawn(inherit(..))", |request| {
+    alone.counts_all("spawn(inherit(..))", |request| {
         runtime.block_on(request.scope(async {
             let tasks: Vec<_> = (0..PARTS).map(|number| spawn(inherit(part(number)))).collect();
             let mut sum = 0;
@@ -47,20 +48,22 @@ where
 
 #[test]
 fn join_set() {
+    let alone = Alone::new();
     let runtime = runtime();
-    let without = share("JoinSet::spawn(..), the handler alone in scope", |request| {
+    let without = alone.share("JoinSet::spawn(..), the handler alone in scope", |request| {
         runtime.block_on(request.scope(engine(part)))
     });
     assert!(without < 5.0, "{without:.2} %");
-    counts_all("JoinSet::spawn(inherit(..))", |request| {
+    alone.counts_all("JoinSet::spawn(inherit(..))", |request| {
         runtime.block_on(request.scope(engine(|number| inherit(part(number)))))
     });
 }
 
 #[test]
 fn blocking() {
+    let alone = Alone::new();
     let runtime = runtime();
-    counts_all("spawn_blocking(inherit_fn(..))", |request| {
+    alone.counts_all("spawn_blocking(inherit_fn(..))", |request| {
         runtime.block_on(request.scope(async {
             let mut sum = 0;
             for number in 0..PARTS {
@@ -74,8 +77,9 @@ fn blocking() {
 /// The branch that is not taken is dropped inside the request as well.
 #[test]
 fn select() {
+    let alone = Alone::new();
     let runtime = runtime();
-    counts_all("select!", |request| {
+    alone.counts_all("select!", |request| {
         runtime.block_on(async {
             let handler = request.scope(async {
                 let mut sum = 0;
@@ -100,8 +104,9 @@ fn select() {
 
 #[test]
 fn one_thread() {
+    let alone = Alone::new();
     let runtime = Builder::new_current_thread().build().unwrap();
-    counts_all("spawn_local(inherit(..))", |request| {
+    alone.counts_all("spawn_local(inherit(..))", |request| {
         LocalSet::new().block_on(
             &runtime,
             request.scope(async {

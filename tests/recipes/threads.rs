@@ -1,11 +1,12 @@
 //! Threads of std and of crossbeam.
 
-use super::{PARTS, counts_all, work};
+use super::{Alone, PARTS, work};
 use rqmalloc::inherit_fn;
 
 #[test]
 fn threads_of_their_own() {
-    counts_all("thread::spawn(request.wrap(..))", |request| {
+    let alone = Alone::new();
+    alone.counts_all("thread::spawn(request.wrap(..))", |request| {
         let threads: Vec<_> = (0..PARTS)
             .map(|number| std::thread::spawn(request.wrap(move || work(number))))
             .collect();
@@ -15,7 +16,8 @@ fn threads_of_their_own() {
 
 #[test]
 fn scoped_threads() {
-    counts_all("thread::Scope::spawn(inherit_fn(..))", |request| {
+    let alone = Alone::new();
+    alone.counts_all("thread::Scope::spawn(inherit_fn(..))", |request| {
         request.run(|| {
             std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..PARTS)
@@ -29,7 +31,8 @@ fn scoped_threads() {
 
 #[test]
 fn threads_of_crossbeam() {
-    counts_all("crossbeam::thread::Scope::spawn", |request| {
+    let alone = Alone::new();
+    alone.counts_all("crossbeam::thread::Scope::spawn", |request| {
         request.run(|| {
             crossbeam_utils::thread::scope(|scope| {
                 let threads: Vec<_> = (0..PARTS)

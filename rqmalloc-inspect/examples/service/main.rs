@@ -9,14 +9,14 @@
 //! for thirty seconds, in turns of one.
 
 mod app;
-mod layer;
 mod load;
 mod options;
 mod serve;
 
-use layer::RequestLayer;
+use axum::http::StatusCode;
 use options::Options;
 use rqmalloc::RqMalloc;
+use rqmalloc_tower::RequestLayer;
 
 #[global_allocator]
 static GLOBAL: RqMalloc = RqMalloc;
@@ -31,8 +31,9 @@ fn main() {
     }
     let mut app = app::router();
     if options.has_layer {
-        // One request of rqmalloc for each of HTTP, from the handler's call to the last frame.
-        app = app.layer(RequestLayer::new().soft_limit(SOFT_LIMIT));
+        // Each request of HTTP is one of rqmalloc, from the handler's call to the last frame.
+        let layer = RequestLayer::new().soft_limit(SOFT_LIMIT);
+        app = app.layer(layer.on_limit(|_| StatusCode::SERVICE_UNAVAILABLE));
     }
     serve::run(app.nest("/debug/rqmalloc", rqmalloc_inspect::router()), &options);
 }
