@@ -63,7 +63,7 @@ pub fn fragment(page: &mut String, data: &Data, view: &View) -> fmt::Result {
     page.write_str("<section id=memory aria-label=Memory>")?;
     figures(page, &now, &samples)?;
     memory(page, &now)?;
-    page.write_str("</section><section id=history><h2>Last ten minutes</h2>")?;
+    page.write_str("</section><section id=history><h2>Memory over time</h2>")?;
     plot::memory(page, &samples, first)?;
     plot::requests(page, &samples, first)?;
     page.write_str("</section><section id=requests>")?;
@@ -94,7 +94,7 @@ fn figures(page: &mut String, now: &Sample, samples: &[Sample]) -> fmt::Result {
     figure("requests closed", &Count(now.closed_count))?;
     if let [.., before, last] = samples {
         let rate = last.closed_count.saturating_sub(before.closed_count);
-        figure("a second", &Count(rate))?;
+        figure("closed a second", &Count(rate))?;
     }
     page.write_str("</dl>")
 }

@@ -6,11 +6,68 @@ use crate::history::{SAMPLE_COUNT, Sample};
 use crate::text::{Bytes, Count};
 use std::fmt::{self, Write};
 
-/// Samples that share a point of the picture: the one with most memory is shown.
-const SAMPLES_EACH: usize = 4;
-/// Units of the picture's width, one for each point, and of its height.
-const WIDTH: usize = SAMPLE_COUNT / SAMPLES_EACH;
+/// Most points of a picture.
+const MAX_POINTS: usize = 150;
+/// Units of a picture's height; its width has one for each point.
 const HEIGHT: usize = 100;
+
+/// What a picture spans: the shortest of these that holds every sample.
+const WINDOWS: [Window; 4] = [
+    Window { seconds: 60, title: "1 min" },
+    Window { seconds: 120, title: "2 min" },
+    Window { seconds: 300, title: "5 min" },
+    Window { seconds: SAMPLE_COUNT, title: "10 min" },
+];
+
+/// A time until now.
+#[derive(Clone, Copy)]
+struct Window {
+    seconds: usize,
+    title: &'static str,
+}
+
+impl Window {
+    /// Returns that of so many samples.
+    fn of(sample_count: usize) -> Self {
+        let fits = |window: &Self| window.seconds >= sample_count;
+        WINDOWS.into_iter().find(fits).unwrap_or(WINDOWS[WINDOWS.len() - 1])
+    }
+
+    /// Returns how many samples share a point.
+    fn samples_each(self) -> usize {
+        self.seconds.div_ceil(MAX_POINTS)
+    }
+
+    fn width(self) -> usize {
+        self.seconds / self.samples_each()
+    }
+
+    /// Returns the samples of each point. Which ones share a point does not change from second to
+    /// second: `first` is the number of the first sample.
+    fn points<T>(self, samples: &[T], first: usize) -> impl Iterator<Item = &[T]> {
+        let each = self.samples_each();
+        let ahead = (each - first % each) % each;
+        let (head, rest) = samples.split_at(ahead.min(samples.len()));
+        let chunks = [head].into_iter().chain(rest.chunks(each));
+        chunks.filter(|chunk| !chunk.is_empty())
+    }
+
+    /// Where a point is, from the left and from the top, with a tenth.
+    fn place(
+        self,
+        index: usize,
+        count: usize,
+        number: usize,
+        most: usize,
+    ) -> (usize, usize, usize) {
+        let width = self.width();
+        let left = (width + 1 + index).saturating_sub(count.min(width + 1)).min(width);
+        let most = most.max(1);
+        let tenths = (number.min(most) as u128 * HEIGHT as u128 * 10 / most as u128) as usize;
+        let top = HEIGHT * 10 - tenths;
+        (left, top / 10, top % 10)
+    }
+}
 
 /// A row of the legend: the class of its colour, its name, and its bytes.
 type Layer = (&'static str, &'static str, fn(&Sample) -> usize);
@@ -25,54 +82,36 @@ const LAYERS: [Layer; 4] = [
     ("p8", "free pages", |sample| sample.stats.free_bytes),
 ];
 
-/// Returns the samples that are shown. Which ones share a point does not change from second to
-/// second: `first` is the number of the first sample.
-fn points(samples: &[Sample], first: usize) -> Vec<&Sample> {
-    let ahead = (SAMPLES_EACH - first % SAMPLES_EACH) % SAMPLES_EACH;
-    let (head, rest) = samples.split_at(ahead.min(samples.len()));
-    let most = |chunk: &&[Sample]| !chunk.is_empty();
-    [head]
-        .into_iter()
-        .chain(rest.chunks(SAMPLES_EACH))
-        .filter(most)
-        .filter_map(|chunk| chunk.iter().max_by_key(|sample| sample.stats.mapped_bytes))
-        .collect()
-}
-
 /// Returns a round number that is not below this one: one, two or five times a power of two.
 fn round_up(bytes: usize) -> usize {
     let power = bytes.max(1 << 20).next_power_of_two();
     [power / 8 * 5, power / 4 * 3].into_iter().find(|round| *round >= bytes).unwrap_or(power)
 }
 
-/// Where a point is, from left and from the top.
-fn place(index: usize, count: usize, number: usize, most: usize) -> (usize, usize, usize) {
-    let left = (WIDTH + 1 + index).saturating_sub(count.min(WIDTH + 1));
-    let tenths = (number.min(most) as u128 * HEIGHT as u128 * 10 / most.max(1) as u128) as usize;
-    let top = HEIGHT * 10 - tenths;
-    (left.min(WIDTH), top / 10, top % 10)
-}
-
 /// Writes the picture of the memory.
 pub fn memory(page: &mut String, samples: &[Sample], first: usize) -> fmt::Result {
-    let points = points(samples, first);
+    let window = Window::of(samples.len());
+    let most_mapped = |chunk: &[Sample]| chunk.iter().copied().max_by_key(|s| s.stats.mapped_bytes);
+    let points: Vec<Sample> = window.points(samples, first).filter_map(most_mapped).collect();
     let Some(last) = points.last() else {
         return page.write_str("<p class=note>The first sample comes in a second.</p>");
     };
+    let width = window.width();
     let resident = |sample: &Sample| sample.resident_bytes.unwrap_or(0);
     let largest = points.iter().map(|point| point.stats.mapped_bytes.max(resident(point))).max();
     let most = round_up(largest.unwrap_or(0));
     write!(
         page,
-        "<div class=plot><span class=top>{}</span><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         preserveAspectRatio=none role=img aria-label=\"Memory of the last ten minutes: at most {} \
-         were mapped; now {} are, and {} are resident\">",
+        "<div class=plot><span class=top>{}</span><svg viewBox=\"0 0 {width} {HEIGHT}\" \
+         preserveAspectRatio=none role=img aria-label=\"Memory of the last {}: at most {} were \
+         mapped; now {} are, and {} are resident\">",
         Bytes(most),
+        window.title,
         Bytes(largest.unwrap_or(0)),
         Bytes(last.stats.mapped_bytes),
         Bytes(resident(last)),
     )?;
-    grid(page)?;
+    grid(page, window)?;
     let mut below = vec![0; points.len()];
     for (class, _, bytes_of) in LAYERS {
         let above: Vec<usize> =
@@ -81,17 +120,17 @@ pub fn memory(page: &mut String, samples: &[Sample], first: usize) -> fmt::Resul
         let forth = above.iter().enumerate();
         let back = below.iter().enumerate().rev();
         for (index, bytes) in forth.chain(back) {
-            let (left, top, tenth) = place(index, points.len(), *bytes, most);
+            let (left, top, tenth) = window.place(index, points.len(), *bytes, most);
             write!(page, "{left},{top}.{tenth} ")?;
         }
         page.write_str("\"/>")?;
         below = above;
     }
     if last.resident_bytes.is_some() {
-        line(page, "resident", points.iter().map(|point| resident(point)), most)?;
+        line(page, "resident", (window, most), points.iter().map(resident))?;
     }
-    page.write_str("</svg><span class=left>10 min ago</span><span class=right>now</span></div>")?;
-    page.write_str("<ul class=legend>")?;
+    write!(page, "</svg><span class=left>{} ago</span>", window.title)?;
+    page.write_str("<span class=right>now</span></div><ul class=legend>")?;
     for (class, title, _) in LAYERS {
         write!(page, "<li><i class={class}></i>{title}</li>")?;
     }
@@ -107,23 +146,25 @@ pub fn requests(page: &mut String, samples: &[Sample], first: usize) -> fmt::Res
     let closed: Vec<usize> = pairs
         .map(|(before, after)| after.closed_count.saturating_sub(before.closed_count) as usize)
         .collect();
-    let ahead = (SAMPLES_EACH - (first + 1) % SAMPLES_EACH) % SAMPLES_EACH;
-    let (head, rest) = closed.split_at(ahead.min(closed.len()));
-    let chunks = [head].into_iter().chain(rest.chunks(SAMPLES_EACH));
-    let means = chunks.filter(|chunk| !chunk.is_empty());
-    let means: Vec<usize> = means.map(|chunk| chunk.iter().sum::<usize>() / chunk.len()).collect();
+    let window = Window::of(samples.len());
+    let width = window.width();
+    // The first sample has none before it.
+    let chunks = window.points(&closed, first + 1);
+    let means: Vec<usize> = chunks.map(|chunk| chunk.iter().sum::<usize>() / chunk.len()).collect();
     let Some(last) = means.last() else { return Ok(()) };
     let most = means.iter().copied().max().unwrap_or(0).max(10);
     write!(
         page,
-        "<div class=\"plot low\"><span class=top>{} requests/s</span><svg viewBox=\"0 0 {WIDTH} \
-         {HEIGHT}\" preserveAspectRatio=none role=img aria-label=\"Requests that closed in the last \
-         ten minutes: {last} a second now, {most} at most\">",
+        "<div class=\"plot low\"><span class=top>{} requests/s</span><svg viewBox=\"0 0 {width} \
+         {HEIGHT}\" preserveAspectRatio=none role=img aria-label=\"Requests that closed in the last {}: \
+         {last} a second now, {most} at most\">",
         Count(most as u64),
+        window.title,
     )?;
-    grid(page)?;
-    line(page, "rate", means.iter().copied(), most)?;
-    page.write_str("</svg><span class=left>10 min ago</span><span class=right>now</span></div>")
+    grid(page, window)?;
+    line(page, "rate", (window, most), means.iter().copied())?;
+    write!(page, "</svg><span class=left>{} ago</span>", window.title)?;
+    page.write_str("<span class=right>now</span></div>")
 }
 
 /// Writes bars, the newest at the right: what survived in each tick.
@@ -141,10 +182,10 @@ pub fn bars(page: &mut String, numbers: &[u64], width: usize) -> fmt::Result {
     page.write_str("\"/></svg>")
 }
 
-fn grid(page: &mut String) -> fmt::Result {
+fn grid(page: &mut String, window: Window) -> fmt::Result {
     page.write_str("<path class=grid d=\"")?;
     for quarter in 0..4 {
-        write!(page, "M0 {}H{WIDTH}", HEIGHT * quarter / 4)?;
+        write!(page, "M0 {}H{}", HEIGHT * quarter / 4, window.width())?;
     }
     page.write_str("\"/>")
 }
@@ -152,13 +193,13 @@ fn grid(page: &mut String) -> fmt::Result {
 fn line(
     page: &mut String,
     class: &str,
+    (window, most): (Window, usize),
     numbers: impl ExactSizeIterator<Item = usize>,
-    most: usize,
 ) -> fmt::Result {
     let count = numbers.len();
     write!(page, "<polyline class={class} points=\"")?;
     for (index, number) in numbers.enumerate() {
-        let (left, top, tenth) = place(index, count, number, most);
+        let (left, top, tenth) = window.place(index, count, number, most);
         write!(page, "{left},{top}.{tenth} ")?;
     }
     page.write_str("\"/>")
@@ -167,14 +208,17 @@ fn line(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Table;
 
     #[test]
     fn a_picture_is_as_large_as_its_frame() {
-        assert_eq!(place(0, 1, 0, 10), (WIDTH, HEIGHT, 0));
-        assert_eq!(place(0, WIDTH + 1, 10, 10), (0, 0, 0));
-        assert_eq!(place(WIDTH, WIDTH + 1, 5, 10), (WIDTH, HEIGHT / 2, 0));
-        assert_eq!(place(5, 2 * WIDTH, usize::MAX, usize::MAX).1, 0);
+        for window in WINDOWS {
+            let width = window.width();
+            assert!(width <= MAX_POINTS && width * window.samples_each() == window.seconds);
+            assert_eq!(window.place(0, 1, 0, 10), (width, HEIGHT, 0));
+            assert_eq!(window.place(0, width + 1, 10, 10), (0, 0, 0));
+            assert_eq!(window.place(width, width + 1, 5, 10), (width, HEIGHT / 2, 0));
+            assert_eq!(window.place(5, 2 * width, usize::MAX, usize::MAX).1, 0);
+        }
         for bytes in [0, 1, 1 << 20, 5 << 20, (5 << 20) + 1, 13 << 20, usize::MAX / 4] {
             let round = round_up(bytes);
             assert!(round >= bytes && round <= (2 * bytes).max(1 << 20), "{bytes}: {round}");
@@ -182,17 +226,18 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_spans_every_sample() {
+        let seconds = |count| Window::of(count).seconds;
+        assert_eq!([0, 60, 61, 301, SAMPLE_COUNT].map(seconds), [60, 60, 120, 600, 600]);
+    }
+
+    #[test]
     fn which_samples_share_a_point_does_not_change() {
-        let table = Table::new();
-        let samples: Vec<Sample> = (0..20)
-            .map(|number| Sample { closed_count: number, ..Sample::now(&table) })
-            .map(|mut sample| {
-                sample.stats.mapped_bytes = sample.closed_count as usize;
-                sample
-            })
-            .collect();
-        let shown = |from: usize| -> Vec<u64> {
-            points(&samples[from..], from).iter().map(|point| point.closed_count).collect()
+        let window = Window::of(SAMPLE_COUNT);
+        let samples: Vec<usize> = (0..20).collect();
+        let shown = |from: usize| -> Vec<usize> {
+            let points = window.points(&samples[from..], from);
+            points.map(|point| point.iter().copied().max().unwrap()).collect()
         };
         assert_eq!(shown(0), [3, 7, 11, 15, 19]);
         assert_eq!(shown(1), [3, 7, 11, 15, 19]);

@@ -150,9 +150,12 @@ pub fn page(snapshot: &Snapshot, back: &str) -> Result<String, fmt::Error> {
         figure("age", &Time(age))?;
     }
     figure("threads inside", &info.thread_count)?;
-    page.write_str("</dl><p>")?;
-    state(&mut page, info)?;
-    page.write_str("</p>")?;
+    page.write_str("</dl>")?;
+    if info.limit_exceeded.is_some() || info.usage.limit_bytes.is_some() {
+        page.write_str("<p>")?;
+        state(&mut page, info)?;
+        page.write_str("</p>")?;
+    }
     if snapshot.skipped_lane_count > 0 {
         write!(
             page,
@@ -169,14 +172,14 @@ pub fn page(snapshot: &Snapshot, back: &str) -> Result<String, fmt::Error> {
 
 fn classes(page: &mut String, snapshot: &Snapshot) -> fmt::Result {
     page.write_str(
-        "<section><h2>Live blocks by size</h2><div class=scroll><table><thead><tr><th scope=col \
-         class=n>size class</th><th scope=col class=n>blocks</th><th scope=col class=n>bytes</th>\
+        "<section><h2>Live blocks by size</h2><div class=scroll><table><thead><tr><th scope=col>\
+         size class</th><th scope=col class=n>blocks</th><th scope=col class=n>bytes</th>\
          </tr></thead><tbody>",
     )?;
     for class in &snapshot.classes {
-        page.write_str("<tr><th scope=row class=n>")?;
+        page.write_str("<tr><th scope=row>")?;
         match class.payload_bytes {
-            Some(bytes) => write!(page, "{}", Count(bytes as u64))?,
+            Some(bytes) => write!(page, "{} bytes", Count(bytes as u64))?,
             None => page.write_str("larger")?,
         }
         let (blocks, bytes) = (Count(class.blocks), Bytes(class.bytes));

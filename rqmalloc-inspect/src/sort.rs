@@ -67,7 +67,7 @@ impl Sort {
             "growth" => totals.growth.iter().sum(),
             _ => totals.count,
         };
-        routes.sort_by_cached_key(|totals| (Reverse(number(totals)), totals.name));
+        routes.sort_by_cached_key(|totals| (Reverse(number(totals)), totals.name.clone()));
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Table {
 
 /// The requests of one name.
 pub struct Route {
-    name: RequestName,
+    name: Box<str>,
     shards: [Shard; SHARD_COUNT],
     /// Bytes that had survived at each of the last ticks.
     survived: [AtomicU64; TICK_COUNT],
@@ -72,7 +72,7 @@ struct Shard {
 #[derive(Clone, Debug)]
 pub struct Totals {
     /// The name.
-    pub name: RequestName,
+    pub name: Box<str>,
     /// Requests that are over.
     pub count: u64,
     /// Their peaks.
@@ -107,7 +107,7 @@ impl Table {
             ticks: AtomicU64::new(0),
         };
         for name in [OTHER, UNNAMED] {
-            let _ = RequestName::new(name).and_then(|name| table.find(name));
+            let _ = table.find(name);
         }
         table
     }
@@ -152,13 +152,14 @@ impl Table {
     }
 
     fn shard(&self, name: Option<RequestName>) -> Option<&Shard> {
-        let name = name.or_else(|| RequestName::new(UNNAMED))?;
-        let route = self.find(name).or_else(|| self.find(RequestName::new(OTHER)?))?;
+        // Looking at its text looks through it: once is enough.
+        let name = name.as_ref().map_or(UNNAMED, RequestName::as_str);
+        let route = self.find(name).or_else(|| self.find(OTHER))?;
         route.shards.get(this_shard())
     }
 
     /// Returns the route of a name; `None`: it has none, and no place is left.
-    fn find(&self, name: RequestName) -> Option<&Route> {
+    fn find(&self, name: &str) -> Option<&Route> {
         let start = self.hasher.hash_one(name) as usize;
         let mut has_place = false;
         let mut is_new = false;
@@ -176,7 +177,7 @@ impl Table {
                 Box::new(Route::new(name))
             };
             let route = slot.get_or_init(new);
-            if route.name == name {
+            if *route.name == *name {
                 found = Some(route.as_ref());
                 break;
             }
@@ -204,9 +205,9 @@ fn this_shard() -> usize {
 }
 
 impl Route {
-    fn new(name: RequestName) -> Self {
+    fn new(name: &str) -> Self {
         let survived = array::from_fn(|_| AtomicU64::new(0));
-        Self { name, shards: array::from_fn(|_| Shard::default()), survived }
+        Self { name: name.into(), shards: array::from_fn(|_| Shard::default()), survived }
     }
 
     fn surviving_bytes(&self) -> u64 {
@@ -215,7 +216,7 @@ impl Route {
 
     fn totals(&self, ticks: u64) -> Totals {
         let mut totals = Totals {
-            name: self.name,
+            name: self.name.clone(),
             count: 0,
             peaks: Buckets::EMPTY,
             peak_bytes: 0,
@@ -315,7 +316,7 @@ mod tests {
 
     fn marked(table: &Table, name: &str) -> u64 {
         let totals = table.totals();
-        totals.iter().find(|totals| totals.name == name).map_or(0, |totals| totals.marked)
+        totals.iter().find(|totals| &*totals.name == name).map_or(0, |totals| totals.marked)
     }
 
     #[test]
@@ -343,7 +344,7 @@ mod tests {
         let totals = table.totals();
         assert_eq!(totals.iter().map(|totals| totals.marked).sum::<u64>(), 4 * 600);
         assert_eq!(table.places.load(Relaxed), 600 + 2);
-        assert!(totals.iter().filter(|totals| totals.name != OTHER).all(|t| t.marked == 4));
+        assert!(totals.iter().filter(|totals| &*totals.name != OTHER).all(|t| t.marked == 4));
     }
 
     #[test]
@@ -351,8 +352,7 @@ mod tests {
         let table = Table::new();
         mark(&table, "leaks");
         let bytes = |grown: u64| {
-            let name = RequestName::new("leaks").unwrap();
-            let route = table.find(name).unwrap();
+            let route = table.find("leaks").unwrap();
             route.shards[0].surviving_bytes.fetch_add(grown, Relaxed);
         };
         let growth = || table.totals()[0].growth.clone();

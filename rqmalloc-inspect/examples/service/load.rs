@@ -31,6 +31,8 @@ const ROWS: u64 = 10;
 #[derive(Default)]
 struct Tally {
     seconds: f64,
+    /// What the service used of the processors.
+    processor_seconds: f64,
     answers: BTreeMap<(&'static str, String), u64>,
     /// Resident bytes after each part of the run.
     resident: Vec<u64>,
@@ -63,13 +65,17 @@ pub fn run(options: &Options) {
         std::process::exit(2);
     }
     process::build_others();
-    let layer: &[&str] = if options.has_layer { &[] } else { &["--no-layer"] };
+    let without = [(options.has_layer, "--no-layer"), (options.has_page, "--no-page")];
+    let without: Vec<&str> =
+        without.iter().filter(|(has, _)| !has).map(|(_, name)| *name).collect();
     let services = [
-        Service::start("rqmalloc", "service", layer),
+        Service::start("rqmalloc", "service", &without),
         Service::start("mimalloc", "service_mimalloc", &[]),
         Service::start("system", "service_system", &[]),
     ];
-    println!("watch http://{}/debug/rqmalloc meanwhile\n", services[0].address);
+    if options.has_page {
+        println!("watch http://{}/debug/rqmalloc meanwhile\n", services[0].address);
+    }
     let mut tallies = [Tally::default(), Tally::default(), Tally::default()];
     // The generator is one thread: the other core is the service's.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -84,7 +90,9 @@ pub fn run(options: &Options) {
         }
     }
     print_results(&services, &tallies);
-    print_outcomes(&runtime, &services[0]);
+    if options.has_page {
+        print_outcomes(&runtime, &services[0]);
+    }
 }
 
 /// Loads a service for one turn.
@@ -95,6 +103,7 @@ async fn turn(
     tally: &mut Tally,
 ) {
     let start = Instant::now();
+    let processor_seconds = service.processor_seconds();
     let mut tasks = JoinSet::new();
     for number in 0..connections {
         let (mix, address) = (mix.to_vec(), service.address);
@@ -126,6 +135,7 @@ async fn turn(
     }
     let seconds = start.elapsed().as_secs_f64();
     tally.seconds += seconds;
+    tally.processor_seconds += service.processor_seconds() - processor_seconds;
     tally.rates.push((tally.count() - before) as f64 / seconds);
 }
 
@@ -155,6 +165,9 @@ fn print_results(services: &[Service], tallies: &[Tally]) {
     print_heads("answers", services);
     row("requests a second", &|tally| format!("{:.0}", tally.count() as f64 / tally.seconds));
     row("as a part of mimalloc's", &|tally| format!("{:.3}", tally.ratio_to(&tallies[1])));
+    row("processor time, us each", &|tally| {
+        format!("{:.1}", tally.processor_seconds * 1e6 / tally.count() as f64)
+    });
     row("requests", &|tally| tally.count().to_string());
     let kinds: std::collections::BTreeSet<_> =
         tallies.iter().flat_map(|tally| tally.answers.keys().cloned()).collect();

@@ -35,5 +35,8 @@ fn main() {
         let layer = RequestLayer::new().soft_limit(SOFT_LIMIT);
         app = app.layer(layer.on_limit(|_| StatusCode::SERVICE_UNAVAILABLE));
     }
-    serve::run(app.nest("/debug/rqmalloc", rqmalloc_inspect::router()), &options);
+    if options.has_page {
+        app = app.nest("/debug/rqmalloc", rqmalloc_inspect::router());
+    }
+    serve::run(app, &options);
 }

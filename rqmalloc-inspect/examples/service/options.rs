@@ -14,10 +14,12 @@ pub struct Options {
     pub is_child: bool,
     /// Not `--no-layer`: each request of HTTP is one of rqmalloc.
     pub has_layer: bool,
+    /// Not `--no-page`: the page is there, and requests are counted for it.
+    pub has_page: bool,
 }
 
 const USAGE: &str = "options: --port PORT, --load SECONDS, --connections COUNT, \
-                     --only items|pages|cached|streams|blocking|rayon|leaks|eats, --no-layer";
+                     --only items|pages|cached|streams|blocking|rayon|leaks|eats, --no-layer, --no-page";
 
 impl Options {
     /// Reads the command line; what is wrong with it ends the program.
@@ -29,6 +31,7 @@ impl Options {
             only: None,
             is_child: false,
             has_layer: true,
+            has_page: true,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -49,6 +52,10 @@ impl Options {
                 }
                 "--no-layer" => {
                     options.has_layer = false;
+                    true
+                }
+                "--no-page" => {
+                    options.has_page = false;
                     true
                 }
                 _ => false,

@@ -54,6 +54,20 @@ impl Service {
         Self { name, address, child }
     }
 
+    /// Returns how long it ran on processors so far.
+    pub fn processor_seconds(&self) -> f64 {
+        let path = format!("/proc/{}/schedstat", self.child.id());
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let of = |path: &std::path::Path| {
+            let text = std::fs::read_to_string(path).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        };
+        let tasks = tasks.into_iter().flatten().flatten().map(|task| task.path().join("schedstat"));
+        let nanoseconds: u64 = tasks.filter_map(|path| of(&path)).sum();
+        // A thread that has exited is not counted: those of the blocking pool live for ten seconds.
+        nanoseconds.max(of(path.as_ref()).unwrap_or(0)) as f64 / 1e9
+    }
+
     /// Returns its resident memory.
     pub fn resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
