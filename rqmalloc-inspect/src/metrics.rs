@@ -88,15 +88,13 @@ fn routes(text: &mut String, routes: &[Totals]) -> fmt::Result {
         &|totals| totals.marked,
     )?;
     counter(
-        "rqmalloc_request_surviving_blocks_total",
+        "rqmalloc_surviving_blocks_total",
         "Blocks that were live when their request was over.",
         &|totals| totals.surviving_blocks,
     )?;
-    counter("rqmalloc_request_surviving_bytes_total", "Their bytes.", &|totals| {
-        totals.surviving_bytes
-    })?;
+    counter("rqmalloc_surviving_bytes_total", "Their bytes.", &|totals| totals.surviving_bytes)?;
     counter(
-        "rqmalloc_request_freed_bytes_total",
+        "rqmalloc_freed_bytes_total",
         "Bytes that were freed at the end of their request.",
         &|totals| totals.freed_bytes,
     )?;

@@ -139,9 +139,9 @@ fn metrics_are_those_of_the_requests() {
     assert_eq!((buckets("262144"), buckets("4194304")), (2.0, 3.0));
     let sum = sample("rqmalloc_request_peak_bytes_sum", &[("route", name)], &after);
     assert!(sum > 1_101.0 * 1024.0, "{sum}");
-    let survived = sample("rqmalloc_request_surviving_bytes_total", &[("route", name)], &after);
+    let survived = sample("rqmalloc_surviving_bytes_total", &[("route", name)], &after);
     assert!(survived > 1_101.0 * 1024.0, "{survived}");
-    assert_eq!(sample("rqmalloc_request_surviving_blocks_total", &[("route", name)], &after), 3.0);
+    assert_eq!(sample("rqmalloc_surviving_blocks_total", &[("route", name)], &after), 3.0);
 }
 
 #[test]

@@ -144,7 +144,7 @@ async fn stream(Path(count): Path<u64>) -> Body {
 
 /// A leak.
 async fn leak() -> &'static str {
-    Box::leak(vec![7u8; LEAKED_BYTES].into_boxed_slice());
+    std::hint::black_box(Box::leak(vec![7u8; LEAKED_BYTES].into_boxed_slice()));
     "leaked\n"
 }
 

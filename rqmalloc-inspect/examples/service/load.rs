@@ -64,19 +64,19 @@ pub fn run(options: &Options) {
         eprintln!("--only: no such route");
         std::process::exit(2);
     }
-    process::build_others();
     let without = [(options.has_layer, "--no-layer"), (options.has_page, "--no-page")];
     let without: Vec<&str> =
         without.iter().filter(|(has, _)| !has).map(|(_, name)| *name).collect();
-    let services = [
-        Service::start("rqmalloc", "service", &without),
-        Service::start("mimalloc", "service_mimalloc", &[]),
-        Service::start("system", "service_system", &[]),
-    ];
+    let mut services = vec![Service::start("rqmalloc", "service", &without)];
+    if !options.is_alone {
+        process::build_others();
+        services.push(Service::start("mimalloc", "service_mimalloc", &[]));
+        services.push(Service::start("system", "service_system", &[]));
+    }
     if options.has_page {
         println!("watch http://{}/debug/rqmalloc meanwhile\n", services[0].address);
     }
-    let mut tallies = [Tally::default(), Tally::default(), Tally::default()];
+    let mut tallies: Vec<Tally> = services.iter().map(|_| Tally::default()).collect();
     // The generator is one thread: the other core is the service's.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -164,7 +164,9 @@ fn print_results(services: &[Service], tallies: &[Tally]) {
     println!();
     print_heads("answers", services);
     row("requests a second", &|tally| format!("{:.0}", tally.count() as f64 / tally.seconds));
-    row("as a part of mimalloc's", &|tally| format!("{:.3}", tally.ratio_to(&tallies[1])));
+    if let Some(other) = tallies.get(1) {
+        row("as a part of mimalloc's", &|tally| format!("{:.3}", tally.ratio_to(other)));
+    }
     row("processor time, us each", &|tally| {
         format!("{:.1}", tally.processor_seconds * 1e6 / tally.count() as f64)
     });

@@ -10,6 +10,8 @@ pub struct Options {
     pub connections: usize,
     /// `--only`: the route that the load asks for, instead of all.
     pub only: Option<String>,
+    /// `--alone`: load this service only.
+    pub is_alone: bool,
     /// `--child`: end with the standard input.
     pub is_child: bool,
     /// Not `--no-layer`: each request of HTTP is one of rqmalloc.
@@ -19,7 +21,7 @@ pub struct Options {
 }
 
 const USAGE: &str = "options: --port PORT, --load SECONDS, --connections COUNT, \
-                     --only items|pages|cached|streams|blocking|rayon|leaks|eats, --no-layer, --no-page";
+                     --only items|pages|cached|streams|blocking|rayon|leaks|eats, --alone, --no-layer, --no-page";
 
 impl Options {
     /// Reads the command line; what is wrong with it ends the program.
@@ -29,6 +31,7 @@ impl Options {
             load_seconds: 0,
             connections: 32,
             only: None,
+            is_alone: false,
             is_child: false,
             has_layer: true,
             has_page: true,
@@ -45,6 +48,10 @@ impl Options {
                 "--only" => {
                     options.only = arguments.next();
                     options.only.is_some()
+                }
+                "--alone" => {
+                    options.is_alone = true;
+                    true
                 }
                 "--child" => {
                     options.is_child = true;
