@@ -16,7 +16,7 @@ pub enum LimitKind {
     Soft,
     /// The [`memory_limit`](crate::RequestBuilder::memory_limit) of a request, or the mark below it.
     Memory,
-    /// That of the process: see [`set_process_limit`].
+    /// That of the process: see [`set_process_limit`](crate::set_process_limit).
     Process,
 }
 
