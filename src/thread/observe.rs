@@ -2,7 +2,7 @@
 
 use super::callbacks::{call_contained, outside};
 use super::current;
-use crate::base::sync::AtomicPtr;
+use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
 use crate::lockfree::grow_list::{GrowList, Link, Linked};
 use crate::request::control::Control;
 use crate::request::info::RequestInfo;
@@ -64,14 +64,20 @@ pub fn is_observed() -> bool {
 
 #[cold]
 fn tell(call: impl Fn(&dyn Observer)) {
+    /// Whether a thread that has exited is telling something; another one's events are lost then.
+    static IS_TELLING_LATE: AtomicBool = AtomicBool::new(false);
     let thread = current();
-    if thread.is_some_and(|thread| thread.is_observing.replace(true)) {
+    let set_telling = |is_telling| match thread {
+        Some(thread) => thread.is_observing.replace(is_telling),
+        None => IS_TELLING_LATE.swap(is_telling, Ordering::Relaxed),
+    };
+    if set_telling(true) {
         return;
     }
     outside(|| {
         WATCHES.all().for_each(|watch| call_contained(|| call(&*watch.observer)));
     });
-    thread.inspect(|thread| thread.is_observing.set(false));
+    set_telling(false);
 }
 
 /// Tells that a request was opened.
