@@ -41,7 +41,7 @@ impl Observer for Recorder {
         let request_here = Request::current().unwrap();
         assert_eq!(request_here.id(), request.id);
         let before = request_here.usage();
-        let _block = vec![0u8; 100];
+        let _block = Box::new([0u8; 100]);
         assert_eq!(request_here.usage(), before, "observers allocate outside");
         Self::record(request, format!("marked at {}", limit.limit_bytes));
     }
@@ -186,7 +186,7 @@ fn the_future_of_a_report_keeps_nothing_open() {
             let tasks: Vec<_> = (0..3)
                 .map(|_| {
                     tokio::spawn(request.scope(async {
-                        let _block = vec![1u8; 100];
+                        let _block = Box::new([1u8; 100]);
                         std::future::pending::<()>().await;
                     }))
                 })

@@ -1,7 +1,7 @@
 //! `RqMalloc`, the global allocator: the fast paths, and what they fall back to.
 
 use crate::base::size_class::{Class, MAX_TABLE_BYTES, PAYLOAD_ALIGN};
-use crate::blocks::bin::{Bins, Freed};
+use crate::blocks::bins::{Bins, Freed};
 use crate::lockfree::header::{Block, NONE};
 use crate::thread::{self, HEAP, route};
 use core::alloc::{GlobalAlloc, Layout};

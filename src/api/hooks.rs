@@ -60,10 +60,8 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
 /// # Panics
 /// If no request begun by `begin_request` is open on this thread.
 pub unsafe fn end_request() -> Report {
-    match finish(Survivors::None) {
-        Some(report) => report,
-        None => panic!("end_request: no request is open on this thread"),
-    }
+    let Some(control) = leave() else { panic!("end_request: no request is open on this thread") };
+    finish(control, Survivors::None)
 }
 
 /// Closes this thread's innermost request begun by `begin_request`, the safe way to end it: blocks
@@ -76,23 +74,29 @@ pub unsafe fn end_request() -> Report {
 /// # Panics
 /// If no request begun by `begin_request` is open on this thread.
 pub fn close_request() -> Report {
-    match finish(Survivors::Live) {
-        Some(report) => report,
-        None => panic!("close_request: no request is open on this thread"),
+    let Some(control) = leave() else {
+        panic!("close_request: no request is open on this thread");
+    };
+    finish(control, Survivors::Live)
+}
+
+/// Leaves this thread's innermost request begun by `begin`; its handle is the caller's. `None`:
+/// there is no such request.
+#[inline]
+pub(crate) fn leave() -> Option<&'static Control> {
+    match thread::current() {
+        Some(thread) => thread.leave_hook(),
+        None => life::leave_late(),
     }
 }
 
-/// Leaves this thread's innermost request begun by `begin`, and finishes it if no other handle is
-/// alive. `None`: there is no such request.
-pub(crate) fn finish(survivors: Survivors) -> Option<Report> {
-    let control: &'static Control = match thread::current() {
-        Some(thread) => thread.leave_hook()?,
-        None => life::leave_late()?,
-    };
+/// Finishes a request that this thread has left, if no other handle is alive.
+#[inline]
+pub(crate) fn finish(control: &'static Control, survivors: Survivors) -> Report {
     if drop_only_handle(control) {
-        return Some(by_handle::finish(control, survivors));
+        return by_handle::finish(control, survivors);
     }
     let report = Report::of_open(control);
     drop_handle(control);
-    Some(report)
+    report
 }

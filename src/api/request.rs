@@ -179,7 +179,10 @@ impl Request {
     /// have.
     pub fn leaks(&self) -> Leaks {
         // Without memory for more, only the sums.
-        let with = |look: leaks::Look<'_>| Some(look(self.control, self.lane_here()));
+        let with = |look: leaks::Look<'_>| {
+            look(self.control, self.lane_here());
+            Some(())
+        };
         match persistent(|| leaks::collect(with, &HEAP)) {
             Some(leaks) => leaks.unwrap_or_else(|sums| sums),
             None => unreachable!("this handle keeps the request"),

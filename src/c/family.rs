@@ -8,7 +8,7 @@ use crate::base::os::MIN_PAGE_BYTES;
 use crate::base::size_class::{Class, MAX_TABLE_BYTES, PAYLOAD_ALIGN};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
-use crate::blocks::bin::{Bins, Freed, Kind};
+use crate::blocks::bins::{Bins, Freed, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::Site;
 use crate::heap::found::{Found, Owner};

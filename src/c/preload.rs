@@ -16,7 +16,7 @@ use crate::base::fatal;
 use crate::base::line::Line;
 use crate::base::size_class::PAYLOAD_ALIGN;
 use crate::base::sync::{AtomicBool, Ordering};
-use crate::blocks::bin::Kind;
+use crate::blocks::bins::Kind;
 use crate::blocks::trace::Site;
 use crate::c::family::{self, Family, checked_size};
 use crate::c::preload_charge::{is_in_charge, pass_on};

@@ -109,7 +109,8 @@ pub unsafe extern "C" fn rq_close_request(report: *mut CReport) {
 /// # Safety
 /// `place` is null or can be written; with [`Survivors::None`], as [`rq_end_request`].
 unsafe fn finish(survivors: Survivors, place: *mut CReport, call: &str) {
-    let Some(report) = hooks::finish(survivors) else { fatal::no_request(call) };
+    let Some(control) = hooks::leave() else { fatal::no_request(call) };
+    let report = hooks::finish(control, survivors);
     let Report {
         id,
         peak_bytes,

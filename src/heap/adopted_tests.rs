@@ -4,7 +4,7 @@ use super::Heap;
 use super::found::Place;
 use super::tests::{finish, free, new_cache, new_heap, one_request, open, use_class};
 use crate::base::size_class::{Class, PAGE_BYTES};
-use crate::blocks::bin::Freed;
+use crate::blocks::bins::Freed;
 use crate::blocks::region::{Ids, MAX_STRIDE_IN_HOLES, next_hole};
 use crate::lockfree::header::{Block, NONE};
 use crate::lockfree::token::publish;

@@ -126,7 +126,7 @@ impl Heap {
 #[cfg(test)]
 mod tests {
     use crate::base::size_class::Class;
-    use crate::blocks::bin::Freed;
+    use crate::blocks::bins::Freed;
     use crate::heap::tests::{free, new_cache, new_heap};
     use crate::lockfree::header::Block;
     use crate::persistent::cache::{CREDIT_BYTES, FREE_BYTES};

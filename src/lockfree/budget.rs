@@ -290,6 +290,12 @@ impl Mark {
         if reasons == 0 { None } else { Some(self.described(reasons)) }
     }
 
+    /// Whether there is any reason.
+    #[inline]
+    pub fn is_set(&self) -> bool {
+        self.reasons.load(Ordering::Relaxed) != 0
+    }
+
     #[cold]
     fn described(&self, reasons: u32) -> (Reason, Marked) {
         let reason = if reasons & REFUSED != 0 {

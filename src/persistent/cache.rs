@@ -16,7 +16,7 @@
 use crate::base::fatal;
 use crate::base::size_class::{CLASS_COUNT, Class};
 use crate::base::sync::Gauge;
-use crate::blocks::bin::{Bins, Kind, Look};
+use crate::blocks::bins::{Bins, Kind, Look};
 use crate::blocks::list::check_list;
 use crate::blocks::memory::Raw;
 use crate::lockfree::credit::Credit;

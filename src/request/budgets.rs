@@ -1,5 +1,6 @@
 //! What a request holds and may hold, as its control block tells: with the requests above it.
 
+use crate::base::sync::Ordering;
 use crate::lockfree::budget::{MAX_LEVELS, Marked, Reason};
 use crate::lockfree::state::Phase;
 use crate::request::control::Control;
@@ -61,6 +62,14 @@ impl Control {
     #[inline]
     pub fn marked(&self) -> Option<(Reason, Marked)> {
         self.footprint.marked()
+    }
+
+    /// Whether anything has happened that a report says more of.
+    #[inline]
+    pub fn is_remarkable(&self) -> bool {
+        self.bailed_out.load(Ordering::Relaxed)
+            || self.panicked.load(Ordering::Relaxed)
+            || self.footprint.may_be_marked()
     }
 
     /// Whether the request is marked, or one above it, so that it should be given up. A refusal

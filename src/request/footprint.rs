@@ -333,6 +333,12 @@ impl Footprint {
         self.mark.get()
     }
 
+    /// Whether anything may be known of a limit that was reached.
+    #[inline]
+    pub fn may_be_marked(&self) -> bool {
+        self.mark.is_set() || !self.above.get().is_null()
+    }
+
     /// Whether the request is to be given up, because it or one above it is marked; a refusal alone
     /// does not count.
     #[inline]

@@ -2,7 +2,7 @@
 //!
 //! | field | written by | read by |
 //! |---|---|---|
-//! | `bins` | see `bin` | |
+//! | `bins` | see `bins` | |
 //! | `occupancy` | the thread that enters or leaves | any thread |
 //! | `occupant` | the occupant, after it entered and before it leaves | any thread |
 //! | `entry_count` | the occupant | the same |
@@ -20,7 +20,7 @@
 use crate::base::fatal;
 use crate::base::size_class::{Class, FIRST_LARGE_CLASS, HEADER_BYTES, PAGE_BYTES, pages_for};
 use crate::base::sync::{Gauge, Ordering};
-use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::bins::{Bins, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::region::free_hole;
 use crate::lockfree::grow_list::{Link, Linked};
@@ -344,7 +344,9 @@ impl Lane {
     }
 
     fn forget_blocks(&self) {
-        self.bins.reset();
+        // SAFETY: only who closed the request comes here, and nobody has a handle that could read
+        // its figures.
+        unsafe { self.bins.reset() };
         if self.piece_count.get() != 0 {
             self.take_pieces().for_each(drop);
         }

@@ -8,7 +8,7 @@
 
 use super::Host;
 use crate::base::sync::{AtomicBool, Ordering};
-use crate::blocks::bin::Kind;
+use crate::blocks::bins::Kind;
 use crate::lockfree::grow_list::GrowList;
 use crate::lockfree::header::Header;
 use crate::request::lane::{Lane, Out};

@@ -43,27 +43,6 @@ impl Outcome {
             Self::Open => "open",
         }
     }
-
-    /// Of a request that is over, or is about to be.
-    #[inline]
-    fn of(control: &Control, survivors: Survivors) -> Self {
-        let is_given_up = control.bailed_out.load(Ordering::Relaxed);
-        let has_panicked = control.panicked.load(Ordering::Relaxed);
-        if let (false, false, None) = (is_given_up, has_panicked, control.marked()) {
-            return match survivors {
-                Survivors::Live => Self::Closed,
-                Survivors::None => Self::Ended,
-            };
-        }
-        let is_over = control.is_to_be_given_up() || (is_given_up && control.marked().is_some());
-        match (is_over, is_given_up, has_panicked, survivors) {
-            (true, ..) => Self::OverLimit,
-            (_, true, ..) => Self::BailedOut,
-            (_, _, true, _) => Self::Panicked,
-            (.., Survivors::Live) => Self::Closed,
-            (.., Survivors::None) => Self::Ended,
-        }
-    }
 }
 
 impl fmt::Display for Outcome {
@@ -131,18 +110,20 @@ pub struct Report {
 
 impl Report {
     /// The report of a request whose memory has not changed yet.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn before(control: &Control, survivors: Survivors) -> Self {
-        let age = control.age_milliseconds(os::coarse_milliseconds);
-        Self {
+        let mut report = Self {
             id: control.request_id(),
-            name: control.name.get(),
-            outcome: Outcome::of(control, survivors),
+            name: None,
+            outcome: match survivors {
+                Survivors::Live => Outcome::Closed,
+                Survivors::None => Outcome::Ended,
+            },
             limit_bytes: control.limit(),
-            limit_exceeded: LimitExceeded::of(control),
-            elapsed: age.map(Duration::from_millis),
+            limit_exceeded: None,
+            elapsed: None,
             peak_bytes: control.peak_bytes(),
-            allocated_blocks: control.is_timed().then(|| control.allocated_count()),
+            allocated_blocks: None,
             persistent_blocks: control.persistent_count(),
             freed_blocks: 0,
             freed_bytes: 0,
@@ -151,6 +132,37 @@ impl Report {
             span_bytes: 0,
             reusable_bytes: 0,
             still_open: false,
+        };
+        if control.is_timed() {
+            report.add_named(control);
+        }
+        if control.is_remarkable() {
+            report.add_remarks(control);
+        }
+        report
+    }
+
+    /// Adds what is known of a request with a name, or one that is observed.
+    #[cold]
+    fn add_named(&mut self, control: &Control) {
+        let age = control.age_milliseconds(os::coarse_milliseconds);
+        self.name = control.name.get();
+        self.elapsed = age.map(Duration::from_millis);
+        self.allocated_blocks = Some(control.allocated_count());
+    }
+
+    /// Adds why the request did not just end.
+    #[cold]
+    fn add_remarks(&mut self, control: &Control) {
+        self.limit_exceeded = LimitExceeded::of(control);
+        let is_given_up = control.bailed_out.load(Ordering::Relaxed);
+        let is_refused = self.limit_exceeded.is_some();
+        if control.is_to_be_given_up() || (is_given_up && is_refused) {
+            self.outcome = Outcome::OverLimit;
+        } else if is_given_up {
+            self.outcome = Outcome::BailedOut;
+        } else if control.panicked.load(Ordering::Relaxed) {
+            self.outcome = Outcome::Panicked;
         }
     }
 
@@ -160,18 +172,15 @@ impl Report {
         Self { outcome: Outcome::Open, still_open: true, ..report }
     }
 
-    /// The same, now that this is left of the request.
+    /// Adds what is left of the request.
     #[inline]
-    pub(crate) fn after(self, left: Left) -> Self {
-        Self {
-            freed_blocks: left.freed_blocks as u64,
-            freed_bytes: left.freed_bytes,
-            surviving_blocks: left.surviving_blocks as u64,
-            surviving_bytes: left.surviving_bytes,
-            span_bytes: left.span_bytes,
-            reusable_bytes: left.reusable_bytes,
-            ..self
-        }
+    pub(crate) fn add(&mut self, left: &Left) {
+        self.freed_blocks = left.freed_blocks as u64;
+        self.freed_bytes = left.freed_bytes;
+        self.surviving_blocks = left.surviving_blocks as u64;
+        self.surviving_bytes = left.surviving_bytes;
+        self.span_bytes = left.span_bytes;
+        self.reusable_bytes = left.reusable_bytes;
     }
 }
 

@@ -8,7 +8,7 @@
 //!   kind, or is on the list of free slots, or has never been used.
 //! - **E2** `above_inline` is the number of live entries beyond the inline slots.
 
-use crate::blocks::bin::Bins;
+use crate::blocks::bins::Bins;
 use crate::request::control::Control;
 use crate::request::lane::Lane;
 use core::cell::Cell;

@@ -51,7 +51,11 @@ fn report_leaks(control: &Control) {
     if !(policy.reported_after_bailout || is_clean()) {
         return;
     }
-    in_persistent(|| match leaks::collect(|look| Some(look(control, None)), &HEAP) {
+    let with = |look: leaks::Look<'_>| {
+        look(control, None);
+        Some(())
+    };
+    in_persistent(|| match leaks::collect(with, &HEAP) {
         Some(Ok(leaks)) if leaks.blocks > 0 => {
             write_to_standard_error(std::format!("{leaks}\n").as_bytes());
         }
@@ -66,26 +70,27 @@ fn report_leaks(control: &Control) {
 #[inline]
 pub fn finish(control: &'static Control, survivors: Survivors) -> Report {
     own(control);
-    let report = Report::before(control, survivors);
+    let mut report = Report::before(control, survivors);
     if is_observed() || !control.on_close.is_empty() || control.parent().is_some() {
-        return finish_watched(control, survivors, report);
+        finish_watched(control, survivors, &mut report);
+    } else {
+        report.add(&release(control, survivors));
     }
-    report.after(release(control, survivors))
+    report
 }
 
 /// The same for a request of which others are told, or that counts to another one.
 #[cold]
-fn finish_watched(control: &'static Control, survivors: Survivors, report: Report) -> Report {
+fn finish_watched(control: &'static Control, survivors: Survivors, report: &mut Report) {
     let info = is_observed().then(|| {
         let _ = limit_exceeded(control);
         RequestInfo::of(control)
     });
     let (on_close, parent) = (control.on_close.drain(), control.parent());
-    let report = report.after(release(control, survivors));
-    run_on_close(on_close, &report);
-    info.inspect(|info| tell_closed(info, &report));
+    report.add(&release(control, survivors));
+    run_on_close(on_close, report);
+    info.inspect(|info| tell_closed(info, report));
     parent.inspect(|parent| drop_handle(parent));
-    report
 }
 
 /// Waits until the request is this thread's alone, and lists its leaks if it does so.

@@ -5,7 +5,7 @@
 //! instruction to its last.
 
 use super::sentinels::UNUSED;
-use crate::blocks::bin::Bins;
+use crate::blocks::bins::Bins;
 use crate::request::control::Control;
 use core::cell::Cell;
 use core::ptr::null;

@@ -7,7 +7,7 @@
 //! linker turns the access into one without a load.
 
 use super::sentinels::UNUSED;
-use crate::blocks::bin::Bins;
+use crate::blocks::bins::Bins;
 use crate::request::control::Control;
 use core::arch::{asm, global_asm};
 

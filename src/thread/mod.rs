@@ -44,7 +44,7 @@ pub mod route;
 pub use entries::EntryKind;
 
 use crate::base::sync::{AtomicBool, AtomicU64, AtomicUsize, Gauge};
-use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::bins::{Bins, Kind};
 use crate::blocks::trace::Site;
 use crate::heap::Heap;
 use crate::lockfree::asked::Asked;

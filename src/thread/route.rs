@@ -9,7 +9,7 @@ use crate::base::os;
 use crate::base::size_class::{Class, PAYLOAD_ALIGN, padded_size};
 use crate::base::sync::Ordering;
 use crate::blocks::allocated::Allocated;
-use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::bins::{Bins, Kind};
 use crate::blocks::memory::Raw;
 use crate::blocks::trace::{Site, Trace, needed_size};
 use crate::heap::found::{Found, Place};

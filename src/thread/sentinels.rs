@@ -1,7 +1,7 @@
 //! Empty bins, active in threads whose own bins are not: no live header equals their tag, so every
 //! allocation and every free takes the slow path.
 
-use crate::blocks::bin::{Bins, Kind};
+use crate::blocks::bins::{Bins, Kind};
 
 /// Active before the thread first uses the heap.
 pub static UNUSED: Bins = Bins::new(Kind::Unused);
