@@ -5,6 +5,7 @@ mod support;
 
 use axum::Router;
 use rqmalloc::{Request, RqMalloc};
+use rqmalloc_tower::RequestLayer;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -266,4 +267,22 @@ fn a_page_inside_a_request_is_not_its_own() {
     let _ = request.run(|| page("/metrics"));
     assert!(request.usage().peak_bytes < 1 << 20 && blocks() < 100, "{:?}", request.usage());
     drop(answer);
+}
+
+#[test]
+fn a_page_under_a_layer_is_not_at_its_limit() {
+    // Fewer than the page has rows: other tests look for theirs.
+    let others: Vec<Request> = (0..60).map(|number| named(&format!("open {number}"))).collect();
+    // Less than a page of those takes.
+    let layer = RequestLayer::new().soft_limit(24 << 10).name(|_| "layered".into());
+    let app = nested().layer(layer);
+    let answer = ask(&app, "/debug/rqmalloc", &[]);
+    assert_eq!(answer.status, 200);
+    assert!(answer.text.len() > 24 << 10 && answer.text.ends_with("</html>"));
+    drop(others);
+    let page = ask(&app, "/debug/rqmalloc", &[]).text;
+    assert!(page.contains("<th scope=row>layered</th>"), "it shows itself");
+    let text = ask(&app, "/debug/rqmalloc/metrics", &[]).text;
+    let closed = [("route", "layered"), ("outcome", "closed")];
+    assert_eq!(sample("rqmalloc_requests_total", &closed, &text), 2.0);
 }
