@@ -231,10 +231,14 @@ fn tables_are_sorted_as_the_address_says() {
 #[test]
 fn trim_says_how_much() {
     let bytes_of = |text: &str| text.split(' ').next().unwrap().parse::<usize>().unwrap();
-    drop(black_box(vec![1u8; 8 << 20]));
-    let answer = post(&nested(), "/debug/rqmalloc/trim", &[]);
-    assert_eq!(answer.status, 200);
-    assert!(bytes_of(&answer.text) >= 8 << 20, "{}", answer.text);
+    // Idle memory goes back by itself, too, and other tests trim.
+    let gave_all = (0..100).any(|_| {
+        drop(black_box(vec![1u8; 8 << 20]));
+        let answer = post(&nested(), "/debug/rqmalloc/trim", &[]);
+        assert_eq!(answer.status, 200);
+        bytes_of(&answer.text) >= 8 << 20
+    });
+    assert!(gave_all);
     let browser = [("accept", "text/html,*/*;q=0.8"), ("sec-fetch-site", "same-origin")];
     let answer = post(&nested(), "/debug/rqmalloc/trim", &browser);
     let back = answer.header("location");
