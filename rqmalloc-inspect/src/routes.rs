@@ -75,11 +75,10 @@ fn row(page: &mut String, totals: &Totals) -> fmt::Result {
         plot::bars(page, &totals.growth, MINUTE * 10 + 1)?;
         write!(page, " +{}", Bytes(all as usize))?;
     }
-    if minute > 0 {
+    if minute > 0 && minute < all {
         write!(page, "<br><small>+{} in a minute</small>", Bytes(minute as usize))?;
     }
-    let mean = totals.milliseconds / totals.count.max(1);
-    let mean = Time(Duration::from_millis(mean));
+    let mean = Time(Duration::from_micros(1000 * totals.milliseconds / totals.count.max(1)));
     write!(page, "</td><td class=\"n wide\">{mean}</td><td class=wide>")?;
     for (outcome, count) in OUTCOMES.iter().zip(totals.outcomes).filter(|(_, count)| *count > 0) {
         let class = outcome.as_str();

@@ -45,6 +45,9 @@ impl Display for Time {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (seconds, milliseconds) = (self.0.as_secs(), self.0.as_millis());
         match seconds {
+            0 if milliseconds < 10 => {
+                write!(f, "{milliseconds}.{} ms", self.0.as_micros() % 1000 / 100)
+            }
             0..10 if milliseconds < 1000 => write!(f, "{milliseconds} ms"),
             0..10 => write!(f, "{}.{} s", seconds, milliseconds % 1000 / 100),
             10..60 => write!(f, "{seconds} s"),
@@ -108,7 +111,7 @@ mod tests {
         assert_eq!(Count(7).to_string(), "7");
         assert_eq!(Count(1_234_567).to_string(), "1\u{202f}234\u{202f}567");
         let time = |milliseconds| Time(Duration::from_millis(milliseconds)).to_string();
-        assert_eq!([time(0), time(999), time(1_250)], ["0 ms", "999 ms", "1.2 s"]);
+        assert_eq!([time(0), time(999), time(1_250)], ["0.0 ms", "999 ms", "1.2 s"]);
         assert_eq!([time(59_999), time(61_000)], ["59 s", "1 min 1 s"]);
         assert_eq!([time(7_260_000), time(90_000_000)], ["2 h 1 min", "1 d 1 h"]);
     }

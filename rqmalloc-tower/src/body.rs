@@ -1,8 +1,9 @@
 //! The body of a response, which is polled after the handler is done.
 
-use crate::out;
+use crate::out::{self, Leaving};
 use crate::watch::Watched;
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use rqmalloc::{Request, Scope};
@@ -31,11 +32,21 @@ pin_project! {
 }
 
 pin_project! {
+    /// What is dropped inside the request.
+    struct Inside<B> {
+        #[pin]
+        body: B,
+        // What is left of the head.
+        _rest: HeaderMap,
+    }
+}
+
+pin_project! {
     #[project = Projected]
     enum State<B> {
         Inside {
             #[pin]
-            scope: Scope<B>,
+            scope: Scope<Inside<B>>,
         },
         Given {
             data: Option<Bytes>,
@@ -44,8 +55,14 @@ pin_project! {
 }
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn new(request: &Request, watched: Option<Watched>, body: B) -> Self {
-        Self { state: State::Inside { scope: request.scope(body) }, watched }
+    pub(crate) fn new(
+        request: &Request,
+        watched: Option<Watched>,
+        body: B,
+        rest: HeaderMap,
+    ) -> Self {
+        let inside = Inside { body, _rest: rest };
+        Self { state: State::Inside { scope: request.scope(inside) }, watched }
     }
 
     /// An answer that needs no request.
@@ -70,48 +87,52 @@ where
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
-        let mut scope = match this.state.project() {
+        let scope = match this.state.project() {
             Projected::Inside { scope } => scope,
             Projected::Given { data } => {
                 return Poll::Ready(data.take().map(|data| Ok(Frame::data(data))));
             }
         };
-        if scope.get().is_none() {
-            return Poll::Ready(None);
-        }
-        let polled = scope.as_mut().poll_in(|mut body| {
+        let Some(inside) = scope.get() else { return Poll::Ready(None) };
+        let room = out::room_for(&inside.body.size_hint());
+        let poll = |inside: Pin<&mut Inside<B>>| {
+            let mut body = inside.project().body;
             let polled = body.as_mut().poll_frame(context);
             let is_over = match polled {
                 Poll::Ready(Some(Ok(_))) => body.is_end_stream(),
                 Poll::Ready(None | Some(Err(_))) => true,
                 Poll::Pending => false,
             };
-            (polled, is_over)
-        });
-        let (polled, is_over) = match polled {
-            Ok((polled, is_over)) => {
-                let out = |result: Result<_, B::Error>| result.map(out::frame).map_err(Into::into);
-                (polled.map(|frame| frame.map(out)), is_over)
-            }
-            Err(bailout) => (Poll::Ready(Some(Err(bailout.into()))), true),
+            let take = |frame| out::take(frame, room);
+            (polled.map(|frame| frame.map(|result| result.map(take))), is_over)
         };
-        if is_over {
-            scope.drop_in();
-            this.watched.take();
-        }
-        polled
+        let polled = match scope.poll_in_until(poll, |&(_, is_over)| is_over) {
+            Ok((polled, is_over)) => {
+                if is_over {
+                    this.watched.take();
+                }
+                polled
+            }
+            Err(bailout) => {
+                this.watched.take();
+                return Poll::Ready(Some(Err(bailout.into())));
+            }
+        };
+        polled.map(|frame| frame.map(|result| result.map(Leaving::frame).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            State::Inside { scope } => scope.get().is_none_or(B::is_end_stream),
+            State::Inside { scope } => scope.get().is_none_or(|inside| inside.body.is_end_stream()),
             State::Given { data } => data.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.state {
-            State::Inside { scope } => scope.get().map_or(SizeHint::with_exact(0), B::size_hint),
+            State::Inside { scope } => {
+                scope.get().map_or(SizeHint::with_exact(0), |inside| inside.body.size_hint())
+            }
             State::Given { data } => {
                 SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
             }

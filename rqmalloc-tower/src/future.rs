@@ -85,8 +85,9 @@ where
             }
         };
         let (mut head, body) = response.into_parts();
-        head.headers = out::headers(head.headers, running.strings);
-        let body = ResponseBody::new(&running.request, running.watched, body);
+        let headers = out::headers(&mut head.headers, running.strings);
+        let rest = std::mem::replace(&mut head.headers, headers);
+        let body = ResponseBody::new(&running.request, running.watched, body, rest);
         Poll::Ready(Ok(Response::from_parts(head, body)))
     }
 }

@@ -5,12 +5,12 @@ use http::Request;
 /// Returns the method, and the route that axum matched, if it did: `GET /items/{id}`. The path
 /// itself is no name: it has as many values as clients like.
 pub(crate) fn default_name<B>(request: &Request<B>) -> String {
-    let method = request.method().as_str();
-    let mut name = String::with_capacity(method.len() + 1 + route(request).len());
+    let (method, route) = (request.method().as_str(), route(request));
+    let mut name = String::with_capacity(method.len() + 1 + route.len());
     name.push_str(method);
-    if !route(request).is_empty() {
+    if !route.is_empty() {
         name.push(' ');
-        name.push_str(route(request));
+        name.push_str(route);
     }
     name
 }

@@ -69,12 +69,11 @@ where
         }
     }
 
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         if let Err(limit) = self.settings.check_process() {
             return ResponseFuture::answered(self.settings.answer_limit(&limit));
         }
-        let (opened, request) = self.settings.open(request);
-        let (opened, watched) = match opened {
+        let (opened, watched) = match self.settings.open(&mut request) {
             Ok(opened) => opened,
             Err(limit) => return ResponseFuture::answered(self.settings.answer_limit(&limit)),
         };

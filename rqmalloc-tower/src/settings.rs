@@ -5,7 +5,7 @@ use crate::routes::route;
 use crate::watch::{Watch, Watched};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use rqmalloc::{Bailout, LimitExceeded, Report, RequestBuilder};
+use rqmalloc::{Bailout, LimitExceeded, Report};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -42,30 +42,16 @@ impl Settings {
         if self.sheds_load { rqmalloc::check_process() } else { Ok(()) }
     }
 
-    /// Opens a request for this one, which is returned too.
-    pub(crate) fn open<Q>(
-        &self,
-        request: Request<Q>,
-    ) -> (Result<Opened, LimitExceeded>, Request<Q>) {
-        let (builder, request) = self.named(request);
-        (self.open_with(builder), request)
-    }
-
-    fn named<Q>(&self, request: Request<Q>) -> (RequestBuilder, Request<Q>) {
-        let builder = rqmalloc::Request::builder();
-        match &self.name {
-            None => (builder.name(default_name(&request)), request),
-            Some(name) => {
-                let (head, body) = request.into_parts();
-                let head = Request::from_parts(head, ());
-                let builder = builder.name(name(&head));
-                (builder, Request::from_parts(head.into_parts().0, body))
-            }
+    /// Opens a request for this one.
+    pub(crate) fn open<Q>(&self, request: &mut Request<Q>) -> Result<Opened, LimitExceeded> {
+        let mut builder = rqmalloc::Request::builder();
+        builder = match &self.name {
+            None => builder.name(default_name(request)),
+            Some(name) => builder.name(with_head(request, |head| name(head).into_owned())),
+        };
+        if self.reports_leaks {
+            builder = builder.report_leaks(true);
         }
-    }
-
-    fn open_with(&self, builder: RequestBuilder) -> Result<Opened, LimitExceeded> {
-        let mut builder = builder.report_leaks(self.reports_leaks);
         if self.traces_leaks {
             builder = builder.trace_leaks(true);
         }
@@ -131,6 +117,23 @@ impl Settings {
             }
         }
     }
+}
+
+/// Calls `f` with the request without its body.
+fn with_head<Q, R>(request: &mut Request<Q>, f: impl FnOnce(&Request<()>) -> R) -> R {
+    let mut head = Request::new(());
+    swap_heads(request, &mut head);
+    let result = f(&head);
+    swap_heads(request, &mut head);
+    result
+}
+
+fn swap_heads<A, B>(a: &mut Request<A>, b: &mut Request<B>) {
+    std::mem::swap(a.method_mut(), b.method_mut());
+    std::mem::swap(a.uri_mut(), b.uri_mut());
+    std::mem::swap(a.version_mut(), b.version_mut());
+    std::mem::swap(a.headers_mut(), b.headers_mut());
+    std::mem::swap(a.extensions_mut(), b.extensions_mut());
 }
 
 /// Has a request that has no room reach its limit, and says which that is.

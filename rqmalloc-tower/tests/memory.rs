@@ -111,11 +111,11 @@ fn resident_memory_is_flat() {
     if let Ok(kind) = std::env::var(KIND) {
         return run(KINDS[kind.parse::<usize>().unwrap()]);
     }
-    for index in 0..KINDS.len() {
+    for (index, kind) in KINDS.iter().enumerate() {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "resident_memory_is_flat", "--nocapture"])
             .env(KIND, index.to_string())
             .status();
-        assert!(child.unwrap().success(), "{:?}", KINDS[index]);
+        assert!(child.unwrap().success(), "{kind:?}");
     }
 }

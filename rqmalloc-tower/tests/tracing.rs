@@ -119,7 +119,7 @@ async fn fields_of_the_span_and_one_warning_a_minute() {
         assert_eq!(fields["rqmalloc.surviving_blocks"], "1");
         assert_eq!(fields["rqmalloc.surviving_bytes"], "112");
     }
-    let warnings = recorded.warnings.lock().unwrap();
+    let warnings = recorded.warnings.lock().unwrap().clone();
     let warning = &warnings[0];
     assert_eq!(warning["route"], "\"GET /leaks\"");
     assert_eq!((&warning["requests"][..], &warning["blocks"][..]), ("1", "1"));
@@ -127,7 +127,6 @@ async fn fields_of_the_span_and_one_warning_a_minute() {
     assert!(warnings.len() < 20, "{warnings:?}");
 
     // Without a span, and in one without the fields.
-    drop(warnings);
     let request = || http::Request::get("/fine").body(Body::empty()).unwrap();
     app.clone().oneshot(request()).await.unwrap();
     let bare = tracing::info_span!("request", other = 1);
