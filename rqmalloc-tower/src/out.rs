@@ -56,7 +56,9 @@ impl Leaving {
     pub(crate) fn frame(self) -> Frame<Bytes> {
         match self {
             Self::Copied(data) => Frame::data(data.into()),
-            Self::Data(data) if is_copied(&data) => Frame::data(Bytes::copy_from_slice(&data)),
+            Self::Data(data) if data.len() <= MOST_COPIED_BYTES => {
+                Frame::data(Bytes::copy_from_slice(&data))
+            }
             Self::Data(data) => Frame::data(data),
             Self::Trailers(mut trailers) => {
                 Frame::trailers(headers(&mut trailers, Strings::Copied))
@@ -74,9 +76,9 @@ pub(crate) enum Strings {
     Copied,
 }
 
-/// Returns the same headers in memory of the caller's, and leaves what is to be dropped inside. A connection of HTTP/1 keeps the memory of
-/// the map for the next request, one of HTTP/2 writes them after the body was polled, and may have
-/// some in its table until it ends.
+/// Returns the same headers in memory of the caller's, and leaves what is to be dropped inside. A
+/// connection of HTTP/1 keeps the memory of the map for the next request, one of HTTP/2 writes them
+/// after the body was polled, and may have some in its table until it ends.
 pub(crate) fn headers(headers: &mut HeaderMap, strings: Strings) -> HeaderMap {
     let mut out = HeaderMap::with_capacity(headers.len() + ADDED_HEADERS);
     match strings {

@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 
 #[global_allocator]
@@ -37,7 +37,8 @@ async fn start(reports: &Reports) -> SocketAddr {
         .on_limit(|_| http::StatusCode::SERVICE_UNAVAILABLE)
         .on_close(move |report| reports.lock().unwrap().push(*report));
     let serving = Server::builder().layer(layer).add_service(Echo);
-    tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    tokio::spawn(serving.serve_with_incoming(incoming));
     address
 }
 
