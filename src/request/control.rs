@@ -279,12 +279,11 @@ impl Control {
         self.opened_at.get() != 0
     }
 
-    /// Returns how many blocks were allocated in it so far, freed ones included. Exact while nobody
-    /// allocates or frees in it.
-    pub fn allocated_count(&self) -> u64 {
+    /// Returns how many blocks were allocated in it so far, freed ones included, where `out` are not
+    /// in its bins.
+    pub(super) fn allocated_count(&self, out: Out) -> usize {
         let freed: usize = self.lanes().map(|lane| lane.bins.freed_count()).sum();
-        let not_in_bins = self.lanes.out().blocks.max(0) as usize;
-        (freed + not_in_bins + self.large.made_count()) as u64
+        freed + out.blocks.max(0) as usize + self.large.made_count()
     }
 
     /// Notes that a thread inside was given so many persistent blocks.

@@ -43,12 +43,14 @@ pub struct Left {
     pub span_bytes: usize,
     /// Bytes of those that other blocks can be cut from.
     pub reusable_bytes: usize,
+    /// Blocks that were ever allocated in the request; counted if it is timed.
+    pub allocated_blocks: usize,
 }
 
 /// Finishes a request that the caller has closed; nobody is in any of its lanes.
 pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> Left {
     if control.is_untouched() {
-        return Left::default();
+        return Left { allocated_blocks: control.large.made_count(), ..Left::default() };
     }
     let (stub, first) = (control.stub(), &control.lanes.first);
     let strays = stub.close_strays();
@@ -62,12 +64,14 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> L
         control.gone()
     };
     let out = control.lanes.out();
+    let allocated_blocks = if control.is_timed() { control.allocated_count(out) } else { 0 };
     let live_blocks = (out.blocks - gone.blocks).max(0) as usize;
     let live_bytes = (out.bytes - gone.bytes).max(0) as usize;
     let (large_count, large_bytes) = control.large_figures();
     let adopts = survivors == Survivors::Live && live_blocks + large_count > 0;
     if adopts || control.has_persisted.load(Ordering::Relaxed) {
-        return settle(control, supply, survivors, (live_blocks, live_bytes));
+        let left = settle(control, supply, survivors, (live_blocks, live_bytes));
+        return Left { allocated_blocks, ..left };
     }
     release_large(control, supply);
     if !control.has_one_lane() {
@@ -80,6 +84,7 @@ pub fn finish<S: Host>(control: &Control, supply: &S, survivors: Survivors) -> L
     Left {
         freed_blocks: live_blocks + large_count,
         freed_bytes: live_bytes + large_bytes,
+        allocated_blocks,
         ..Left::default()
     }
 }

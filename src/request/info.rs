@@ -61,6 +61,25 @@ pub struct RequestInfo {
 }
 
 impl RequestInfo {
+    /// That of a request that was opened just now and that no other thread knows.
+    pub(crate) fn of_new(control: &Control) -> Self {
+        Self {
+            id: control.request_id(),
+            name: control.name.get(),
+            age: Some(Duration::ZERO),
+            usage: Usage {
+                live_blocks: 0,
+                live_bytes: 0,
+                footprint_bytes: 0,
+                peak_bytes: 0,
+                limit_bytes: control.limit(),
+            },
+            limit_exceeded: None,
+            lane_count: 1,
+            thread_count: 0,
+        }
+    }
+
     /// That of a request that the caller keeps.
     pub(crate) fn of(control: &Control) -> Self {
         Self {

@@ -83,7 +83,7 @@ pub struct Report {
     /// The most memory the request held at any one time, in bytes of whole pages.
     pub peak_bytes: usize,
     /// Blocks that were allocated in the request, freed ones included; one that was resized is
-    /// counted again only if it moved. `None`, as for `elapsed`.
+    /// counted again only if it moved. `None`, as for `elapsed`, and while it is still open.
     pub allocated_blocks: Option<u64>,
     /// Persistent blocks that threads inside were given, by
     /// [`persistent`](crate::persistent()): counted by the slow paths only, when a thread's cache is
@@ -148,7 +148,8 @@ impl Report {
         let age = control.age_milliseconds(os::coarse_milliseconds);
         self.name = control.name.get();
         self.elapsed = age.map(Duration::from_millis);
-        self.allocated_blocks = Some(control.allocated_count());
+        // Counted when the request goes.
+        self.allocated_blocks = Some(0);
     }
 
     /// Adds why the request did not just end.
@@ -169,12 +170,14 @@ impl Report {
     /// The report of a request that stays open.
     pub(crate) fn of_open(control: &Control) -> Self {
         let report = Self::before(control, Survivors::Live);
-        Self { outcome: Outcome::Open, still_open: true, ..report }
+        Self { outcome: Outcome::Open, still_open: true, allocated_blocks: None, ..report }
     }
 
     /// Adds what is left of the request.
     #[inline]
     pub(crate) fn add(&mut self, left: &Left) {
+        self.allocated_blocks =
+            self.allocated_blocks.map(|none_yet| none_yet + left.allocated_blocks as u64);
         self.freed_blocks = left.freed_blocks as u64;
         self.freed_bytes = left.freed_bytes;
         self.surviving_blocks = left.surviving_blocks as u64;

@@ -83,7 +83,7 @@ fn tell(call: impl Fn(&dyn Observer)) {
 /// Tells that a request was opened.
 #[cold]
 pub fn tell_opened(control: &Control) {
-    let info = RequestInfo::of(control);
+    let info = RequestInfo::of_new(control);
     tell(|observer| observer.opened(&info));
 }
 
