@@ -158,6 +158,37 @@ impl<T> Scope<T> {
         self.poll_caught(poll, |_| false)
     }
 
+    /// The same; the value is also dropped inside, and the scope is over, if `is_over` says so of what
+    /// the poll returned: with one entry where `poll_in` and [`drop_in`](Self::drop_in) take two.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
+    /// # use std::{pin::pin, task::Poll};
+    /// let request = rqmalloc::Request::new();
+    /// let mut scope = pin!(request.scope(0..1));
+    /// let mut next = || {
+    ///     let next = |mut range: std::pin::Pin<&mut std::ops::Range<_>>| Poll::Ready(range.next());
+    ///     scope.as_mut().poll_in_until(next, |polled| *polled == Poll::Ready(None))
+    /// };
+    /// assert_eq!(next(), Ok(Poll::Ready(Some(0))));
+    /// assert_eq!(next(), Ok(Poll::Ready(None)));
+    /// assert_eq!(scope.get(), None);
+    /// ```
+    ///
+    /// # Errors
+    /// As `poll_in`.
+    ///
+    /// # Panics
+    /// As `poll_in`, or if `is_over` does.
+    pub fn poll_in_until<R>(
+        self: Pin<&mut Self>,
+        poll: impl FnOnce(Pin<&mut T>) -> R,
+        is_over: impl FnOnce(&R) -> bool,
+    ) -> Result<R, Bailout> {
+        self.poll_caught(poll, is_over)
+    }
+
     /// Drops the value inside the request, then the handle: the scope is over. If it was already,
     /// this does nothing.
     pub fn drop_in(self: Pin<&mut Self>) {

@@ -156,5 +156,8 @@ impl core::fmt::Write for Line {
 
 /// Returns the bytes up to the first invalid one, as a text.
 pub fn valid_part(bytes: &[u8]) -> &str {
+    if let Ok(text) = core::str::from_utf8(bytes) {
+        return text;
+    }
     bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }
