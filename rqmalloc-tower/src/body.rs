@@ -31,6 +31,9 @@ pin_project! {
     }
 }
 
+/// What a body was found to be.
+type Polled<E> = Poll<Option<Result<Leaving, E>>>;
+
 pin_project! {
     /// What is dropped inside the request.
     struct Inside<B> {
@@ -87,7 +90,7 @@ where
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
-        let scope = match this.state.project() {
+        let mut scope = match this.state.project() {
             Projected::Inside { scope } => scope,
             Projected::Given { data } => {
                 return Poll::Ready(data.take().map(|data| Ok(Frame::data(data))));
@@ -106,19 +109,24 @@ where
             let take = |frame| out::take(frame, room);
             (polled.map(|frame| frame.map(|result| result.map(take))), is_over)
         };
-        let polled = match scope.poll_in_until(poll, |&(_, is_over)| is_over) {
-            Ok((polled, is_over)) => {
-                if is_over {
-                    this.watched.take();
-                }
-                polled
-            }
-            Err(bailout) => {
-                this.watched.take();
-                return Poll::Ready(Some(Err(bailout.into())));
-            }
+        // What still has memory of the request leaves before the request is over.
+        let may_close = |&(ref polled, is_over): &(Polled<B::Error>, bool)| {
+            is_over && !matches!(polled, Poll::Ready(Some(Ok(leaving))) if !leaving.is_out())
         };
-        polled.map(|frame| frame.map(|result| result.map(Leaving::frame).map_err(Into::into)))
+        let (polled, is_over) = match scope.as_mut().poll_in_until(poll, may_close) {
+            Ok((polled, is_over)) => {
+                let frame = |result: Result<Leaving, B::Error>| {
+                    result.map(Leaving::frame).map_err(Into::into)
+                };
+                (polled.map(|result| result.map(frame)), is_over)
+            }
+            Err(bailout) => (Poll::Ready(Some(Err(bailout.into()))), true),
+        };
+        if is_over {
+            scope.drop_in();
+            this.watched.take();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

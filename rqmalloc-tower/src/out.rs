@@ -5,8 +5,9 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
 
-/// Most bytes of a frame that are copied. A longer one has pages of its own: if it survives, that
-/// costs nothing.
+/// Most bytes of a frame that are copied, also of what others share: a cache, or an encoder that cuts
+/// its frames from one buffer, which would survive as a whole. A longer one has pages of its own: if
+/// it survives, that costs nothing.
 pub(crate) const MOST_COPIED_BYTES: usize = 32 << 10;
 
 /// Headers that are added to a response on its way, as a rule: its length, its type.
@@ -30,13 +31,12 @@ pub(crate) fn room_for(size: &SizeHint) -> Vec<u8> {
     }
 }
 
-/// Copies the data of a frame if there is room for it, and drops it, where it was made. What others
-/// share, such as data of a cache or of the program itself, is not copied.
+/// Copies the data of a frame if there is room for it, and drops it, where it was made.
 pub(crate) fn take<D: Buf>(frame: Frame<D>, mut room: Vec<u8>) -> Leaving {
     match frame.into_data() {
         Ok(mut data) => {
             let bytes = data.copy_to_bytes(data.remaining());
-            if bytes.len() <= room.capacity() && bytes.is_unique() {
+            if bytes.len() <= room.capacity() {
                 room.extend_from_slice(&bytes);
                 return Leaving::Copied(room);
             }
@@ -47,11 +47,16 @@ pub(crate) fn take<D: Buf>(frame: Frame<D>, mut room: Vec<u8>) -> Leaving {
 }
 
 impl Leaving {
+    /// Whether nothing of the request's memory is in it.
+    pub(crate) fn is_out(&self) -> bool {
+        matches!(self, Self::Copied(_))
+    }
+
     /// Returns the frame. To be called outside of the request.
     pub(crate) fn frame(self) -> Frame<Bytes> {
         match self {
             Self::Copied(data) => Frame::data(data.into()),
-            Self::Data(data) if data.len() <= MOST_COPIED_BYTES && data.is_unique() => {
+            Self::Data(data) if data.len() <= MOST_COPIED_BYTES => {
                 Frame::data(Bytes::copy_from_slice(&data))
             }
             Self::Data(data) => Frame::data(data),
@@ -71,9 +76,9 @@ pub(crate) enum Strings {
     Copied,
 }
 
-/// Returns the same headers in memory of the caller's, and leaves what is to be dropped inside. A connection of HTTP/1 keeps the memory of
-/// the map for the next request, one of HTTP/2 writes them after the body was polled, and may have
-/// some in its table until it ends.
+/// Returns the same headers in memory of the caller's, and leaves what is to be dropped inside. A
+/// connection of HTTP/1 keeps the memory of the map for the next request, one of HTTP/2 writes them
+/// after the body was polled, and may have some in its table until it ends.
 pub(crate) fn headers(headers: &mut HeaderMap, strings: Strings) -> HeaderMap {
     let mut out = HeaderMap::with_capacity(headers.len() + ADDED_HEADERS);
     match strings {
@@ -109,19 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn data_is_copied_if_nobody_shares_it() {
-        let alone = Bytes::from(vec![1; 100]);
-        let address = alone.as_ptr();
-        let copy = data(alone);
-        assert_eq!(&copy[..], [1; 100]);
-        assert_ne!(copy.as_ptr(), address);
-
-        let shared = Bytes::from(vec![2; 100]);
-        assert_eq!(data(shared.clone()).as_ptr(), shared.as_ptr());
+    fn data_is_copied_if_it_is_short() {
+        let short = Bytes::from(vec![1; MOST_COPIED_BYTES]);
+        let copy = data(short.clone());
+        assert_eq!(copy, short);
+        assert_ne!(copy.as_ptr(), short.as_ptr());
+        let long = Bytes::from(vec![2; MOST_COPIED_BYTES + 1]);
+        assert_eq!(data(long.clone()).as_ptr(), long.as_ptr());
         assert_eq!(data(&b"static"[..]), "static");
-        let long = Bytes::from(vec![3; MOST_COPIED_BYTES + 1]);
-        let address = long.as_ptr();
-        assert_eq!(data(long).as_ptr(), address);
         assert_eq!(data(VecDeque::from([1, 2, 3])), &[1, 2, 3][..]);
     }
 

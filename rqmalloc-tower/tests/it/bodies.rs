@@ -12,7 +12,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use rqmalloc::Outcome;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 /// A response as services make them: a type, headers of its own, a text.
 async fn json() -> impl IntoResponse {
@@ -159,6 +161,65 @@ async fn trailers_leave_too() {
     assert_eq!(collected.trailers(), Some(&trailers));
     assert_eq!(collected.to_bytes(), "data");
     reports.wait_clean(1, Outcome::Closed).await;
+}
+
+/// Data and trailers, as an encoder makes them: it keeps the buffer that it cuts frames from until its
+/// end, and knows that the trailers are it.
+struct Encoder {
+    buffer: bytes::BytesMut,
+    left: usize,
+}
+
+impl http_body::Body for Encoder {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(left) = self.left.checked_sub(1) else { return Poll::Ready(None) };
+        self.left = left;
+        if left == 0 {
+            let mut trailers = HeaderMap::with_capacity(3);
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        self.buffer.reserve(8192);
+        self.buffer.extend_from_slice(&[b'e'; 1000]);
+        Poll::Ready(Some(Ok(Frame::data(self.buffer.split().freeze()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_and_trailers_of_an_encoder_leave() {
+    let reports = Reports::default();
+    let handler = async || Body::new(Encoder { buffer: bytes::BytesMut::new(), left: 5 });
+    let app = Router::new().route("/encoded", route_get(handler)).layer(reports.layer());
+    let server = Server::start(app).await;
+    let mut sender = connect_http2(&server).await;
+    for count in 1..=20 {
+        sender.ready().await.unwrap();
+        let body = sender.send_request(get("/encoded")).await.unwrap().into_body();
+        let collected = body.collect().await.unwrap();
+        assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(collected.to_bytes().len(), 4000);
+        reports.wait_clean(count, Outcome::Closed).await;
+    }
+    // The last frame of a body whose length is not known, with the connection left out.
+    for left in [1, 2, 5] {
+        let reports = Reports::default();
+        let body = Encoder { buffer: bytes::BytesMut::new(), left };
+        let mut body = body_of(reports.layer(), Body::new(body)).await;
+        while !body.is_end_stream() {
+            body.frame().await.unwrap().unwrap();
+        }
+        reports.wait_clean(1, Outcome::Closed).await;
+    }
 }
 
 #[tokio::test]
