@@ -116,8 +116,9 @@ uint64_t rq_begin_request(void);
 /* Begins a request with these options; NULL: the defaults. */
 uint64_t rq_begin_request_with(const rq_options *options);
 /* Ends this thread's innermost request: frees all of its blocks; what rq_persist() was called on is
- * no longer one of them. Nothing may use or free a freed one afterwards. `report` may be NULL.
- * Fatal if no request is open on this thread. */
+ * no longer one of them. Nothing may use or free a freed one afterwards; an operation that the kernel
+ * has not completed (io_uring, aio) uses its buffers until then: wait for it, or close the request.
+ * `report` may be NULL. Fatal if no request is open on this thread. */
 void rq_end_request(rq_report *report);
 /* Closes this thread's innermost request, the safe way to end it: blocks that are still live become
  * persistent where they are, and stay valid until any thread frees them, as of either family.

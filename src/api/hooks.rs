@@ -55,7 +55,8 @@ pub(crate) fn begin(opening: &Opening) -> Option<RequestId> {
 /// Every use and every free of this request's blocks, by any thread, happens before this call;
 /// nothing that is used or dropped later points to one. `std::thread::scope` without an explicit
 /// `join`, and channels, do *not* guarantee that for memory that the other thread frees: use
-/// [`close_request`] there.
+/// [`close_request`] there. An operation that the kernel has not completed (io_uring, aio) is a user
+/// of its buffers, also after its future was dropped.
 ///
 /// # Panics
 /// If no request begun by `begin_request` is open on this thread.

@@ -228,6 +228,10 @@ impl Request {
     /// explicit `join`, and channels, do *not* guarantee that for memory that the other thread
     /// frees: use [`close`](Self::close) there.
     ///
+    /// An operation that the kernel has not completed (io_uring, aio) is a user of its buffers and
+    /// of what its driver keeps for it, also after its future was dropped: cancel it and wait for
+    /// it, or use `close`.
+    ///
     /// # Errors
     /// Returns the request if other handles are alive or a thread is inside.
     pub unsafe fn end(self) -> Result<Report, Self> {
