@@ -6,8 +6,12 @@ use rqmalloc::{
     snapshot,
 };
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier, LazyLock, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 #[global_allocator]
@@ -38,11 +42,12 @@ impl Observer for Recorder {
 
     fn marked(&self, request: &RequestInfo, limit: &LimitExceeded) {
         assert!(limit.in_use_bytes <= request.usage.peak_bytes);
-        let request_here = Request::current().unwrap();
-        assert_eq!(request_here.id(), request.id);
-        let before = request_here.usage();
+        // In the middle of the request, and yet outside: nothing is found, or counted to it.
+        assert!(Request::current().is_none() && rqmalloc::check().is_ok());
         let _block = Box::new([0u8; 100]);
-        assert_eq!(request_here.usage(), before, "observers allocate outside");
+        let open = open_requests();
+        let now = open.iter().find(|info| info.id == request.id).unwrap();
+        assert_eq!(now.usage, request.usage, "observers allocate outside");
         Self::record(request, format!("marked at {}", limit.limit_bytes));
     }
 
@@ -108,6 +113,17 @@ fn an_observer_is_told_wherever_the_last_handle_goes() {
     let before = outer.usage();
     outer.run(|| drop(watched("watched inside")));
     assert_eq!(outer.usage(), before, "observers allocate outside");
+    let inner = Request::new();
+    inner.on_close(|_| {
+        assert!(Request::current().is_none());
+        let own = Request::new();
+        assert_eq!(own.run(|| Request::current().unwrap().id()), own.id());
+        assert!(Request::current().is_none());
+    });
+    outer.run(|| {
+        drop(inner);
+        assert_eq!(Request::current().unwrap().id(), outer.id());
+    });
     assert_eq!(told("watched inside"), ["opened 0", "closed closed 0"]);
     let unwound = std::panic::catch_unwind(|| {
         let request = watched("watched by a panic");
@@ -277,4 +293,109 @@ fn a_snapshot_shows_what_is_live_and_what_it_could_not_see() {
     });
     drop(kept);
     let _ = request.close().unwrap();
+}
+
+#[test]
+fn a_parent_can_be_closed_by_whoever_is_told_of_its_child() {
+    for _ in 0..200 {
+        let parent = Request::new();
+        let child = Request::builder().parent(&parent).build();
+        let inside = child.clone();
+        let thread = std::thread::spawn(move || drop(inside));
+        let _ = child.wait_closed();
+        let _ = parent.close().expect("its child has let go of it");
+        thread.join().unwrap();
+    }
+    let parent = Request::new();
+    let child = Request::builder().parent(&parent).build();
+    let is_closed = Arc::new(Mutex::new(false));
+    let told = is_closed.clone();
+    child.on_close(move |_| *told.lock().unwrap() = parent.close().is_ok());
+    drop(child);
+    assert!(*is_closed.lock().unwrap());
+}
+
+#[test]
+fn a_waker_may_own_the_request_that_it_waits_for() {
+    type Task = Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>;
+    struct Waking(#[expect(dead_code, reason = "dropped with the waker")] Task);
+    impl Wake for Waking {
+        fn wake(self: Arc<Self>) {}
+    }
+    let waker_of = |request: &Request| {
+        let task: Pin<Box<dyn Future<Output = ()> + Send>> =
+            Box::pin(request.scope(std::future::pending()));
+        Waker::from(Arc::new(Waking(Mutex::new(Some(task)))))
+    };
+    let request = Request::new();
+    let waker = waker_of(&request);
+    let mut closed = Box::pin(request.closed());
+    assert!(closed.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    // The old waker goes, and with it the request.
+    let mut context = Context::from_waker(Waker::noop());
+    while closed.as_mut().poll(&mut context).is_pending() {}
+    let request = Request::new();
+    let waker = waker_of(&request);
+    let mut closed = Box::pin(request.closed());
+    assert!(closed.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    drop(closed);
+}
+
+#[test]
+fn threads_that_have_exited_lose_no_event() {
+    static OPEN: AtomicI64 = AtomicI64::new(0);
+    static CLOSED_LATE: AtomicI64 = AtomicI64::new(0);
+    struct Balance;
+    impl Observer for Balance {
+        fn opened(&self, request: &RequestInfo) {
+            if request.name.is_some_and(|name| name == "late") {
+                OPEN.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        fn closed(&self, request: &RequestInfo, _report: &Report) {
+            if request.name.is_some_and(|name| name == "late") {
+                OPEN.fetch_sub(1, Ordering::Relaxed);
+                std::thread::yield_now();
+                drop(Request::builder().name("late").build());
+            }
+        }
+    }
+    static KEY: AtomicI64 = AtomicI64::new(0);
+    extern "C" fn late(value: *mut libc::c_void) {
+        let key = KEY.load(Ordering::Relaxed) as libc::pthread_key_t;
+        // A few rounds of destructors later the allocator has left the thread.
+        let late = value.cast::<(u32, Option<Request>)>();
+        // SAFETY: the box below; the key exists.
+        unsafe {
+            (*late).0 += 1;
+            if (*late).0 < 3 {
+                libc::pthread_setspecific(key, value);
+            } else {
+                drop((*late).1.take());
+                CLOSED_LATE.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    set_observer(Balance);
+    let mut key = 0;
+    // SAFETY: a place for the key, and a function that takes what is set below.
+    assert_eq!(unsafe { libc::pthread_key_create(&raw mut key, Some(late)) }, 0);
+    KEY.store(i64::from(key), Ordering::Relaxed);
+    for _ in 0..50 {
+        let threads: Vec<_> = (0..6)
+            .map(|_| {
+                std::thread::spawn(move || {
+                    let request = Request::builder().name("late").build();
+                    let late = rqmalloc::persistent(|| Box::leak(Box::new((0u32, Some(request)))));
+                    // SAFETY: the key exists.
+                    unsafe { libc::pthread_setspecific(key, (&raw const *late).cast()) };
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+    assert_eq!(CLOSED_LATE.load(Ordering::Relaxed), 300);
+    assert_eq!(OPEN.load(Ordering::Relaxed), 0);
 }

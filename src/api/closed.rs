@@ -118,7 +118,8 @@ impl Request {
     }
 }
 
-/// The future that [`Request::closed`] returns. It keeps nothing open.
+/// The future that [`Request::closed`] returns. It keeps nothing open; its place for the report, some
+/// 400 bytes, stays until the request is over, even if this is dropped before.
 #[cfg(feature = "async")]
 #[must_use = "futures do nothing unless polled"]
 pub struct Closed(Arc<Place>);
@@ -128,17 +129,22 @@ impl Future for Closed {
     type Output = Report;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Report> {
+        let waker = context.waker().clone();
         let mut state = self.0.lock();
-        match state.report {
-            Some(report) => Poll::Ready(report),
-            None => {
-                let waker = context.waker();
-                if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                    state.waker = Some(waker.clone());
-                }
-                Poll::Pending
-            }
-        }
+        let polled = state.report.map_or(Poll::Pending, Poll::Ready);
+        let before = state.waker.replace(waker);
+        drop(state);
+        // Without the lock: a waker may own the last handle of the request.
+        drop(before);
+        polled
+    }
+}
+
+#[cfg(feature = "async")]
+impl Drop for Closed {
+    fn drop(&mut self) {
+        let before = self.0.lock().waker.take();
+        drop(before);
     }
 }
 

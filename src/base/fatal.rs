@@ -99,6 +99,13 @@ pub fn wrong_family(address: usize, is_persistent: bool) -> ! {
     die("wrong family", &values)
 }
 
+/// A handle of a request was used that had been given back.
+#[cfg(feature = "capi")]
+#[cold]
+pub fn handle_given_back(call: &str) -> ! {
+    die("handle of a request that is over", &[("call", Text(call))])
+}
+
 /// A function that needs an open request was called without one.
 #[cfg(feature = "capi")]
 #[cold]

@@ -4,6 +4,7 @@ use crate::api::bailout::Bailout;
 use crate::base::fatal;
 use crate::c::bailouts::{fail, needed_thread};
 use crate::c::tries::stack_here;
+use crate::lockfree::state::Phase;
 use crate::request::control::Control;
 use crate::thread::finish::drop_handle;
 use crate::thread::open::add_handle;
@@ -26,7 +27,16 @@ pub extern "C" fn rq_request_ref() -> *const Control {
 pub unsafe extern "C" fn rq_request_unref(request: *const Control) {
     // SAFETY: the caller's contract.
     if let Some(control) = unsafe { request.as_ref() } {
+        expect_handle(control, "rq_request_unref");
         drop_handle(control);
+    }
+}
+
+/// Ends the process if a handle is of a request that is over, unless another one has its place.
+fn expect_handle(control: &Control, call: &str) {
+    let seen = control.stub().state.look();
+    if seen.phase() != Phase::Open || seen.handles() == 0 {
+        fatal::handle_given_back(call);
     }
 }
 
@@ -38,6 +48,7 @@ pub unsafe extern "C" fn rq_request_unref(request: *const Control) {
 pub unsafe extern "C" fn rq_enter(request: *const Control) {
     // SAFETY: the caller's contract.
     let Some(control) = (unsafe { request.as_ref() }) else { fatal::no_request("rq_enter") };
+    expect_handle(control, "rq_enter");
     let thread = needed_thread("rq_enter");
     add_handle(control);
     if thread.enter(control, EntryKind::Reference).is_none() {

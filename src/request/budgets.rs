@@ -113,7 +113,7 @@ impl Control {
     #[cfg(feature = "async")]
     #[inline]
     pub fn poll_begins(&self) -> Option<usize> {
-        self.lowest_limit().map(|_| self.footprint_bytes())
+        self.lowest_limit().map(|_| self.own_bytes())
     }
 
     /// A poll ends that began at so many bytes, where the request has a limit: notes by how much it

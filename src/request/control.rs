@@ -332,6 +332,11 @@ impl Control {
         self.exchange.lists()
     }
 
+    /// Whether a lane was entered in this request, and not only in earlier ones.
+    pub(super) fn has_entered(&self, lane: &Lane) -> bool {
+        lane.bins.tag().id() == self.id()
+    }
+
     /// Enters an idle lane, else one of the host's.
     #[inline]
     pub fn enter<S: Host>(&self, host: &S) -> Option<&Lane> {

@@ -22,10 +22,15 @@
 use crate::base::symbolizing::is_symbolizing;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
 use crate::lockfree::budget::{Budget, Limit, MAX_LEVELS, Mark, Marked, Reason, charge_each};
+#[cfg(feature = "async")]
+use crate::request::growth::POLL_GROWTH;
 use crate::request::lane::Lane;
 use crate::request::limits::{Limits, LimitsNow, UNIT_BYTES, limit_of, units_of};
 use core::cell::Cell;
 use core::ptr::null;
+
+/// How often a charge to a chain is tried that is refused although it fits: others come first.
+const MOST_CHARGES: usize = 8;
 
 /// How far a charge may go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,8 +100,25 @@ impl Footprint {
     /// is taken off its parent's (Q3).
     pub fn leave(&self) {
         let units = self.budget.take_all();
-        self.parents().for_each(|above| above.refund_child(units));
+        self.parents().for_each(|above| {
+            above.refund_child(units);
+            if above.mark.is_set() {
+                above.clear_marks();
+            }
+        });
         self.above.set(null());
+    }
+
+    /// Clears the marks below which it is again, because a child is finished.
+    #[cold]
+    fn clear_marks(&self) {
+        let used = self.budget.used();
+        if used <= self.limits.near_units() {
+            self.mark.clear_limit();
+        }
+        if used <= self.limits.soft_units() {
+            self.mark.clear_soft();
+        }
     }
 
     fn parents(&self) -> impl Iterator<Item = &Self> + Clone {
@@ -121,29 +143,39 @@ impl Footprint {
     /// `lane` is the lane that the caller is in; a caller outside has none.
     pub fn charge(&self, lane: Option<&Lane>, bytes: usize, bound: Bound) -> bool {
         let units = units_of(bytes);
-        self.charge_levels(units, |level| level.charge_alone(lane, units, bound))
+        let is_suspended = || {
+            bound == Bound::Hard
+                && (lane.is_some_and(|lane| lane.limit_is_suspended.get())
+                    || std::thread::panicking()
+                    || is_symbolizing())
+        };
+        self.charge_levels(units, bound, is_suspended)
     }
 
     /// The same for what is no more than convenient: never beyond a bound.
     pub fn charge_within(&self, bytes: usize, bound: Bound) -> bool {
-        let units = units_of(bytes);
-        self.charge_levels(units, |level| level.charge_bounded(units, bound))
+        self.charge_levels(units_of(bytes), bound, || false)
     }
 
     #[inline]
-    fn charge_levels(&self, units: u64, charge: impl Fn(&Self) -> bool) -> bool {
+    fn charge_levels(&self, units: u64, bound: Bound, is_suspended: impl Fn() -> bool) -> bool {
         if self.above().is_none() {
-            return charge(self);
+            return self.charge_alone(units, bound, &is_suspended);
         }
-        self.charge_chain(units, charge)
+        self.charge_chain(units, bound, &is_suspended)
     }
 
     #[cold]
-    fn charge_chain(&self, units: u64, charge: impl Fn(&Self) -> bool) -> bool {
+    fn charge_chain(&self, units: u64, bound: Bound, is_suspended: &impl Fn() -> bool) -> bool {
         let charge = |level: &Self| {
-            let is_granted = charge(level);
-            if is_granted && !core::ptr::eq(level, self) {
-                level.of_children_units.fetch_add(units as usize, Ordering::Relaxed);
+            if core::ptr::eq(level, self) {
+                return level.charge_alone(units, bound, is_suspended);
+            }
+            // First: what is a child's never counts as the parent's own.
+            level.of_children_units.fetch_add(units as usize, Ordering::Relaxed);
+            let is_granted = level.charge_alone(units, bound, is_suspended);
+            if !is_granted {
+                level.of_children_units.fetch_sub(units as usize, Ordering::Relaxed);
             }
             is_granted
         };
@@ -151,25 +183,29 @@ impl Footprint {
             true => level.budget.refund(units),
             false => level.refund_child(units),
         };
-        charge_each(self.levels(), charge, undo).is_ok()
+        for _ in 0..MOST_CHARGES {
+            // A charge that must be refused had better not be seen by others, which it would keep
+            // from what they may have.
+            let fits = self.levels().all(|level| level.fits(units, bound));
+            if !(fits || is_suspended()) {
+                return false;
+            }
+            if charge_each(self.levels(), charge, undo).is_ok() {
+                return true;
+            }
+        }
+        false
     }
 
-    #[inline]
-    fn charge_alone(&self, lane: Option<&Lane>, units: u64, bound: Bound) -> bool {
-        let is_suspended = || {
-            lane.is_some_and(|lane| lane.limit_is_suspended.get())
-                || std::thread::panicking()
-                || is_symbolizing()
-        };
-        self.charge_bounded(units, bound)
-            || (bound == Bound::Hard
-                && is_suspended()
-                && self.budget.charge_beyond(units).is_some())
-    }
-
-    #[inline]
-    fn charge_bounded(&self, units: u64, bound: Bound) -> bool {
+    fn charge_alone(&self, units: u64, bound: Bound, is_suspended: &impl Fn() -> bool) -> bool {
         self.budget.charge(units, self.most_units(bound)).is_some()
+            || (is_suspended() && self.budget.charge_beyond(units).is_some())
+    }
+
+    /// Whether so many units more would be granted now.
+    fn fits(&self, units: u64, bound: Bound) -> bool {
+        let most = self.most_units(bound).min(self.budget.limit().units());
+        self.budget.used().checked_add(units).is_some_and(|sum| sum <= most)
     }
 
     /// Notes that the memory that was charged for is there: it counts towards the peaks, and each
@@ -321,7 +357,7 @@ impl Footprint {
     pub fn note_poll(&self, before_bytes: usize) {
         let was_refused = matches!(self.mark.get(), Some((Reason::Refused(_), _)));
         if !was_refused {
-            crate::request::growth::POLL_GROWTH.note(self.bytes().saturating_sub(before_bytes));
+            POLL_GROWTH.note(self.own_bytes().saturating_sub(before_bytes));
         }
     }
 

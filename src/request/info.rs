@@ -88,7 +88,7 @@ impl RequestInfo {
             age: control.age_milliseconds(os::coarse_milliseconds).map(Duration::from_millis),
             usage: Usage::of(control),
             limit_exceeded: LimitExceeded::of(control),
-            lane_count: control.lanes().count() as u64,
+            lane_count: control.lanes().filter(|lane| control.has_entered(lane)).count() as u64,
             thread_count: control.lanes().filter(|lane| lane.occupant.get() != 0).count() as u64,
         }
     }

@@ -112,9 +112,14 @@ pub fn run_on_close(callbacks: Chain, report: &Report) {
     outside(|| callbacks.blocks(&Raw).for_each(|node| run_node(node, Some(report))));
 }
 
-/// Runs what calls user code outside of any request.
+/// Runs what calls user code outside of any request; it must not unwind.
 pub fn outside(f: impl FnOnce()) {
-    in_persistent(|| without_limit(current(), f));
+    in_persistent(|| {
+        without_limit(current(), || match current() {
+            Some(thread) => thread.outside(f),
+            None => f(),
+        });
+    });
 }
 
 /// How many panics in a row are caught while panic payloads are dropped.

@@ -302,7 +302,6 @@ impl Entries {
     }
 
     /// Returns the order of the entry made last.
-    #[cfg(feature = "capi")]
     pub fn last_order(&self) -> u64 {
         self.last_order.get()
     }

@@ -88,9 +88,10 @@ fn finish_watched(control: &'static Control, survivors: Survivors, report: &mut 
     });
     let (on_close, parent) = (control.on_close.drain(), control.parent());
     report.add(&release(control, survivors));
+    // Who is told may close the parent.
+    parent.inspect(|parent| drop_handle(parent));
     run_on_close(on_close, report);
     info.inspect(|info| tell_closed(info, report));
-    parent.inspect(|parent| drop_handle(parent));
 }
 
 /// Waits until the request is this thread's alone, and lists its leaks if it does so.

@@ -124,6 +124,14 @@ impl Thread {
         self.leave_keeping_handle(self.innermost(EntryKind::Hook)?)
     }
 
+    /// Calls `f`, which must not unwind, as if the thread were inside no request but those that `f`
+    /// enters.
+    pub fn outside(&self, f: impl FnOnce()) {
+        let before = self.outside_after.replace(self.entries.last_order());
+        f();
+        self.outside_after.set(before);
+    }
+
     /// Returns the request of the newest entry that is in one.
     pub fn current_control(&self) -> Option<&'static Control> {
         let of_kind = |kind| self.entries.newest_of(kind);
@@ -131,8 +139,11 @@ impl Thread {
         let kinds = [EntryKind::Guard, EntryKind::Hook, EntryKind::Reference];
         #[cfg(not(feature = "capi"))]
         let kinds = [EntryKind::Guard, EntryKind::Hook];
-        let (_, entry) =
+        let (name, entry) =
             kinds.map(of_kind).into_iter().flatten().max_by_key(|(name, _)| name.order())?;
+        if name.order() <= self.outside_after.get() {
+            return None;
+        }
         // SAFETY: a live entry's handle keeps its control block (T2).
         unsafe { entry.control.as_ref() }
     }

@@ -135,6 +135,7 @@ extern "C" fn exit(_thread: *mut libc::c_void) {
     thread.catching_count.set(0);
     thread.suspension.set(0);
     thread.is_observing.set(false);
+    thread.outside_after.set(0);
     thread.unstash_all();
     let room = thread.entries.take_idle_room(true);
     free_persistent(Some(thread), room.expose_provenance());

@@ -104,6 +104,9 @@ pub struct Thread {
     last_suspension: Cell<u64>,
     /// Whether what unwinds, if anything does, is a bailout.
     pub is_bailing_out: Cell<bool>,
+    /// The order of the entry after which the thread is outside of requests, though it has not left
+    /// them: it tells others about one.
+    outside_after: Cell<u64>,
     /// Whether an observer is being told something.
     is_observing: Cell<bool>,
     /// What a higher wing keeps for this thread; null: nothing.

@@ -2,7 +2,7 @@
 
 use super::callbacks::{call_contained, outside};
 use super::current;
-use crate::base::sync::{AtomicBool, AtomicPtr, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU64, Ordering};
 use crate::lockfree::grow_list::{GrowList, Link, Linked};
 use crate::request::control::Control;
 use crate::request::info::RequestInfo;
@@ -64,20 +64,43 @@ pub fn is_observed() -> bool {
 
 #[cold]
 fn tell(call: impl Fn(&dyn Observer)) {
-    /// Whether a thread that has exited is telling something; another one's events are lost then.
-    static IS_TELLING_LATE: AtomicBool = AtomicBool::new(false);
-    let thread = current();
-    let set_telling = |is_telling| match thread {
-        Some(thread) => thread.is_observing.replace(is_telling),
-        None => IS_TELLING_LATE.swap(is_telling, Ordering::Relaxed),
-    };
-    if set_telling(true) {
+    if is_telling() {
         return;
     }
+    let set_telling = |is_telling| match current() {
+        Some(thread) => thread.is_observing.set(is_telling),
+        None => set_telling_late(is_telling),
+    };
+    set_telling(true);
     outside(|| {
         WATCHES.all().for_each(|watch| call_contained(|| call(&*watch.observer)));
     });
     set_telling(false);
+}
+
+/// Whether this thread is telling something: what an observer does is not told.
+fn is_telling() -> bool {
+    match current() {
+        Some(thread) => thread.is_observing.get(),
+        None => TELLING_LATE.iter().any(|place| place.load(Ordering::Relaxed) == this_thread()),
+    }
+}
+
+/// The threads that have exited and are telling something. One that finds no place tells its
+/// observers of what they do themselves, too.
+static TELLING_LATE: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+
+fn this_thread() -> u64 {
+    // SAFETY: always callable.
+    unsafe { libc::pthread_self() as u64 }
+}
+
+#[cold]
+fn set_telling_late(is_telling: bool) {
+    let (from, to) = if is_telling { (0, this_thread()) } else { (this_thread(), 0) };
+    let _ = TELLING_LATE.iter().find(|place| {
+        place.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    });
 }
 
 /// Tells that a request was opened.
@@ -98,7 +121,8 @@ pub fn tell_closed(info: &RequestInfo, report: &Report) {
 #[inline]
 pub fn limit_exceeded(control: &Control) -> Option<LimitExceeded> {
     let limit = LimitExceeded::of(control)?;
-    if is_observed() && control.is_to_be_given_up() && control.tells_mark() {
+    let is_new = || control.is_to_be_given_up() && !is_telling() && control.tells_mark();
+    if is_observed() && is_new() {
         let info = RequestInfo::of(control);
         tell(|observer| observer.marked(&info, &limit));
     }

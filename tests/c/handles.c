@@ -90,6 +90,30 @@ CASE(a_bailout_leaves_what_was_entered) {
     CHECK_EQUAL(report.outcome, RQ_BAILED_OUT);
 }
 
+DEATH(a_handle_given_back_twice_is_named) {
+    expect("rqmalloc: handle of a request that is over (call rq_request_unref)\n");
+    rq_begin_request();
+    rq_request *handle = rq_request_ref();
+    rq_close_request(NULL);
+    rq_request_unref(handle);
+    rq_request_unref(handle);
+}
+
+DEATH(a_handle_given_back_is_not_entered) {
+    expect("rqmalloc: handle of a request that is over (call rq_enter)\n");
+    rq_begin_request();
+    rq_request *handle = rq_request_ref();
+    rq_close_request(NULL);
+    rq_request_unref(handle);
+    rq_enter(handle);
+}
+
+DEATH(leaving_without_entering_is_named) {
+    expect("rqmalloc: no request is open (call rq_leave)\n");
+    rq_begin_request();
+    rq_leave();
+}
+
 /* ---- limits and reasons ---------------------------------------------------------------------- */
 
 CASE(null_has_a_reason) {

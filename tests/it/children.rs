@@ -316,3 +316,57 @@ fn children_on_threads_never_pass_their_parents_limit() {
         end(root);
     }
 }
+
+#[test]
+fn a_charge_that_a_request_above_refuses_is_in_nobodys_way() {
+    let _together = together();
+    let service = Request::builder().memory_limit(40 * MIB).build();
+    let tenant = Request::builder().memory_limit(64 * MIB).parent(&service).build();
+    let [greedy, modest] = [child_of(&tenant), child_of(&tenant)];
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            greedy.run(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    assert!(try_take(45 * MIB).is_null(), "more than the service may have");
+                }
+            });
+        });
+        modest.run(|| {
+            for _ in 0..20_000 {
+                let block = try_take(20 * MIB);
+                assert!(!block.is_null(), "it fits everywhere");
+                give(black_box(block), 20 * MIB);
+            }
+        });
+        is_done.store(true, Ordering::Relaxed);
+    });
+    assert!(tenant.usage().peak_bytes <= 22 * MIB, "{}", tenant.usage().peak_bytes);
+}
+
+#[test]
+fn a_budget_is_there_again_when_the_child_that_used_it_up_is_finished() {
+    let _together = together();
+    let soft = Request::builder().soft_limit(8 * MIB).build();
+    let hard = Request::builder().memory_limit(16 * MIB).build();
+    for (tenant, greedy_bytes) in [(soft, 10 * MIB), (hard, 15 * MIB)] {
+        let query = |bytes: usize| {
+            let query = child_of(&tenant);
+            let result = query.catch(|| drop(black_box(vec![1u8; bytes])));
+            assert_eq!(
+                query.close().unwrap().outcome == rqmalloc::Outcome::OverLimit,
+                result.is_err()
+            );
+            result.is_ok()
+        };
+        assert!(query(MIB));
+        assert!(!query(greedy_bytes));
+        assert_eq!(tenant.check(), Ok(()));
+        assert!(query(MIB), "the tenant has room again");
+        // What it holds itself still counts.
+        let own = tenant.run(|| vec![1u8; greedy_bytes]);
+        assert!(tenant.check().is_err() && !query(MIB / 2));
+        assert!(tenant.check().is_err());
+        drop(own);
+    }
+}
