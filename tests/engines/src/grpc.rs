@@ -34,7 +34,10 @@ const MANY: usize = 10_000;
 const FEW: usize = 50;
 
 /// How often each kind but the first is done so many times.
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 60;
+
+/// Threads of the first runtime.
+const WORKER_COUNT: usize = 2;
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
@@ -185,7 +188,9 @@ impl Program {
         let over: Vec<_> = reports.iter().filter_map(|report| report.limit_exceeded).collect();
         assert_eq!(over.len(), FEW);
         assert!(over.iter().all(|limit| limit.kind == LimitKind::Soft));
-        assert!(reports.iter().all(|report| report.surviving_blocks == 0));
+        // Each worker has a list of what yielded, made in the first call that does.
+        let left: u64 = reports.iter().map(|report| report.surviving_blocks).sum();
+        assert!(left <= WORKER_COUNT as u64, "{left} blocks survive");
 
         // Its connection goes with it, so it has one of its own.
         let mut client = Self::connect(self.address).await;
@@ -208,8 +213,8 @@ impl Program {
     async fn streams(&self) {
         let mut reporter = self.reporter.clone();
         let mut streams = Vec::new();
+        reporter.set_service_status("watched", ServingStatus::Serving).await;
         for number in 0..FEW {
-            reporter.set_service_status("watched", ServingStatus::Serving).await;
             streams.push(Self::watch(&self.client, "watched").await);
             assert_eq!(rqmalloc::open_requests().len(), number + 1);
         }
@@ -268,7 +273,7 @@ fn run(builder: &mut Builder) {
 
 fn main() {
     println!("a runtime of two threads");
-    run(Builder::new_multi_thread().worker_threads(2));
+    run(Builder::new_multi_thread().worker_threads(WORKER_COUNT));
     println!("a runtime of one thread");
     run(&mut Builder::new_current_thread());
     assert!(rqmalloc::open_requests().is_empty());
