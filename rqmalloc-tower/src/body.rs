@@ -1,9 +1,8 @@
 //! The body of a response, which is polled after the handler is done.
 
-use crate::out::{self, Leaving};
+use crate::out::{self, Leaving, Rest};
 use crate::watch::Watched;
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use rqmalloc::{Request, Scope};
@@ -40,7 +39,7 @@ pin_project! {
         #[pin]
         body: B,
         // What is left of the head.
-        _rest: HeaderMap,
+        _rest: Rest,
     }
 }
 
@@ -58,12 +57,7 @@ pin_project! {
 }
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn new(
-        request: &Request,
-        watched: Option<Watched>,
-        body: B,
-        rest: HeaderMap,
-    ) -> Self {
+    pub(crate) fn new(request: &Request, watched: Option<Watched>, body: B, rest: Rest) -> Self {
         let inside = Inside { body, _rest: rest };
         Self { state: State::Inside { scope: request.scope(inside) }, watched }
     }

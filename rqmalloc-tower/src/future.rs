@@ -85,8 +85,7 @@ where
             }
         };
         let (mut head, body) = response.into_parts();
-        let headers = out::headers(&mut head.headers, running.strings);
-        let rest = std::mem::replace(&mut head.headers, headers);
+        let rest = out::head(&mut head, running.strings);
         let body = ResponseBody::new(&running.request, running.watched, body, rest);
         Poll::Ready(Ok(Response::from_parts(head, body)))
     }

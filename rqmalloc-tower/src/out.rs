@@ -2,8 +2,10 @@
 //! anew outside, as far as that is cheaper than a survivor.
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::response::Parts;
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
+use std::mem;
 
 /// Most bytes of a frame that are copied, also of what others share: a cache, or an encoder that cuts
 /// its frames from one buffer, which would survive as a whole. A longer one has pages of its own: if
@@ -74,6 +76,18 @@ pub(crate) enum Strings {
     Moved,
     /// They are copied: the connection keeps them for a while.
     Copied,
+}
+
+/// What is left of a head, to be dropped inside.
+pub(crate) type Rest = (HeaderMap, Extensions);
+
+/// Puts a head into memory of the caller's, and returns what is left of it. To be called outside of
+/// the request. Extensions are cloned: of what they are made, only their types know (a gRPC status
+/// is one).
+pub(crate) fn head(head: &mut Parts, strings: Strings) -> Rest {
+    let headers = headers(&mut head.headers, strings);
+    let extensions = head.extensions.clone();
+    (mem::replace(&mut head.headers, headers), mem::replace(&mut head.extensions, extensions))
 }
 
 /// Returns the same headers in memory of the caller's, and leaves what is to be dropped inside. A

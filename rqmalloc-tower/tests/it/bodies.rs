@@ -6,7 +6,7 @@ use super::support::{
 use axum::body::{Body, to_bytes};
 use axum::response::IntoResponse;
 use axum::routing::{get as route_get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as _, Frame};
@@ -58,6 +58,31 @@ async fn over_http1_nothing_survives() {
     }
     let reports = reports.wait_clean(20 * 7, Outcome::Closed).await;
     assert!(reports[0].peak_bytes > 0, "the handler ran inside: {}", reports[0]);
+    server.stop().await;
+}
+
+/// What a handler tells the middlewares around the layer.
+#[tokio::test(flavor = "multi_thread")]
+async fn extensions_leave() {
+    #[derive(Clone)]
+    struct Told(String);
+    let handler = async || (Extension(Told("told".repeat(20))), "a text");
+    let seen = Arc::new(Mutex::new(0));
+    let count = seen.clone();
+    let look = move |response: http::Response<Body>| {
+        assert_eq!(response.extensions().get::<Told>().unwrap().0, "told".repeat(20));
+        *count.lock().unwrap() += 1;
+        response
+    };
+    let reports = Reports::default();
+    let app = Router::new().route("/told", route_get(handler)).layer(reports.layer());
+    let server = Server::start(app.layer(tower::util::MapResponseLayer::new(look))).await;
+    let mut client = Client::connect(&server).await;
+    for _ in 0..20 {
+        client.get("/told").await.1.unwrap();
+    }
+    reports.wait_clean(20, Outcome::Closed).await;
+    assert_eq!(*seen.lock().unwrap(), 20);
     server.stop().await;
 }
 

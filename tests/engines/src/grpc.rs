@@ -9,7 +9,7 @@ use rqmalloc_tower::RequestLayer;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{GROWTH_BYTES, resident_bytes};
+use support::stays_flat;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
@@ -29,9 +29,15 @@ static GLOBAL: rqmalloc::RqMalloc = rqmalloc::RqMalloc;
 /// How long the program waits for what must happen before it fails.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Calls of each kind.
+/// Plain calls, and calls of each other kind at a time.
 const MANY: usize = 10_000;
-const FEW: usize = 200;
+const FEW: usize = 50;
+
+/// How often each kind but the first is done so many times.
+const ROUNDS: usize = 60;
+
+/// Threads of the first runtime.
+const WORKER_COUNT: usize = 2;
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
@@ -100,7 +106,7 @@ impl Reports {
 async fn wait_until(is_true: impl Fn() -> bool) {
     let wait = async {
         while !is_true() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.expect("it never became true");
@@ -139,7 +145,8 @@ impl Program {
     }
 
     async fn connect(address: SocketAddr) -> HealthClient<Channel> {
-        HealthClient::connect(format!("http://{address}")).await.unwrap()
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        HealthClient::new(endpoint.connect().await.unwrap())
     }
 
     async fn check(&self, service: &str) -> Result<ServingStatus, Status> {
@@ -162,16 +169,6 @@ impl Program {
     async fn unary(&self) {
         assert_eq!(self.check("").await.unwrap(), ServingStatus::Serving);
         self.reports.take_clean(1, CHECK, Outcome::Closed).await;
-        for round in 0..10 {
-            let before = resident_bytes();
-            for _ in 0..MANY / 10 {
-                assert_eq!(self.check("").await.unwrap(), ServingStatus::Serving);
-            }
-            self.reports.take_clean(MANY / 10, CHECK, Outcome::Closed).await;
-            let after = resident_bytes();
-            assert!(round == 0 || after <= before + GROWTH_BYTES, "{before} bytes, then {after}");
-        }
-        println!("{MANY} unary calls");
     }
 
     /// Errors of the handler, a panic in it, and calls over their limit, beside others.
@@ -191,7 +188,9 @@ impl Program {
         let over: Vec<_> = reports.iter().filter_map(|report| report.limit_exceeded).collect();
         assert_eq!(over.len(), FEW);
         assert!(over.iter().all(|limit| limit.kind == LimitKind::Soft));
-        assert!(reports.iter().all(|report| report.surviving_blocks == 0));
+        // Each worker has a list of what yielded, made in the first call that does.
+        let left: u64 = reports.iter().map(|report| report.surviving_blocks).sum();
+        assert!(left <= WORKER_COUNT as u64, "{left} blocks survive");
 
         // Its connection goes with it, so it has one of its own.
         let mut client = Self::connect(self.address).await;
@@ -201,7 +200,6 @@ impl Program {
         assert_eq!(reports[0].outcome, Outcome::Panicked);
         assert_eq!(self.check("").await.unwrap(), ServingStatus::Serving);
         self.reports.take_clean(1, CHECK, Outcome::Closed).await;
-        println!("{} calls that fail", 2 * FEW + 1);
     }
 
     async fn many(&self, service: &str) -> Vec<Result<ServingStatus, Status>> {
@@ -215,8 +213,8 @@ impl Program {
     async fn streams(&self) {
         let mut reporter = self.reporter.clone();
         let mut streams = Vec::new();
+        reporter.set_service_status("watched", ServingStatus::Serving).await;
         for number in 0..FEW {
-            reporter.set_service_status("watched", ServingStatus::Serving).await;
             streams.push(Self::watch(&self.client, "watched").await);
             assert_eq!(rqmalloc::open_requests().len(), number + 1);
         }
@@ -231,7 +229,6 @@ impl Program {
             assert!(stream.message().await.unwrap().is_none());
         }
         self.reports.take_clean(FEW, WATCH, Outcome::Closed).await;
-        println!("{FEW} streams to their ends");
     }
 
     /// Clients that drop their streams, and clients that are gone, with all of their streams.
@@ -249,7 +246,6 @@ impl Program {
         drop((client, streams));
         let reports = self.reports.take(FEW).await;
         assert!(reports.iter().all(|report| report.outcome == Outcome::Closed));
-        println!("{} streams that are cut", 2 * FEW);
     }
 
     /// A server that stops waits for its calls.
@@ -265,20 +261,21 @@ impl Program {
     }
 }
 
-async fn run() {
-    let program = Program::start().await;
-    program.unary().await;
-    program.failing().await;
-    program.streams().await;
-    program.cut_streams().await;
-    program.stop().await;
+fn run(builder: &mut Builder) {
+    let runtime = builder.enable_all().build().unwrap();
+    let program = runtime.block_on(Program::start());
+    stays_flat("a unary call", MANY, |_| runtime.block_on(program.unary()));
+    stays_flat("calls that fail", ROUNDS, |_| runtime.block_on(program.failing()));
+    stays_flat("streams to their ends", ROUNDS, |_| runtime.block_on(program.streams()));
+    stays_flat("streams that are cut", ROUNDS, |_| runtime.block_on(program.cut_streams()));
+    runtime.block_on(program.stop());
 }
 
 fn main() {
     println!("a runtime of two threads");
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(run());
+    run(Builder::new_multi_thread().worker_threads(WORKER_COUNT));
     println!("a runtime of one thread");
-    Builder::new_current_thread().enable_all().build().unwrap().block_on(run());
+    run(&mut Builder::new_current_thread());
     assert!(rqmalloc::open_requests().is_empty());
     println!("ok");
 }

@@ -7,8 +7,8 @@
 
 mod support;
 
-use mlua::ffi::{lua_State, lua_close, lua_newstate};
-use mlua::{Error, HookTriggers, Lua, StdLib, VmState};
+use mlua::ffi::{lua_State, lua_close, lua_newstate, luaL_openlibs};
+use mlua::{Error, HookTriggers, Lua, VmState};
 use rqmalloc::{LimitExceeded, LimitKind, Outcome, Report, Request, zend};
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -40,14 +40,17 @@ const GREEDY: &str = "
     local kept = {}
     for i = 1, 1e9 do kept[i] = 'item ' .. i end";
 
-/// Is refused one large string and many small ones, and goes on with what it has.
+/// Is refused one large string and many small ones, and goes on with what it has. (Lua collects its
+/// garbage when it is refused memory for anything but the buffer of a string.)
 const REFUSED: &str = "
     local large = pcall(string.rep, 'x', 1 << 28)
     local kept = {}
     local small, why = pcall(function() for i = 1, 1e9 do kept[i] = 'item ' .. i end end)
     assert(#kept > 1000)
     kept = nil
-    return not large and not small and why == 'not enough memory' and #('y'):rep(1 << 20)";
+    collectgarbage()
+    assert(not large and not small and why == 'not enough memory')
+    return #('y'):rep(1 << 20)";
 
 /// Makes ten times as much garbage as its heap may hold.
 const GARBAGE: &str = "
@@ -105,6 +108,8 @@ impl Script {
         // SAFETY: the callback keeps its contract, since `close` is the only way out.
         let state = unsafe { lua_newstate(allocate, (&raw const *heap).cast_mut().cast()) };
         assert!(!state.is_null());
+        // SAFETY: the state is open, and its heap has room for what it opens.
+        unsafe { luaL_openlibs(state) };
         Self { state, heap }
     }
 
@@ -134,14 +139,13 @@ impl Script {
 
 /// Runs a script, and returns what it returns.
 fn run(lua: &Lua, script: &str) -> mlua::Result<i64> {
-    lua.load_std_libs(StdLib::TABLE | StdLib::STRING)?;
     lua.load(script).eval()
 }
 
 /// Has a script give up at the mark of its request.
 fn give_up_at_mark(lua: &Lua) {
     let triggers = HookTriggers::new().every_nth_instruction(HOOK_INSTRUCTIONS);
-    let look = |_: &Lua, _: &mlua::Debug| {
+    let look = |_: &Lua, _: &mlua::debug::Debug| {
         rqmalloc::check().map_err(Error::external)?;
         Ok(VmState::Continue)
     };

@@ -71,8 +71,10 @@ async fn talk() {
     };
     assert_eq!(request.scope(handler).await, 1_000);
     assert!(request.usage().peak_bytes > BUFFER_BYTES);
+    // Dropping a socket begins an operation, too: the driver keeps a few bytes for each.
     let report = request.close().unwrap();
-    assert_eq!((report.outcome, report.surviving_blocks), (Outcome::Closed, 0), "{report}");
+    assert_eq!(report.outcome, Outcome::Closed);
+    assert!(report.surviving_blocks <= 2 && report.surviving_bytes < 100, "{report}");
 }
 
 /// Drops a read that the kernel has begun, and closes its request. Returns whether the kernel wrote
@@ -148,7 +150,12 @@ fn main() {
             turns.turn().await;
         }
     });
-    stays_flat("two tasks", MANY, |_| runtime.block_on(talk()));
+    stays_flat("two tasks", MANY, |_| {
+        runtime.block_on(async {
+            talk().await;
+            turns.turn().await;
+        });
+    });
     let mut written_count = 0;
     stays_flat("a read that is dropped", MANY, |_| {
         written_count += usize::from(runtime.block_on(drop_read(&mut turns, is_uring)));
