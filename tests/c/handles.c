@@ -91,7 +91,7 @@ CASE(a_bailout_leaves_what_was_entered) {
 }
 
 DEATH(a_handle_given_back_twice_is_named) {
-    expect("rqmalloc: handle of a request that is over (call rq_request_unref)\n");
+    dies_with("handle of a request that is over (call rq_request_unref)");
     rq_begin_request();
     rq_request *handle = rq_request_ref();
     rq_close_request(NULL);
@@ -100,7 +100,7 @@ DEATH(a_handle_given_back_twice_is_named) {
 }
 
 DEATH(a_handle_given_back_is_not_entered) {
-    expect("rqmalloc: handle of a request that is over (call rq_enter)\n");
+    dies_with("handle of a request that is over (call rq_enter)");
     rq_begin_request();
     rq_request *handle = rq_request_ref();
     rq_close_request(NULL);
@@ -109,7 +109,7 @@ DEATH(a_handle_given_back_is_not_entered) {
 }
 
 DEATH(leaving_without_entering_is_named) {
-    expect("rqmalloc: no request is open (call rq_leave)\n");
+    dies_with("no request is open (call rq_leave)");
     rq_begin_request();
     rq_leave();
 }
