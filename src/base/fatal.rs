@@ -178,6 +178,7 @@ mod tests {
 
     #[cfg(feature = "capi")]
     const TEXTS_OF_C: &[Text] = &[
+        (|| handle_given_back("rq_enter"), "handle of a request that is over (call rq_enter)"),
         (|| no_request("rq_emalloc"), "no request is open (call rq_emalloc)"),
         (|| thread_has_exited("rq_try"), "thread has exited (call rq_try)"),
         (|| not_persistent(), "persistent off without on"),
