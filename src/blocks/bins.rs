@@ -156,6 +156,14 @@ impl Bins {
         block
     }
 
+    /// Makes a live block of memory that follows `start`, in a region that the caller cuts itself.
+    pub fn cut_at(&self, start: usize, class: Class) -> Block {
+        self.cut_count.add(1);
+        let block = start + HEADER_BYTES;
+        self.make_live(block, class);
+        block
+    }
+
     #[inline(always)]
     fn make_live(&self, block: Block, class: Class) {
         let header = self.tag.get() | Header(0).with_class(class.index()).0;

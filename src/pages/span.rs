@@ -10,7 +10,7 @@
 //! | `counts`, `slab` | all but `uncut`, `is_ordered` | under the class's lock | the same |
 //! | `slab` | `is_ordered` | under the class's lock; of a slab in hand, who has it in hand | the same |
 //! | `slab` | `uncut` | see `uncut` | |
-//! | `region` | `cut_end`, `is_charged_as_warm` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
+//! | `region` | `cut_end`, `flags` | the occupant of the lane it is cut in; then the closer | the same; `cut_end` also when a fatal error is worded |
 //! | `region` | `sweeper` | the occupant of the region's lane | threads that sweep others |
 //! | `region` | `count`, `has_persisted` | see `token`; threads that persist a block, the finisher | the same |
 //! | `region` | `held_pages`, `hole_offset`, `found_bytes`, `last_taken`, `listed` | the token's holder; `listed` under the store's lock | the same |
@@ -92,9 +92,14 @@ pub struct RegionState {
     vain_units: AtomicU8,
     /// Adopted: whether it is listed in the store.
     pub listed: AtomicBool,
-    /// Whether its control block is charged for it as warm memory.
-    pub is_charged_as_warm: Cell<bool>,
+    /// What its lane and its control block note of it.
+    pub flags: Cell<u8>,
 }
+
+/// Its control block is charged for it as warm memory.
+pub const IS_CHARGED_AS_WARM: u8 = 1;
+/// Long blocks are cut from it.
+pub const IS_FOR_LONG: u8 = 2;
 
 /// The part of a span that a walk from its start to its end must find in holes.
 pub const WORTH_A_WALK_DIVISOR: usize = 8;
@@ -118,6 +123,18 @@ fn vain_units(bytes: usize) -> u8 {
 }
 
 impl RegionState {
+    /// Whether this is noted of it.
+    pub fn is(&self, flag: u8) -> bool {
+        self.flags.get() & flag != 0
+    }
+
+    /// Notes this of it, or takes it back. Returns whether it was noted.
+    pub fn note(&self, flag: u8, is: bool) -> bool {
+        let before = self.flags.get();
+        self.flags.set(if is { before | flag } else { before & !flag });
+        before & flag != 0
+    }
+
     /// Whether it may have a hole of so many bytes.
     pub fn has_room(&self, bytes: usize) -> bool {
         vain_units(bytes) < self.vain_units.load(Ordering::Relaxed)
@@ -267,7 +284,7 @@ impl Span {
         self.region.listed.store(false, Ordering::Relaxed);
         self.region.look_again();
         self.region.last_taken.set(0);
-        self.region.is_charged_as_warm.set(false);
+        self.region.flags.set(0);
         self.own.charged_bytes.set(0);
         self.own.traced_bytes.reset();
         self.own.header_id.store(0, Ordering::Relaxed);

@@ -9,10 +9,11 @@ use crate::blocks::region::{MAX_STRIDE_IN_HOLES, free_hole, next_hole, take_hole
 use crate::lockfree::header::{Block, Header, LARGE, LIVE, Memory, NONE};
 use crate::lockfree::hole::Hole;
 use crate::pages::page_heap::Taken;
-use crate::pages::span::{MIN_HOLE_BYTES, Span, SpanKind};
+use crate::pages::span::{IS_FOR_LONG, MIN_HOLE_BYTES, Span, SpanKind};
 use crate::request::control::Control;
 use crate::request::footprint::Bound;
 use crate::request::lane::{Lane, shared_cap};
+use crate::request::long_range::is_long;
 use crate::request::sweep;
 
 /// The part of its regions that must be free for a request to be swept before it is marked: near
@@ -63,6 +64,12 @@ impl Control {
                 return lane.bins.alloc(class);
             }
         }
+        if is_long(class) {
+            let block = lane.cut_long(class);
+            if block != NONE {
+                return block;
+            }
+        }
         if self.stub().drain_into(lane) {
             let block = lane.bins.alloc(class);
             if block != NONE {
@@ -78,33 +85,62 @@ impl Control {
                 return lane.bins.alloc(class);
             }
         }
-        if self.adopt_region(lane, class, asked_bytes, Bound::Soft, supply) {
-            return lane.bins.alloc(class);
+        let block = self.cut_new(lane, class, asked_bytes, Bound::Soft, supply);
+        if block != NONE {
+            return block;
         }
         // At the mark, at the limit or out of memory: use what is free inside the request first,
         // then try for a region once more.
         let worth_bytes = self.region_bytes() / SOFT_WORTH_DIVISOR;
         let is_swept = self.reclaim_at_bound(lane, worth_bytes, supply).is_some();
-        if self.has_free(lane, class)
-            || self.adopt_region(lane, class, asked_bytes, Bound::Hard, supply)
-        {
-            return lane.bins.alloc(class);
+        let last_try = || match self.has_free(lane, class) {
+            true => lane.bins.alloc(class),
+            false => self.cut_new(lane, class, asked_bytes, Bound::Hard, supply),
+        };
+        let block = last_try();
+        if block != NONE {
+            return block;
         }
         // Before null is returned, any free block is worth a sweep.
-        if !is_swept
-            && self.reclaim_at_bound(lane, class.stride_bytes(), supply).is_some()
-            && (self.has_free(lane, class)
-                || self.adopt_region(lane, class, asked_bytes, Bound::Hard, supply))
-        {
-            return lane.bins.alloc(class);
-        }
-        NONE
+        let is_worth_it =
+            !is_swept && self.reclaim_at_bound(lane, class.stride_bytes(), supply).is_some();
+        if is_worth_it { last_try() } else { NONE }
     }
 
     /// Whether the lane has a free block of this class, or a piece to cut one from, which it
     /// adopts.
     fn has_free(&self, lane: &Lane, class: Class) -> bool {
         lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class)
+    }
+
+    /// Cuts a block from new memory, a long one beside the range; `NONE`: over the bound, or no memory.
+    fn cut_new<S: Host>(
+        &self,
+        lane: &Lane,
+        class: Class,
+        asked_bytes: usize,
+        bound: Bound,
+        supply: &S,
+    ) -> Block {
+        if !is_long(class) {
+            let is_there = self.adopt_region(lane, class, asked_bytes, bound, supply);
+            return if is_there { lane.bins.alloc(class) } else { NONE };
+        }
+        let stride = class.stride_bytes();
+        let for_long = |span: &Span| span.region.is(IS_FOR_LONG);
+        let mut region = self.take_warm(lane, stride, for_long, asked_bytes, bound);
+        if region.is_none() {
+            let hole = self.take_a_hole(lane, stride, true, asked_bytes, bound, supply);
+            if let Some((start, _)) = hole {
+                lane.note_taken(stride);
+                return lane.cut_at(start, class);
+            }
+            region = self.take_any(lane, stride, asked_bytes, bound, supply);
+        }
+        let Some(region) = region else { return NONE };
+        self.pace.note_range(region.bytes());
+        lane.adopt_long(region);
+        lane.cut_long(class)
     }
 
     /// Cuts from new memory from now on: a warm region, a hole of an adopted span, a fresh region.
@@ -118,20 +154,34 @@ impl Control {
         supply: &S,
     ) -> bool {
         let stride = class.stride_bytes();
-        if let Some(warm) = self.take_warm(lane, stride, asked_bytes, bound) {
-            self.pace.note_range(warm.bytes());
-            lane.adopt(warm);
-            return true;
+        // One that was for long blocks stays whole as long as there are holes.
+        let for_short = |span: &Span| !span.region.is(IS_FOR_LONG);
+        let mut region = self.take_warm(lane, stride, for_short, asked_bytes, bound);
+        if region.is_none() {
+            let hole = self.take_a_hole(lane, stride, false, asked_bytes, bound, supply);
+            if let Some((start, end)) = hole {
+                lane.cut_from_hole(start, end);
+                return true;
+            }
+            region = self.take_any(lane, stride, asked_bytes, bound, supply);
         }
-        if self.cut_from_hole(lane, stride, asked_bytes, bound, supply) {
-            return true;
-        }
-        let Some(fresh) = self.take_fresh(lane, stride, asked_bytes, bound, supply) else {
-            return false;
-        };
-        self.pace.note_range(fresh.bytes());
-        lane.adopt(fresh);
+        let Some(region) = region else { return false };
+        self.pace.note_range(region.bytes());
+        lane.adopt(region);
         true
+    }
+
+    /// A warm region that suited something else, or a fresh one.
+    fn take_any<'l, S: Host>(
+        &'l self,
+        lane: &'l Lane,
+        stride: usize,
+        asked_bytes: usize,
+        bound: Bound,
+        supply: &'l S,
+    ) -> Option<&'l Span> {
+        let warm = self.take_warm(lane, stride, |_| true, asked_bytes, bound);
+        warm.or_else(|| self.take_fresh(lane, stride, asked_bytes, bound, supply))
     }
 
     /// Makes the lane cut from the inside of a piece, if there is one.
@@ -146,10 +196,11 @@ impl Control {
         &self,
         lane: &'l Lane,
         stride: usize,
+        suits: impl Fn(&Span) -> bool,
         asked_bytes: usize,
         bound: Bound,
     ) -> Option<&'l Span> {
-        let span = lane.take_warm(stride)?;
+        let span = lane.take_warm(stride, suits)?;
         if !self.footprint.charge_within(span.bytes(), bound) {
             lane.put_warm(span);
             return None;
@@ -162,18 +213,19 @@ impl Control {
         Some(span)
     }
 
-    /// Cuts from a hole of an adopted span, which is charged for (Q2): of one that the lane was
-    /// lent, else of the next in the store.
-    fn cut_from_hole<S: Host>(
+    /// Takes a hole of an adopted span, which is charged for (Q2): of one that the lane was lent, else
+    /// of the next in the store; for one block if `is_alone`. Returns where blocks are cut from.
+    fn take_a_hole<S: Host>(
         &self,
         lane: &Lane,
         stride: usize,
+        is_alone: bool,
         asked_bytes: usize,
         bound: Bound,
         supply: &S,
-    ) -> bool {
+    ) -> Option<(usize, usize)> {
         if stride > MAX_STRIDE_IN_HOLES {
-            return false;
+            return None;
         }
         let least_bytes = (stride + Hole::WORD_BYTES).max(MIN_HOLE_BYTES);
         for _ in 0..MAX_BORROWED {
@@ -188,20 +240,23 @@ impl Control {
                         lane.borrow(span);
                         span
                     }
-                    None => return false,
+                    None => return None,
                 },
             };
             let Some((start, bytes)) = next_hole(span, least_bytes, self.ids()) else {
                 continue;
             };
             // No more at once than a region would have, or than the request may have.
-            let most_bytes = (lane.next_region_pages(stride) * PAGE_BYTES)
-                .min(self.footprint.room_bytes(bound))
-                .max(least_bytes);
+            let most_bytes = match is_alone {
+                true => least_bytes,
+                false => (lane.next_region_pages(stride) * PAGE_BYTES)
+                    .min(self.footprint.room_bytes(bound))
+                    .max(least_bytes),
+            };
             let rest_bytes = bytes.saturating_sub(most_bytes);
             let bytes = bytes - rest_bytes;
             if !self.footprint.charge(Some(lane), bytes, bound) {
-                return false;
+                return None;
             }
             self.footprint.note_taken(asked_bytes);
             if rest_bytes > 0 {
@@ -209,11 +264,10 @@ impl Control {
             }
             take_hole(span, start, bytes);
             span.note_hole(bytes, start + bytes);
-            lane.cut_from_hole(start + Hole::WORD_BYTES, start + bytes);
             self.pace.note_range(bytes);
-            return true;
+            return Some((start + Hole::WORD_BYTES, start + bytes));
         }
-        false
+        None
     }
 
     /// A new region, charged for (Q2): a long one, else one that is just long enough, as it is where

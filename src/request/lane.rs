@@ -7,13 +7,14 @@
 //! | `occupant` | the occupant, after it entered and before it leaves | any thread |
 //! | `entry_count` | the occupant | the same |
 //! | `regions`, `warm`, `cut_bytes`, `range_..` | the occupant, else the closer | the same |
-//! | `pieces`, `limit_is_suspended` | the occupant, else the closer | the same |
+//! | `pieces`, `limit_is_suspended`, `long` | the occupant, else the closer | the same |
 //! | `slot` | who makes the lane | who gives it back |
 //! | `next` | see `grow_list` | |
 //!
 //! - **N1** The lane cuts blocks from one *range* at a time: the rest of a region, or the inside of
 //!   a free block. When the range is retired, the blocks of every region on `regions` follow one
-//!   another without a gap from its start to its `cut_end`.
+//!   another without a gap from its start to its `cut_end`. So do those of the region that long
+//!   blocks are cut from, one at a time, at any time.
 //! - **N2** A lane's range lies in one of its own regions, so a thread that occupies a lane and has
 //!   retired its range can walk its regions, whatever other lanes do meanwhile.
 
@@ -27,7 +28,8 @@ use crate::lockfree::grow_list::{Link, Linked};
 use crate::lockfree::header::{Block, Header, Memory, NONE, linked};
 use crate::lockfree::hole::shorten;
 use crate::lockfree::lifecycle::Occupancy;
-use crate::pages::span::Span;
+use crate::pages::span::{IS_FOR_LONG, Span};
+use crate::request::long_range::LongRange;
 use crate::request::span_list::SpanList;
 use core::cell::Cell;
 use core::ptr::null;
@@ -54,7 +56,7 @@ pub struct Lane {
     pub occupant: Gauge,
     /// How many of the thread's entries are in the lane.
     pub entry_count: Cell<usize>,
-    /// The regions; the one being cut comes first.
+    /// The regions; the one taken last comes first.
     regions: Cell<*const Span>,
     /// Empty regions of earlier requests, shortest first.
     warm: Cell<*const Span>,
@@ -64,6 +66,8 @@ pub struct Lane {
     /// block.
     range_start: Gauge,
     range_region: Cell<*const Span>,
+    /// What long blocks are cut from.
+    long: LongRange,
     /// Bytes of the regions and holes that were taken for the request so far.
     taken_bytes: Cell<usize>,
     /// Adopted spans that the lane was lent, the one that holes are taken from first.
@@ -125,13 +129,13 @@ impl Lane {
         doubled.min(MAX_REGION_PAGES).max(pages_for(stride + HEADER_BYTES))
     }
 
-    /// Takes the shortest warm region that has room for a block of this stride, if it is no longer
-    /// than a new one would be.
-    pub fn take_warm(&self, stride: usize) -> Option<&Span> {
+    /// Takes the shortest warm region that has room for a block of this stride and that `suits`, if it
+    /// is no longer than a new one would be.
+    pub fn take_warm(&self, stride: usize, suits: impl Fn(&Span) -> bool) -> Option<&Span> {
         let mut place = &self.warm;
         // SAFETY: `warm` links only descriptors (M1).
         while let Some(span) = unsafe { place.get().as_ref() } {
-            if span.bytes() >= stride + HEADER_BYTES {
+            if span.bytes() >= stride + HEADER_BYTES && suits(span) {
                 let is_short = span.bytes() <= self.next_region_pages(stride) * PAGE_BYTES;
                 return is_short.then(|| {
                     place.set(span.next.get());
@@ -146,10 +150,37 @@ impl Lane {
     /// Makes this region the range to cut from.
     pub fn adopt(&self, span: &Span) {
         self.retire_range();
-        span.next.set(self.regions.get());
-        self.regions.set(span);
-        self.taken_bytes.set(self.taken_bytes.get() + span.bytes());
+        self.add_region(span, false);
         self.set_range(span.base() + HEADER_BYTES, span.end(), span);
+    }
+
+    /// Makes this region the one that long blocks are cut from, beside the range.
+    pub fn adopt_long(&self, span: &Span) {
+        self.add_region(span, true);
+        self.long.open(span);
+    }
+
+    fn add_region(&self, span: &Span, is_for_long: bool) {
+        span.region.note(IS_FOR_LONG, is_for_long);
+        span.next.set(self.regions.replace(span));
+        self.note_taken(span.bytes());
+    }
+
+    /// Cuts a long block from the region for these; `NONE` if what is left is too short.
+    pub fn cut_long(&self, class: Class) -> Block {
+        let cut = self.long.cut(class.stride_bytes(), |start| self.cut_at(start, class));
+        cut.unwrap_or(NONE)
+    }
+
+    /// Cuts a block that is alone in its hole, or the next in its region.
+    pub fn cut_at(&self, start: usize, class: Class) -> Block {
+        self.cut_bytes.add(class.stride_bytes());
+        self.bins.cut_at(start, class)
+    }
+
+    /// Notes that so much memory was taken.
+    pub fn note_taken(&self, bytes: usize) {
+        self.taken_bytes.set(self.taken_bytes.get() + bytes);
     }
 
     /// Makes the inside of a piece the range to cut from, if there is one with room for a block of
@@ -256,11 +287,11 @@ impl Lane {
     /// Cuts from a hole of a lent span from now on. Its word says that it is in use.
     pub fn cut_from_hole(&self, start: usize, end: usize) {
         self.retire_range();
-        self.taken_bytes.set(self.taken_bytes.get() + end - start);
+        self.note_taken(end - start);
         self.set_range(start, end, null());
     }
 
-    /// The regions, the one that is being cut first.
+    /// The regions, the one that was taken last first.
     pub fn regions(&self) -> SpanList<'_> {
         list(self.regions.get())
     }
@@ -350,6 +381,7 @@ impl Lane {
         if self.piece_count.get() != 0 {
             self.take_pieces().for_each(drop);
         }
+        self.long.leave();
         self.cut_bytes.set(0);
         self.range_start.set(0);
         self.range_region.set(null());
@@ -364,6 +396,7 @@ impl Lane {
 
     /// Takes every region off the lane that `is_free` says has no block in use.
     pub fn take_regions_where(&self, mut is_free: impl FnMut(&Span) -> bool) -> SpanList<'_> {
+        self.long.leave();
         let (kept, taken) = (Cell::new(null()), Cell::new(null()));
         for span in list(self.regions.replace(null())) {
             let target = if is_free(span) { &taken } else { &kept };

@@ -2,6 +2,7 @@
 
 // The parts of a control block, which do not know it.
 mod span_list;
+mod long_range;
 pub mod lane;
 mod figures;
 pub mod lists;

@@ -6,7 +6,7 @@
 
 use super::Host;
 use crate::base::sync::{AtomicUsize, Ordering};
-use crate::pages::span::Span;
+use crate::pages::span::{IS_CHARGED_AS_WARM, Span};
 
 /// Most bytes of regions that stay with one control block.
 const MAX_WARM_BYTES: usize = 1024 * 1024;
@@ -27,12 +27,12 @@ impl Warm {
     /// block and of the process allow it.
     pub fn keeps<S: Host>(&self, region: &Span, supply: &S) -> bool {
         let bytes = region.bytes();
-        let is_charged = region.region.is_charged_as_warm.get();
+        let is_charged = region.region.is(IS_CHARGED_AS_WARM);
         let stays = is_charged
             || (self.bytes.load(Ordering::Relaxed) + bytes <= MAX_WARM_BYTES
                 && supply.charge_warm(bytes));
         if stays && !is_charged {
-            region.region.is_charged_as_warm.set(true);
+            region.region.note(IS_CHARGED_AS_WARM, true);
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         stays
@@ -40,7 +40,7 @@ impl Warm {
 
     /// Notes that a region leaves the control block for good.
     pub fn let_go<S: Host>(&self, region: &Span, supply: &S) {
-        if region.region.is_charged_as_warm.replace(false) {
+        if region.region.note(IS_CHARGED_AS_WARM, false) {
             self.bytes.fetch_sub(region.bytes(), Ordering::Relaxed);
             supply.refund_warm(region.bytes());
         }

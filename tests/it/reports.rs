@@ -3,6 +3,7 @@
 use crate::support::together;
 use rqmalloc::{Outcome, Report, Request, RequestName, bailout};
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -137,16 +138,16 @@ fn blocks_are_counted_that_were_freed_again() {
     let mut expected = 0;
     request.run(|| {
         for round in 0..3000 {
-            drop(vec![0u8; round % 500 + 1]);
+            drop(black_box(vec![0u8; round % 500 + 1]));
             expected += 1;
         }
         for size in [50_000, 2 << 20] {
-            (0..3).for_each(|_| drop(vec![0u8; size]));
+            (0..3).for_each(|_| drop(black_box(vec![0u8; size])));
             expected += 3;
         }
         let many: Vec<_> = (0..5000).map(Box::new).collect();
         expected += 5001;
-        drop(many);
+        drop(black_box(many));
     });
     assert_eq!(closed(request).allocated_blocks, Some(expected));
 
@@ -156,7 +157,7 @@ fn blocks_are_counted_that_were_freed_again() {
     boxes.truncate(900);
     let rest = boxes.split_off(500);
     std::thread::spawn(move || drop(boxes)).join().unwrap();
-    request.run(|| (0..2000).for_each(|index| drop(Box::new(index))));
+    request.run(|| (0..2000).for_each(|index| drop(black_box(Box::new(index)))));
     let report = closed(request);
     let counted_blocks = report.allocated_blocks.unwrap();
     // `split_off` made a vector outside.
@@ -167,7 +168,10 @@ fn blocks_are_counted_that_were_freed_again() {
     let request = counted();
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            let worker = || request.run(|| (0..3000).for_each(|index| drop(Box::new([index; 9]))));
+            let worker = || {
+                let work = || (0..3000).for_each(|index| drop(black_box(Box::new([index; 9]))));
+                request.run(work);
+            };
             scope.spawn(worker);
         }
     });
