@@ -113,7 +113,9 @@ impl Control {
         lane.bins.bin(class).count() > 0 || self.adopt_piece(lane, class)
     }
 
-    /// Cuts a block from new memory, a long one beside the range; `NONE`: over the bound, or no memory.
+    /// Cuts a block from new memory: a warm region, a hole of an adopted span, a fresh region. What is
+    /// taken is the range from now on, or for a long block what these are cut from beside it. `NONE`:
+    /// over the bound, or no memory.
     fn cut_new<S: Host>(
         &self,
         lane: &Lane,
@@ -122,53 +124,29 @@ impl Control {
         bound: Bound,
         supply: &S,
     ) -> Block {
-        if !is_long(class) {
-            let is_there = self.adopt_region(lane, class, asked_bytes, bound, supply);
-            return if is_there { lane.bins.alloc(class) } else { NONE };
-        }
-        let stride = class.stride_bytes();
-        let for_long = |span: &Span| span.region.is(IS_FOR_LONG);
-        let mut region = self.take_warm(lane, stride, for_long, asked_bytes, bound);
+        let (stride, is_long) = (class.stride_bytes(), is_long(class));
+        // A region that was for long blocks stays whole as long as there are holes.
+        let suits = |span: &Span| span.region.is(IS_FOR_LONG) == is_long;
+        let mut region = self.take_warm(lane, stride, suits, asked_bytes, bound);
         if region.is_none() {
-            let hole = self.take_a_hole(lane, stride, true, asked_bytes, bound, supply);
-            if let Some((start, _)) = hole {
-                lane.note_taken(stride);
-                return lane.cut_at(start, class);
+            let hole = self.take_a_hole(lane, stride, is_long, asked_bytes, bound, supply);
+            match hole {
+                Some((start, _)) if is_long => return lane.cut_from_own_hole(start, class),
+                Some((start, end)) => {
+                    lane.cut_from_hole(start, end);
+                    return lane.bins.alloc(class);
+                }
+                None => region = self.take_any(lane, stride, asked_bytes, bound, supply),
             }
-            region = self.take_any(lane, stride, asked_bytes, bound, supply);
         }
         let Some(region) = region else { return NONE };
         self.pace.note_range(region.bytes());
-        lane.adopt_long(region);
-        lane.cut_long(class)
-    }
-
-    /// Cuts from new memory from now on: a warm region, a hole of an adopted span, a fresh region.
-    /// `false`: over the bound, or no memory.
-    fn adopt_region<S: Host>(
-        &self,
-        lane: &Lane,
-        class: Class,
-        asked_bytes: usize,
-        bound: Bound,
-        supply: &S,
-    ) -> bool {
-        let stride = class.stride_bytes();
-        // One that was for long blocks stays whole as long as there are holes.
-        let for_short = |span: &Span| !span.region.is(IS_FOR_LONG);
-        let mut region = self.take_warm(lane, stride, for_short, asked_bytes, bound);
-        if region.is_none() {
-            let hole = self.take_a_hole(lane, stride, false, asked_bytes, bound, supply);
-            if let Some((start, end)) = hole {
-                lane.cut_from_hole(start, end);
-                return true;
-            }
-            region = self.take_any(lane, stride, asked_bytes, bound, supply);
+        if is_long {
+            lane.adopt_long(region);
+            return lane.cut_long(class);
         }
-        let Some(region) = region else { return false };
-        self.pace.note_range(region.bytes());
         lane.adopt(region);
-        true
+        lane.bins.alloc(class)
     }
 
     /// A warm region that suited something else, or a fresh one.

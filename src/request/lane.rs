@@ -163,7 +163,7 @@ impl Lane {
     fn add_region(&self, span: &Span, is_for_long: bool) {
         span.region.note(IS_FOR_LONG, is_for_long);
         span.next.set(self.regions.replace(span));
-        self.note_taken(span.bytes());
+        self.taken_bytes.set(self.taken_bytes.get() + span.bytes());
     }
 
     /// Cuts a long block from the region for these; `NONE` if what is left is too short.
@@ -172,15 +172,15 @@ impl Lane {
         cut.unwrap_or(NONE)
     }
 
-    /// Cuts a block that is alone in its hole, or the next in its region.
-    pub fn cut_at(&self, start: usize, class: Class) -> Block {
-        self.cut_bytes.add(class.stride_bytes());
-        self.bins.cut_at(start, class)
+    /// Cuts a long block that is alone in a hole, beside the range.
+    pub fn cut_from_own_hole(&self, start: usize, class: Class) -> Block {
+        self.taken_bytes.set(self.taken_bytes.get() + class.stride_bytes());
+        self.cut_at(start, class)
     }
 
-    /// Notes that so much memory was taken.
-    pub fn note_taken(&self, bytes: usize) {
-        self.taken_bytes.set(self.taken_bytes.get() + bytes);
+    fn cut_at(&self, start: usize, class: Class) -> Block {
+        self.cut_bytes.add(class.stride_bytes());
+        self.bins.cut_at(start, class)
     }
 
     /// Makes the inside of a piece the range to cut from, if there is one with room for a block of
@@ -287,7 +287,7 @@ impl Lane {
     /// Cuts from a hole of a lent span from now on. Its word says that it is in use.
     pub fn cut_from_hole(&self, start: usize, end: usize) {
         self.retire_range();
-        self.note_taken(end - start);
+        self.taken_bytes.set(self.taken_bytes.get() + end - start);
         self.set_range(start, end, null());
     }
 

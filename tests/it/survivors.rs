@@ -1,7 +1,7 @@
 //! Close keeps what is still live, for as long as it is, and pins only its pages.
 
 use crate::support::{
-    Held, MAX_CLASS, PAGE, charged_for, elsewhere, payloads, persistent_vec, together,
+    Held, MAX_CLASS, PAGE, alone, charged_for, elsewhere, payloads, persistent_vec, together,
 };
 use rqmalloc::Request;
 
@@ -270,6 +270,36 @@ fn close_walks_a_region_that_another_lane_cuts_in() {
         assert_eq!(report.freed_blocks, 0);
         first.free();
         small.into_iter().for_each(Held::free);
+    }
+}
+
+/// Without regions of their own for long blocks, each survivor here keeps most of a page, or more.
+#[test]
+fn short_survivors_lie_close_together_whatever_their_requests_needed() {
+    const SURVIVORS: usize = 2000;
+    const BYTES: usize = 500;
+    let _alone = alone();
+    for long_bytes in [4000, 16_000] {
+        rqmalloc::trim();
+        let before = rqmalloc::stats().adopted_bytes;
+        let mut ring: Vec<Option<Vec<u8>>> = (0..SURVIVORS).map(|_| None).collect();
+        for round in 0..4 * SURVIVORS {
+            let request = Request::new();
+            ring[round % SURVIVORS] = Some(request.run(|| {
+                for step in 0..12 {
+                    drop(std::hint::black_box(vec![1u8; 20 + 37 * (step * round % 9)]));
+                    drop(std::hint::black_box(vec![
+                        1u8;
+                        if step % 4 == 3 { long_bytes } else { 30 }
+                    ]));
+                }
+                vec![2u8; BYTES]
+            }));
+            let _ = request.close().unwrap();
+        }
+        let each = rqmalloc::stats().adopted_bytes.saturating_sub(before) / SURVIVORS;
+        eprintln!("{long_bytes}: {each} bytes of adopted pages for each survivor");
+        assert!(each < 3 * BYTES, "{each} bytes of pages for each survivor");
     }
 }
 
